@@ -1,0 +1,169 @@
+"""What an experiment is: frozen dataclasses, and the one crossing from ml_collections into them."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+
+from transformer_jax.errors import UserError
+from transformer_jax.models import ModelConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how they become batches."""
+
+    name: str = "numerals"
+    """numerals (embedded), text (your own files), multi30k, or any TFDS translation set by name."""
+    source_language: str = "de"
+    target_language: str = "en"
+    manual_dir: str = ""
+    """Folder with a set's raw files, for machines without a network."""
+    data_dir: str = ""
+    """Where TFDS keeps prepared sets; empty: TFDS's own default."""
+    train_split: str = "train"
+    validation_split: str = "validation"
+    train_source: str = ""
+    """Files of `name="text"`: plain or gzip, one sentence a line, aligned line by line."""
+    train_target: str = ""
+    validation_source: str = ""
+    validation_target: str = ""
+    lowercase: bool = False
+    max_length: int = 128
+    """Tokens of one sentence, end of sentence included; longer training pairs are left out and counted."""
+    batching: str = "pack"
+    """pack: several sentences a row, kept apart by segment masks; bucket: one a row, by length."""
+    tokens_per_batch: int = 2048
+    """Token slots of a batch, on each side."""
+    row_length: int = 64
+    """Token slots of a packed row, on each side (raised to `max_length` where that is larger)."""
+    bucket_lengths: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128)
+    """Row lengths of `batching="bucket"`; one compilation each."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes tokens."""
+
+    kind: str = "bpe"
+    """bpe or unigram (sentencepiece), word, char."""
+    vocab_size: int = 8000
+    joint: bool = True
+    """One vocabulary for both languages."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser (section 5.3) and its schedule."""
+
+    name: str = "adam"
+    """adam, adamw or another of `optim.OPTIMIZERS`."""
+    schedule: str = "noam"
+    """noam (section 5.3), rsqrt, cosine, linear, constant."""
+    lr: float = 1.0
+    """noam: the factor before the paper's formula; otherwise the peak learning rate."""
+    warmup_steps: int = 4000
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-9
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    """Largest global norm of the gradient; 0: no clipping."""
+    accumulate_steps: int = 1
+    """Batches whose gradients make one update."""
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length of a run, checkpoints, averaging, what is logged."""
+
+    num_steps: int = 100_000
+    max_minutes: float = 0.0
+    """End well within this wall-clock time, model written; 0: no limit."""
+    log_every: int = 50
+    eval_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    average_last: int = 1
+    """The model that is written is the mean of the parameters at the last so many evaluations (section 6.1)."""
+    ema_decay: float = 0.0
+    """Above 0: evaluate and write an exponential moving average of the parameters instead."""
+    patience: int = 0
+    """Evaluations without a better validation score before stopping early; 0: never."""
+    num_samples: int = 3
+    """Sample outputs shown at each evaluation."""
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How outputs are searched for (section 6.1)."""
+
+    beam_size: int = 4
+    alpha: float = 0.6
+    """Exponent of the length penalty of Wu et al. (2016)."""
+    max_extra_tokens: int = 50
+    """An output is at most this many tokens longer than its input."""
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1: all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    task: str = "translation"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field with its default, to be changed by a file in `configs/` and on the command line."""
+    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def from_config_dict(config: ml_collections.ConfigDict) -> Config:
+    """Cross from ml_collections to the frozen dataclasses.
+
+    Raises:
+        UserError: naming the field, if one is unknown or of the wrong type.
+    """
+    return _build(Config, config.to_dict(), "config")
+
+
+def _build(cls: Any, values: Any, path: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is {values!r}, but must be a group of fields.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise UserError(f"{path}.{unknown[0]} is no field; known here: {', '.join(fields)}.")
+    defaults = cls()
+    return cls(**{name: _checked(getattr(defaults, name), value, f"{path}.{name}") for name, value in values.items()})
+
+
+def _checked(default: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(default):
+        return _build(type(default), value, path)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+        return tuple(_checked(default[0], item, path) for item in value)
+    if type(value) is not type(default):
+        raise UserError(f"{path} is {value!r}, but must be of type {type(default).__name__}.")
+    return value
