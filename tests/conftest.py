@@ -1,0 +1,24 @@
+"""What every test needs: eight CPU devices, annotations checked at run time, and the folder of real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Both are read when JAX is first imported. Eight devices on one CPU make sharding testable anywhere.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+install_import_hook("transformer_jax", "beartype.beartype")
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real data sets: `TRANSFORMER_JAX_DATA`, else `../shared/data` beside the repository."""
+    folder = Path(os.environ.get("TRANSFORMER_JAX_DATA") or _REPOSITORY.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} of real data; set TRANSFORMER_JAX_DATA to one that has it")
+    return folder
