@@ -1,6 +1,17 @@
 """The encoder-decoder Transformer as Flax NNX modules (section 3.1, figure 1)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from transformer_jax.attention import causal_mask, dropout, segment_mask
+from transformer_jax.errors import UserError
+from transformer_jax.layers import ACTIVATIONS, DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm, Linear, split_key
+from transformer_jax.positions import sinusoidal_positions
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,8 @@ class ModelConfig:
     dropout_rate: float = 0.1
     """On embeddings and on each sub-layer's output (section 5.4)."""
     attention_dropout_rate: float = 0.0
+    attention_implementation: str = "xla"
+    """xla, or cudnn for the fused kernel of NVIDIA GPUs (bfloat16, no attention dropout)."""
     norm_first: bool = False
     """False: LayerNorm(x + Sublayer(x)), as in section 3.1. True: x + Sublayer(LayerNorm(x))."""
     activation: str = "relu"
@@ -38,3 +51,273 @@ class ModelConfig:
     """0: taken from the tokenizer."""
     target_vocab_size: int = 0
     """0: taken from the tokenizer."""
+
+
+class Embedder(nnx.Module):
+    """Token embeddings plus positions, with dropout on the sum (sections 3.4, 3.5 and 5.4)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        if config.positions not in ("sinusoidal", "learned"):
+            raise UserError(f"config.model.positions is {config.positions!r}, but must be sinusoidal or learned.")
+        self.config = config
+        self.learned = None
+        if config.positions == "learned":
+            shape = (config.max_positions, config.d_model)
+            self.learned = nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+
+    def __call__(
+        self,
+        embedding: Embedding,
+        tokens: Int[Array, "*batch"],
+        positions: Int[Array, "*batch"],
+        dropout_key: DropoutKey = None,
+    ) -> Float[Array, "*batch D"]:
+        x = embedding(tokens)
+        if self.learned is None:
+            encoding = sinusoidal_positions(positions, self.config.d_model)
+        else:
+            encoding = self.learned[...][positions]
+        return dropout(x + encoding.astype(x.dtype), self.config.dropout_rate, dropout_key)
+
+
+class Encoder(nnx.Module):
+    """The stack of encoder layers (section 3.1), over embedded tokens."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.layers = nnx.List([EncoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_encoder_layers)])
+        self.norm = LayerNorm(config.d_model) if config.norm_first else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "#B 1 #S S"] | None = None,
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B S D"]:
+        for layer, key in zip(self.layers, split_key(dropout_key, len(self.layers)), strict=True):
+            x = layer(x, mask, dropout_key=key, record=record)
+        return x if self.norm is None else self.norm(x)
+
+
+class Decoder(nnx.Module):
+    """The stack of decoder layers (section 3.1), over embedded tokens."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.layers = nnx.List([DecoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_decoder_layers)])
+        self.norm = LayerNorm(config.d_model) if config.norm_first else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        memory: Float[Array, "B S D"],
+        mask: Bool[Array, "#B 1 #T T"] | None = None,
+        memory_mask: Bool[Array, "#B 1 #T S"] | None = None,
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B T D"]:
+        for layer, key in zip(self.layers, split_key(dropout_key, len(self.layers)), strict=True):
+            x = layer(x, memory, mask, memory_mask, dropout_key=key, record=record)
+        return x if self.norm is None else self.norm(x)
+
+
+class Memory(NamedTuple):
+    """What decoding needs of the encoder: fixed while the hypotheses grow."""
+
+    keys_values: tuple[tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]], ...]
+    """Of the cross-attention of each decoder layer."""
+    mask: Bool[Array, "B 1 1 S"]
+
+
+class Cache(NamedTuple):
+    """What decoding remembers of the tokens before: grows and moves with the hypotheses."""
+
+    keys_values: tuple[tuple[Float[Array, "B K L N H"], Float[Array, "B K L N H"]], ...]
+    """Of the self-attention of each decoder layer, in L slots."""
+    index: Int[Array, ""]
+    """How many slots are filled."""
+
+
+class AttentionWeights(NamedTuple):
+    """Every attention weight of one pass; the second axis counts layers."""
+
+    encoder: Float[Array, "B layers N S S"]
+    decoder: Float[Array, "B layers N T T"]
+    cross: Float[Array, "B layers N T S"]
+
+
+class Seq2Seq(nnx.Module):
+    """The Transformer of figure 1.
+
+    Used functionally: `graphdef, params = split(model)` once, then `nnx.merge(graphdef, params)(...)` inside `jax.jit`.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, implementation: str | None = None):
+        """Draw the parameters.
+
+        Raises:
+            UserError: if two fields of `config` contradict each other.
+        """
+        _check(config)
+        self.config = config
+        options = {"scale": config.scale_embeddings, "dtype": jnp.dtype(config.dtype), "rngs": rngs}
+        self.target_embedding = Embedding(config.target_vocab_size, config.d_model, **options)
+        self.source_embedding = None
+        if config.tie_embeddings != "all":
+            self.source_embedding = Embedding(config.source_vocab_size, config.d_model, **options)
+        self.output = None
+        if config.tie_embeddings == "none":
+            self.output = Linear(config.d_model, config.target_vocab_size, dtype=jnp.dtype(config.dtype), rngs=rngs)
+        self.source_embedder, self.target_embedder = (Embedder(config, rngs=rngs) for _ in range(2))
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    def __call__(
+        self,
+        source: Int[Array, "B S"],
+        target: Int[Array, "B T"],
+        *,
+        source_segments: Int[Array, "B S"] | None = None,
+        target_segments: Int[Array, "B T"] | None = None,
+        source_positions: Int[Array, "B S"] | None = None,
+        target_positions: Int[Array, "B T"] | None = None,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits of the token after each target token.
+
+        Args:
+            source: source tokens, 0 where padded.
+            target: target tokens, shifted right: the first is the start token.
+            source_segments: which sentence of its row a token belongs to, from 1; 0 is padding. None: one sentence a row.
+            target_segments: the same for the target; equal numbers belong together.
+            source_positions: place of each token in its sentence. None: counted from the start of the row.
+            target_positions: the same for the target.
+            dropout_key: source of dropout; None for none.
+            record: see `transformer_jax.layers`.
+        """
+        if source_segments is None:
+            source_segments = (source != 0).astype(jnp.int32)
+        if target_segments is None:
+            target_segments = (target != 0).astype(jnp.int32)
+        encoder_key, decoder_key = split_key(dropout_key, 2)
+        encoded = self.encode(source, source_segments, source_positions, dropout_key=encoder_key, record=record)
+        return self.logits(
+            self.decode(
+                target,
+                encoded,
+                target_segments,
+                source_segments,
+                target_positions,
+                dropout_key=decoder_key,
+                record=record,
+            )
+        )
+
+    def encode(
+        self,
+        source: Int[Array, "B S"],
+        segments: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None = None,
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The encoder's output."""
+        embedding_key, layers_key = split_key(dropout_key, 2)
+        embedding = self.target_embedding if self.source_embedding is None else self.source_embedding
+        x = self.source_embedder(embedding, source, _count(source, positions), embedding_key)
+        return self.encoder(x, segment_mask(segments, segments), dropout_key=layers_key, record=record)
+
+    def decode(
+        self,
+        target: Int[Array, "B T"],
+        encoded: Float[Array, "B S D"],
+        segments: Int[Array, "B T"],
+        source_segments: Int[Array, "B S"],
+        positions: Int[Array, "B T"] | None = None,
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The decoder's output for all target positions at once."""
+        embedding_key, layers_key = split_key(dropout_key, 2)
+        x = self.target_embedder(self.target_embedding, target, _count(target, positions), embedding_key)
+        mask = segment_mask(segments, segments) & causal_mask(target.shape[1])
+        memory_mask = segment_mask(segments, source_segments)
+        return self.decoder(x, encoded, mask, memory_mask, dropout_key=layers_key, record=record)
+
+    def logits(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """The output layer (section 3.4): by the embedding matrix, unless untied."""
+        if self.output is not None:
+            return self.output(x)
+        table = self.target_embedding.table[...].astype(x.dtype)
+        return (x.reshape(-1, x.shape[-1]) @ table.T).reshape(*x.shape[:-1], table.shape[0])
+
+    def attention_weights(self, source: Int[Array, "B S"], target: Int[Array, "B T"]) -> AttentionWeights:
+        """The weights of every attention when `target` (shifted right) is read beside `source`."""
+        record: list[Array] = []
+        self(source, target, record=record)
+        layers = len(self.encoder.layers)
+        parts = record[:layers], record[layers::2], record[layers + 1 :: 2]
+        return AttentionWeights(*(jnp.stack(part, axis=1) for part in parts))
+
+    def remember(self, encoded: Float[Array, "B S D"], segments: Int[Array, "B S"]) -> Memory:
+        """Project the encoder's output once, for all steps of decoding."""
+        keys_values = tuple(layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers)
+        return Memory(keys_values, (segments != 0)[:, None, None, :])
+
+    def empty_cache(self, batch_size: int, beam_size: int, max_length: int) -> Cache:
+        """A cache of `max_length` slots for `beam_size` hypotheses of each sentence."""
+        heads = self.config.num_heads
+        shape = (batch_size, beam_size, max_length, heads, self.config.d_model // heads)
+        zeros = jnp.zeros(shape, self.config.dtype)
+        return Cache(tuple((zeros, zeros) for _ in self.decoder.layers), jnp.zeros((), jnp.int32))
+
+    def step(
+        self, tokens: Int[Array, "B K"], cache: Cache, memory: Memory
+    ) -> tuple[Float[Array, "B K V"], Cache]:
+        """Logits after one more token of every hypothesis; equal to those of `__call__`, at the cost of one token."""
+        positions = jnp.broadcast_to(cache.index, tokens.shape)
+        x = self.target_embedder(self.target_embedding, tokens, positions)
+        keys_values = []
+        for layer, cached, remembered in zip(self.decoder.layers, cache.keys_values, memory.keys_values, strict=True):
+            x, cached = layer.step(x, cached, cache.index, remembered, memory.mask)
+            keys_values.append(cached)
+        if self.decoder.norm is not None:
+            x = self.decoder.norm(x)
+        return self.logits(x), Cache(tuple(keys_values), cache.index + 1)
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
+    """A module as its static structure and its parameters, a nested dict of arrays."""
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def _count(tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Int[Array, "B T"]:
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+
+
+def _layer_options(config: ModelConfig) -> dict:
+    names = ("d_model", "num_heads", "d_ff", "dropout_rate", "attention_dropout_rate", "norm_first", "activation")
+    return {name: getattr(config, name) for name in names} | {"dtype": jnp.dtype(config.dtype), "implementation": config.attention_implementation}
+
+
+def _check(config: ModelConfig) -> None:
+    def require(condition: bool, field: str, remedy: str) -> None:
+        if not condition:
+            raise UserError(f"config.model.{field} is {getattr(config, field)!r}, but must be {remedy}.")
+
+    require(config.num_heads > 0 and config.d_model % config.num_heads == 0, "num_heads", f"a divisor of d_model={config.d_model}")
+    require(config.d_model % 2 == 0, "d_model", "even")
+    require(config.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
+    require(config.tie_embeddings in ("all", "output", "none"), "tie_embeddings", "all, output or none")
+    require(config.dtype in ("float32", "bfloat16"), "dtype", "float32 or bfloat16")
+    require(config.target_vocab_size > 0, "target_vocab_size", "the size of the vocabulary")
+    require(
+        config.tie_embeddings != "all" or config.source_vocab_size == config.target_vocab_size,
+        "tie_embeddings",
+        "output or none where the languages have vocabularies of their own (tokenizer.joint=False)",
+    )

@@ -1,0 +1,118 @@
+"""Attention as pure functions of arrays (section 3.2), and the masks that it needs.
+
+Shapes follow `jax.nn`: B batch, T query length, S key length, N heads, H head width, D = N * H.
+A mask is boolean and True where a query may attend to a key.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+MASKED = -1e30
+"""Stands for minus infinity in equation (1): finite, so that a row without any key gives numbers, not NaN."""
+
+
+def scaled_dot_product_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    value: Float[Array, "B S N H"],
+    mask: Bool[Array, "#B #N #T S"] | None = None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T S"]]:
+    """Equation (1) to the letter: softmax(Q K^T / sqrt(d_k)) V.
+
+    Returns:
+        The output, and the attention weights, which are float32 and sum to 1 over S.
+        A query that may attend to nothing weighs all keys alike.
+    """
+    d_k = query.shape[-1]
+    scores = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32) / jnp.sqrt(d_k)
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(value.dtype), value), weights
+
+
+def dot_product_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    value: Float[Array, "B S N H"],
+    mask: Bool[Array, "#B #N #T S"] | None = None,
+    *,
+    implementation: str | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Key[Array, ""] | None = None,
+) -> Float[Array, "B T N H"]:
+    """The fast twin of `scaled_dot_product_attention`: the same output, without the weights.
+
+    Args:
+        query: the queries Q; `key` and `value` are K and V.
+        key: see `query`.
+        value: see `query`.
+        mask: True where a query may attend to a key.
+        implementation: None or "xla" for XLA's kernels on any device, "cudnn" for the fused kernel of NVIDIA GPUs.
+        dropout_rate: share of the attention weights set to zero, if `dropout_key` is given.
+        dropout_key: source of the dropout bits; None for none.
+
+    Raises:
+        ValueError: if `implementation` is unknown, or can't serve this call.
+    """
+    drops = dropout_key is not None and dropout_rate > 0.0
+    if implementation == "cudnn":
+        if drops:
+            raise ValueError("implementation='cudnn' has no attention dropout; set attention_dropout_rate to 0.")
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+    if implementation not in (None, "xla"):
+        raise ValueError(f"implementation is {implementation!r}, but must be None, 'xla' or 'cudnn'.")
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("BTNH,BSNH->BNTS", query * scale, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    if drops:
+        weights = dropout(weights, dropout_rate, dropout_key)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+
+
+def split_heads(x: Float[Array, "*batch D"], num_heads: int) -> Float[Array, "*batch {num_heads} H"]:
+    """Section 3.2.2: the model width as `num_heads` heads of width H = D / num_heads."""
+    return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
+
+
+def merge_heads(x: Float[Array, "*batch N H"]) -> Float[Array, "*batch D"]:
+    """Concat(head_1, ..., head_h) of section 3.2.2."""
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def padding_mask(tokens: Int[Array, "B S"], pad_id: int = 0) -> Bool[Array, "B 1 1 S"]:
+    """No query attends to padding."""
+    return (tokens != pad_id)[:, None, None, :]
+
+
+def causal_mask(length: int) -> Bool[Array, "1 1 {length} {length}"]:
+    """Position i attends to positions up to i (section 3.2.3)."""
+    return jnp.tril(jnp.ones((1, 1, length, length), bool))
+
+
+def segment_mask(
+    query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]
+) -> Bool[Array, "B 1 T S"]:
+    """Sentences packed into one row attend only to themselves; segment 0 is padding and is never attended to."""
+    same = query_segments[:, :, None] == key_segments[:, None, :]
+    return (same & (key_segments != 0)[:, None, :])[:, None]
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
+    """Zeroes a share `rate` of `x` and scales up the rest, so that the expectation stays (section 5.4).
+
+    Eight random bits decide on one element, a quarter of the cost of 32; so `rate` is rounded to a multiple of 1/256.
+    With `key` None nothing is dropped.
+    """
+    threshold = round(rate * 256)
+    if key is None or threshold == 0:
+        return x
+    if x.shape[-1] % 4 == 0:
+        words = jax.random.bits(key, (*x.shape[:-1], x.shape[-1] // 4), jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(x.shape)
+    else:
+        bits = jax.random.bits(key, x.shape, jnp.uint8)
+    return jnp.where(bits >= threshold, x * (256 / (256 - threshold)), 0).astype(x.dtype)

@@ -1,0 +1,29 @@
+"""Positional encoding (section 3.5)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def sinusoidal_positions(
+    positions: Int[Array, "*batch"], d_model: int, layout: str = "interleaved"
+) -> Float[Array, "*batch {d_model}"]:
+    """PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos of the same angle.
+
+    Args:
+        positions: places of the tokens in their sentences, from 0.
+        d_model: width of the encoding; even.
+        layout: "interleaved" as the paper writes it, sine and cosine in turn; "concatenated" puts all the sines before
+            all the cosines, as tensor2tensor and Marian do. One is a permutation of the other's columns.
+
+    Raises:
+        ValueError: if `d_model` is odd or `layout` unknown.
+    """
+    if d_model % 2:
+        raise ValueError(f"d_model is {d_model}, but sinusoids need an even width.")
+    wavelengths = 10000.0 ** (jnp.arange(0, d_model, 2) / d_model)
+    angles = positions[..., None] / wavelengths
+    if layout == "interleaved":
+        return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, d_model)
+    if layout == "concatenated":
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    raise ValueError(f"layout is {layout!r}, but must be 'interleaved' or 'concatenated'.")
