@@ -1,0 +1,77 @@
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from transformer_jax.config import Config, default_config, from_config_dict
+from transformer_jax.errors import UserError
+
+CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
+
+
+def test_defaults_survive_the_crossing():
+    assert from_config_dict(default_config()) == Config()
+
+
+def test_changes_survive_the_crossing():
+    config = default_config()
+    config.data.bucket_lengths = [4, 12]
+    config.optim.lr = 2
+    config.model.norm_first = True
+    crossed = from_config_dict(config)
+    assert crossed.data.bucket_lengths == (4, 12)
+    assert type(crossed.optim.lr) is float
+    assert crossed == dataclasses.replace(
+        Config(),
+        data=dataclasses.replace(Config().data, bucket_lengths=(4, 12)),
+        optim=dataclasses.replace(Config().optim, lr=2.0),
+        model=dataclasses.replace(Config().model, norm_first=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value"),
+    [
+        ("optim", "lr", "fast"),
+        ("optim", "warmup_steps", 0.5),
+        ("model", "d_model", True),
+        ("model", "norm_first", 1),
+        ("data", "name", 3),
+        ("data", "bucket_lengths", ["8"]),
+        ("data", "bucket_lengths", 8),
+    ],
+)
+def test_wrong_type_names_the_field(group, field, value):
+    values = default_config().to_dict()
+    values[group][field] = value
+    with pytest.raises(UserError, match=rf"config\.{group}\.{field} is .* must be of type"):
+        from_config_dict(type(default_config())(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sead": 1}, r"config\.sead is no field; known here: task, seed,"),
+        ({"model": {"d_modell": 64}}, r"config\.model\.d_modell is no field; known here: d_model,"),
+        ({"model": 64}, r"config\.model is 64, but must be a group of fields\."),
+        ({"seed": {"a": 1}}, r"config\.seed is .*must be of type int"),
+    ],
+)
+def test_unknown_fields_and_groups_are_named(values, message):
+    with pytest.raises(UserError, match=message):
+        from_config_dict(type(default_config())(values))
+
+
+def test_the_dataclasses_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().model.d_model = 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_each_config_file_crosses(path):
+    spec = importlib.util.spec_from_file_location(f"configs_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert from_config_dict(module.get_config()) != Config()
+    assert "train.py" in module.__doc__
