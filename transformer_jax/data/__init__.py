@@ -1,0 +1,1 @@
+"""From records to batches of numbers; numpy only, no jax."""

@@ -1,0 +1,258 @@
+"""From records to batches of token ids, resumable at any batch (numpy only)."""
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Int32
+
+from transformer_jax.data.packing import bucket_rows, pack_rows
+from transformer_jax.data.tokenizers import BOS
+from transformer_jax.errors import UserError
+
+Record = TypeVar("Record")
+Batch = TypeVar("Batch")
+Item = TypeVar("Item")
+
+Example = tuple[np.ndarray, ...]
+"""Token ids of one record, one int32 vector per side."""
+
+BATCHINGS = ("pack", "bucket")
+
+
+class Position(NamedTuple):
+    """Names the next batch; all that a checkpoint needs to store of the data."""
+
+    epoch: int = 0
+    window: int = 0
+    batch: int = 0
+
+
+class Seq2SeqBatch(NamedTuple):
+    """Rows of sentence pairs.
+
+    Segments number the sentences of a row 1, 2, ...; 0 is padding. Positions restart at 0 in each sentence. `target`
+    is the decoder's input, `labels` the same shifted left by one token (section 3.1).
+    """
+
+    source: Int32[np.ndarray, "B S"]
+    source_segments: Int32[np.ndarray, "B S"]
+    source_positions: Int32[np.ndarray, "B S"]
+    target: Int32[np.ndarray, "B T"]
+    target_segments: Int32[np.ndarray, "B T"]
+    target_positions: Int32[np.ndarray, "B T"]
+    labels: Int32[np.ndarray, "B T"]
+
+
+def collate_pairs(rows: Sequence[Sequence[Example]], row_length: int, num_rows: int) -> Seq2SeqBatch:
+    """Write rows of examples into one batch; rows that are not given stay padding.
+
+    Args:
+        rows: at most `num_rows` rows of (source ids + end, target ids + end).
+        row_length: token slots of a row, on each side.
+        num_rows: rows of the batch.
+    """
+    batch = Seq2SeqBatch(*(np.zeros((num_rows, row_length), np.int32) for _ in Seq2SeqBatch._fields))
+    for r, row in enumerate(rows):
+        source_start = target_start = 0
+        for segment, (source, target) in enumerate(row, start=1):
+            of_source = slice(source_start, source_start + len(source))
+            batch.source[r, of_source] = source
+            batch.source_segments[r, of_source] = segment
+            batch.source_positions[r, of_source] = np.arange(len(source))
+            of_target = slice(target_start, target_start + len(target))
+            batch.labels[r, of_target] = target
+            batch.target[r, target_start] = BOS
+            batch.target[r, target_start + 1 : of_target.stop] = target[:-1]
+            batch.target_segments[r, of_target] = segment
+            batch.target_positions[r, of_target] = np.arange(len(target))
+            source_start, target_start = of_source.stop, of_target.stop
+    return batch
+
+
+def real_token_share(batch: Seq2SeqBatch) -> float:
+    """Share of the token slots, on both sides together, that hold tokens and not padding."""
+    sides = (batch.source_segments, batch.target_segments)
+    return sum(np.count_nonzero(side) for side in sides) / sum(side.size for side in sides)
+
+
+class Batches(Generic[Record, Batch]):
+    """The batches of a set of records, as a pure function of seed and position.
+
+    An epoch is a permutation of the records drawn from (seed, epoch) and cut into windows. A window is encoded, its
+    examples are put into rows, and the rows are shuffled by (seed, epoch, window) and cut into batches, so that no
+    batch is special. Shapes are few: `tokens_per_batch // row_length` rows of each row length.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        encode: Callable[[list[Record]], list[Example]],
+        collate: Callable[[list[list[Example]], int, int], Batch],
+        *,
+        batching: str,
+        tokens_per_batch: int,
+        row_length: int,
+        bucket_lengths: Sequence[int],
+        max_length: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        window_size: int = 65_536,
+    ) -> None:
+        """Check the options; nothing is read yet.
+
+        Args:
+            records: anything with a length and random access.
+            encode: records to examples, always the same for the same records.
+            collate: rows of examples, their length and their number to a batch.
+            batching: "pack", several examples a row, or "bucket", one a row, by length.
+            tokens_per_batch: token slots of a batch, on each side.
+            row_length: token slots of a packed row, on each side; at least `max_length` is taken.
+            bucket_lengths: row lengths of "bucket"; those above `max_length` are replaced by it.
+            max_length: tokens of the longest side of an example; longer examples are left out and counted.
+            seed: of the order.
+            shuffle: False keeps the order of the records, as evaluation wants it.
+            window_size: records that are encoded and planned at a time.
+
+        Raises:
+            UserError: for an unknown batching, no records, or a batch that holds no row.
+        """
+        if batching not in BATCHINGS:
+            raise UserError(f"config.data.batching is {batching!r}, but must be one of {', '.join(BATCHINGS)}.")
+        if not len(records):
+            raise UserError("The data set has no records; check the files under config.data.")
+        self._row_length = max(row_length, max_length)
+        self._bucket_lengths = sorted({*(n for n in bucket_lengths if n < max_length), max_length})
+        longest_row = self._row_length if batching == "pack" else max_length
+        if tokens_per_batch < longest_row:
+            raise UserError(
+                f"config.data.tokens_per_batch is {tokens_per_batch}, but a row may take {longest_row} tokens; "
+                "raise it, or lower config.data.max_length and config.data.row_length."
+            )
+        self._records = records
+        self._encode = encode
+        self._collate = collate
+        self._batching = batching
+        self._tokens_per_batch = tokens_per_batch
+        self._max_length = max_length
+        self._seed = seed
+        self._shuffle = shuffle
+        self._window_size = window_size
+        self._num_windows = -(-len(records) // window_size)
+        self._whole_set: list[Example] | None = None
+        self.skipped = 0
+        """Examples left out as too long, so far in the epoch that is being read."""
+
+    def iterate(self, position: Position | None = None, epochs: int | None = None) -> Iterator[tuple[Batch, Position]]:
+        """Yield each batch with the position of the one after it, from `position` on.
+
+        Args:
+            position: where to begin; None: at the start.
+            epochs: stop before this epoch; None: never.
+
+        Raises:
+            UserError: if a whole epoch holds no example that is short enough.
+        """
+        position = Position() if position is None else position
+        while epochs is None or position.epoch < epochs:
+            yielded = 0
+            if position == (position.epoch, 0, 0):
+                self.skipped = 0
+            for window in range(position.window, self._num_windows):
+                first = position.batch if window == position.window else 0
+                examples, plan = self._plan(position.epoch, window)
+                for number in range(first, len(plan)):
+                    row_length, rows = plan[number]
+                    num_rows = self._tokens_per_batch // row_length
+                    batch = self._collate([[examples[i] for i in row] for row in rows], row_length, num_rows)
+                    yielded += 1
+                    yield batch, self._after(position.epoch, window, number, len(plan))
+            if not yielded and position == (position.epoch, 0, 0):
+                raise UserError(
+                    f"All {len(self._records):,} examples are longer than config.data.max_length, "
+                    f"{self._max_length} tokens; raise it."
+                )
+            position = Position(position.epoch + 1)
+
+    def _after(self, epoch: int, window: int, number: int, batches_in_window: int) -> Position:
+        if number + 1 < batches_in_window:
+            return Position(epoch, window, number + 1)
+        if window + 1 < self._num_windows:
+            return Position(epoch, window + 1)
+        return Position(epoch + 1)
+
+    def _plan(self, epoch: int, window: int) -> tuple[list[Example], list[tuple[int, list[list[int]]]]]:
+        """Examples of a window, and its batches as (row length, rows of indices into the examples)."""
+        examples = []
+        for example in self._read(epoch, window):
+            if max(map(len, example)) <= self._max_length:
+                examples.append(example)
+            else:
+                self.skipped += 1
+        if not examples:
+            return [], []
+        lengths = np.array([[len(side) for side in example] for example in examples])
+        if self._batching == "pack":
+            groups = {self._row_length: pack_rows(lengths, self._row_length)}
+        else:
+            groups = bucket_rows(lengths, self._bucket_lengths)
+        order = np.random.default_rng((self._seed, epoch, window))
+        batches: list[tuple[int, list[list[int]]]] = []
+        for row_length, rows in groups.items():
+            if self._shuffle:
+                order.shuffle(rows)
+            num_rows = self._tokens_per_batch // row_length
+            batches += [(row_length, rows[i : i + num_rows]) for i in range(0, len(rows), num_rows)]
+        if self._shuffle:
+            order.shuffle(batches)
+        return examples, batches
+
+    def _read(self, epoch: int, window: int) -> list[Example]:
+        """Encoded records of a window, in the order of the epoch."""
+        count = len(self._records)
+        order = np.random.default_rng((self._seed, epoch)).permutation(count) if self._shuffle else np.arange(count)
+        chosen = order[window * self._window_size : (window + 1) * self._window_size].tolist()
+        if self._num_windows > 1:
+            return self._encode([self._records[i] for i in chosen])
+        if self._whole_set is None:
+            self._whole_set = self._encode([self._records[i] for i in range(count)])
+        return [self._whole_set[i] for i in chosen]
+
+
+class _Failure(NamedTuple):
+    error: BaseException
+
+
+def prefetch(iterator: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
+    """Let a thread stay up to `depth` items ahead.
+
+    An exception of the iterator is raised here in its turn. Closing the generator ends the thread.
+    """
+    items: queue.Queue[Item | _Failure | None] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            for item in iterator:
+                items.put(item)
+                if stopped.is_set():
+                    return
+            items.put(None)
+        except BaseException as error:  # handed over, whatever it is
+            items.put(_Failure(error))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not None:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        stopped.set()
+        # At most one more item comes before the thread sees the flag, and an emptied queue has room for it.
+        while not items.empty():
+            items.get_nowait()
+        thread.join()

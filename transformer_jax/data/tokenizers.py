@@ -1,0 +1,304 @@
+"""Text to token ids and back: sentencepiece (BPE, unigram), words, characters."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import sentencepiece
+
+from transformer_jax.errors import UserError
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+KINDS = ("bpe", "unigram", "word", "char")
+
+_SPECIAL_PIECES = ("<pad>", "<s>", "</s>", "<unk>")
+_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+_WHITE_SPACE = re.compile(r"\s")
+_LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer ones, its default is 4,192
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Ids 0 to 3 are padding, beginning and end of a sentence, and unknown."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the four special ones included."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without beginning or end; any text can be encoded."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for each text."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids before the first end of sentence; padding and beginning are dropped."""
+
+    def piece(self, token_id: int) -> str:
+        """How a single id is shown."""
+
+    def files(self) -> dict[str, bytes]:
+        """File name to content; `tokenizer_from_files` reads it back."""
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model (Kudo and Richardson, 2018), either BPE or unigram."""
+
+    FILE_NAME = "tokenizer.model"
+
+    def __init__(self, model: bytes) -> None:
+        """Load a serialised sentencepiece model.
+
+        Raises:
+            UserError: if it is none, or was not trained with this package's special ids.
+        """
+        self._model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except Exception as error:  # sentencepiece has no exception class of its own
+            raise UserError(f"{self.FILE_NAME} is no sentencepiece model; copy it again from its origin.") from error
+        processor = self._processor
+        ids = (processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id())
+        if ids != (PAD, BOS, EOS, UNK):
+            raise UserError(
+                f"{self.FILE_NAME} has the ids {ids} for pad, bos, eos, unk, but {(PAD, BOS, EOS, UNK)} are needed; "
+                "train the tokenizer with this package."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._processor.vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        # num_threads=1: sentencepiece's own pool costs more than it saves on short sentences.
+        ids: list[list[int]] = self._processor.encode([_encodable(text) for text in texts], num_threads=1)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._processor.decode(_content(ids)))
+
+    def piece(self, token_id: int) -> str:
+        return str(self._processor.id_to_piece(int(token_id)))
+
+    def files(self) -> dict[str, bytes]:
+        return {self.FILE_NAME: self._model}
+
+
+class _ListTokenizer:
+    """A list of tokens, stored as text with one token a line."""
+
+    FILE_NAME: str
+    SEPARATOR: str
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        """Take all tokens in the order of their ids, the four special ones first."""
+        self._tokens = list(tokens)
+        self._ids = {token: token_id for token_id, token in enumerate(self._tokens)}
+
+    @staticmethod
+    def split(text: str) -> list[str]:
+        """Cut a text into tokens."""
+        raise NotImplementedError
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "_ListTokenizer":
+        """Keep the most frequent tokens; equally frequent ones in the order of their code points."""
+        counts = Counter(token for text in texts for token in cls.split(_encodable(text)))
+        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        return cls([*_SPECIAL_PIECES, *ranked[: max(0, vocab_size - len(_SPECIAL_PIECES))]])
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "_ListTokenizer":
+        """Read the file written by `files`.
+
+        Raises:
+            UserError: if it is not UTF-8, lacks the special tokens, or repeats one.
+        """
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{cls.FILE_NAME} is not UTF-8; copy it again from its origin.") from error
+        tokens = text.removesuffix("\n").split("\n")
+        if tuple(tokens[: len(_SPECIAL_PIECES)]) != _SPECIAL_PIECES:
+            raise UserError(f"{cls.FILE_NAME} does not begin with the lines {', '.join(_SPECIAL_PIECES)}; copy it again.")
+        if len(set(tokens)) != len(tokens):
+            token, _ = Counter(tokens).most_common(1)[0]
+            raise UserError(f"{cls.FILE_NAME} has the line {token!r} twice; copy it again from its origin.")
+        return cls(tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._tokens)
+
+    def encode(self, text: str) -> list[int]:
+        return [self._ids.get(token, UNK) for token in self.split(text)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.SEPARATOR.join(self._tokens[token_id] for token_id in _content(ids))
+
+    def piece(self, token_id: int) -> str:
+        return self._tokens[int(token_id)]
+
+    def files(self) -> dict[str, bytes]:
+        return {self.FILE_NAME: "".join(f"{token}\n" for token in self._tokens).encode("utf-8")}
+
+
+class WordTokenizer(_ListTokenizer):
+    """Words and punctuation marks; decoding puts one space between any two."""
+
+    FILE_NAME = "words.txt"
+    SEPARATOR = " "
+
+    @staticmethod
+    def split(text: str) -> list[str]:
+        return _WORD_OR_MARK.findall(text)
+
+
+class CharTokenizer(_ListTokenizer):
+    """Characters; every white-space character counts as a space."""
+
+    FILE_NAME = "characters.txt"
+    SEPARATOR = ""
+
+    @staticmethod
+    def split(text: str) -> list[str]:
+        return list(_WHITE_SPACE.sub(" ", text))
+
+
+def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn a vocabulary from texts; the same texts give the same vocabulary.
+
+    Args:
+        kind: one of `KINDS`.
+        texts: sentences; blank ones do no harm.
+        vocab_size: ids wanted, the four special ones included; fewer if the texts do not yield so many.
+
+    Raises:
+        UserError: for an unknown kind, texts without any character, or a vocabulary that is too small for them.
+    """
+    sentences = [text for text in texts if text.strip()]
+    if not sentences:
+        raise UserError("The training texts for the tokenizer are empty; check the files under config.data.")
+    if kind == "word":
+        return WordTokenizer.train(sentences, vocab_size)
+    if kind == "char":
+        return CharTokenizer.train(sentences, vocab_size)
+    if kind in ("bpe", "unigram"):
+        return _train_sentencepiece(kind, [_encodable(sentence) for sentence in sentences], vocab_size)
+    raise UserError(f"config.tokenizer.kind is {kind!r}, but must be one of {', '.join(KINDS)}.")
+
+
+def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
+    """Rebuild a tokenizer from the files it was stored as; other files are passed over.
+
+    Raises:
+        UserError: if none of a tokenizer's files is there, or it is broken.
+    """
+    if SentencePieceTokenizer.FILE_NAME in files:
+        return SentencePieceTokenizer(files[SentencePieceTokenizer.FILE_NAME])
+    for cls in (WordTokenizer, CharTokenizer):
+        if cls.FILE_NAME in files:
+            return cls.from_bytes(files[cls.FILE_NAME])
+    names = ", ".join(cls.FILE_NAME for cls in (SentencePieceTokenizer, WordTokenizer, CharTokenizer))
+    raise UserError(f"The tokenizer's file is missing: one of {names} is needed.")
+
+
+@dataclass(frozen=True)
+class TokenizerPair:
+    """The tokenizers of both sides; one and the same object if `joint`."""
+
+    source: Tokenizer
+    target: Tokenizer
+    joint: bool
+
+    def files(self) -> dict[str, bytes]:
+        """File name to content; the names begin with `source.` and `target.` unless joint."""
+        if self.joint:
+            return self.source.files()
+        sides = {"source": self.source, "target": self.target}
+        return {f"{side}.{name}": data for side, tokenizer in sides.items() for name, data in tokenizer.files().items()}
+
+
+def train_pair(
+    kind: str, sources: Iterable[str], targets: Iterable[str], vocab_size: int, joint: bool
+) -> TokenizerPair:
+    """Learn one vocabulary from both sides, or one from each.
+
+    Raises:
+        UserError: as `train_tokenizer`.
+    """
+    if joint:
+        tokenizer = train_tokenizer(kind, [*sources, *targets], vocab_size)
+        return TokenizerPair(tokenizer, tokenizer, joint=True)
+    source = train_tokenizer(kind, sources, vocab_size)
+    return TokenizerPair(source, train_tokenizer(kind, targets, vocab_size), joint=False)
+
+
+def pair_from_files(files: Mapping[str, bytes]) -> TokenizerPair:
+    """Rebuild a pair from `TokenizerPair.files`.
+
+    Raises:
+        UserError: if a tokenizer's file is missing or broken.
+    """
+    sides = {
+        side: {name.removeprefix(side): data for name, data in files.items() if name.startswith(side)}
+        for side in ("source.", "target.")
+    }
+    if any(sides.values()):
+        return TokenizerPair(
+            tokenizer_from_files(sides["source."]), tokenizer_from_files(sides["target."]), joint=False
+        )
+    tokenizer = tokenizer_from_files(files)
+    return TokenizerPair(tokenizer, tokenizer, joint=True)
+
+
+def _train_sentencepiece(kind: str, sentences: list[str], vocab_size: int) -> SentencePieceTokenizer:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="nmt_nfkc",
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_id=UNK,
+            num_threads=1,
+            max_sentence_length=_LONGEST_TRAINING_SENTENCE,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        largest = re.search(r"to a value <= (\d+)", str(error))
+        if largest and int(largest[1]) < vocab_size:
+            return _train_sentencepiece(kind, sentences, int(largest[1]))
+        raise UserError(
+            f"config.tokenizer.vocab_size is {vocab_size}, with which sentencepiece cannot train ({error}); raise it."
+        ) from error
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which no UTF-8 can hold and sentencepiece refuses."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _content(ids: Iterable[int]) -> list[int]:
+    content: list[int] = []
+    for token_id in map(int, ids):
+        if token_id == EOS:
+            break
+        if token_id not in (PAD, BOS):
+            content.append(token_id)
+    return content
