@@ -1,0 +1,72 @@
+"""Constraints on what may come next: functions that mask or shift the log-probabilities of a decoding step.
+
+A processor sees every hypothesis' tokens so far and the log-probabilities of the next token. It forbids a token
+with -inf (hard constraint) or lowers it by some amount (soft constraint, a penalty in nats). Processors run in
+order, each on the result of the one before. One that depends on the sentence is a closure over arrays whose
+leading axis is B.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+LogitsProcessor = Callable[
+    [Int[Array, "B K L"], Int[Array, ""], Float[Array, "B K V"]],
+    Float[Array, "B K V"],
+]
+"""`(history, step, log_probs) -> log_probs`.
+
+`history` holds the tokens of each hypothesis so far, without BOS: the first `step` slots are filled, PAD follows.
+The processor must be pure, and must treat each sentence by itself.
+"""
+
+
+def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
+    """Never produce any of `token_ids`, for example UNK."""
+    forbidden = tuple(token_ids)
+
+    def process(
+        history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
+    ) -> Float[Array, "B K V"]:
+        return log_probs.at[..., jnp.array(forbidden, jnp.int32)].set(-jnp.inf)
+
+    return process
+
+
+def min_length(lengths: int | Int[Array, " B"], eos_id: int) -> LogitsProcessor:
+    """Forbid the end before a hypothesis has `lengths` tokens, EOS counted; one number, or one per sentence."""
+
+    def process(
+        history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
+    ) -> Float[Array, "B K V"]:
+        too_short = jnp.broadcast_to(step + 1 < jnp.asarray(lengths), history.shape[:1])[:, None]
+        return log_probs.at[..., eos_id].set(jnp.where(too_short, -jnp.inf, log_probs[..., eos_id]))
+
+    return process
+
+
+def no_repeat_ngram(n: int) -> LogitsProcessor:
+    """Forbid every token that would complete an n-gram the hypothesis already contains (`n` at least 1)."""
+
+    def process(
+        history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
+    ) -> Float[Array, "B K V"]:
+        num_windows = history.shape[-1] - n + 1
+        if num_windows < 1:
+            return log_probs
+        repeats: Bool[Array, "B K W"] = jnp.broadcast_to(
+            jnp.arange(num_windows) + n - 1 < step, (*history.shape[:2], num_windows)
+        )
+        for offset in range(n - 1):
+            # Where step < n no window is complete, so a clamped index here decides nothing.
+            recent = jax.lax.dynamic_index_in_dim(history, step - (n - 1) + offset, axis=2)
+            repeats &= history[:, :, offset : offset + num_windows] == recent
+        last_tokens = history[:, :, n - 1 :]
+        sentence = jnp.arange(history.shape[0])[:, None, None]
+        hypothesis = jnp.arange(history.shape[1])[None, :, None]
+        forbidden = jnp.zeros(log_probs.shape, bool).at[sentence, hypothesis, last_tokens].max(repeats)
+        return jnp.where(forbidden, -jnp.inf, log_probs)
+
+    return process

@@ -1,0 +1,233 @@
+"""Beam search, greedy search and sampling over a pure `step_fn(tokens, cache) -> (logits, cache)`.
+
+`tokens: Int[B K]` is the newest token of each of K hypotheses of B sentences, `logits: Float[B K V]` are those of the
+next, and `cache` is any pytree whose leaves are `[B, K, ...]`, moved along with the hypotheses, or scalars, left alone.
+What does not move with hypotheses, such as the encoder's output, `step_fn` closes over.
+
+All functions are pure and meant to be called under the caller's `jax.jit`. All lengths count the EOS, and every
+hypothesis has one: at its sentence's limit it must end. A sentence's result never depends on the rest of the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from transformer_jax.decoding.constraints import Constraints, make_constraints
+from transformer_jax.decoding.core import (
+    Grow,
+    SearchState,
+    grow_beam,
+    grow_in_place,
+    initial_state,
+    is_done,
+    keep_first_alive,
+    length_penalties,
+    reorder,
+    search_step,
+)
+from transformer_jax.decoding.picks import pick_likeliest, sampler
+from transformer_jax.decoding.processors import LogitsProcessor
+from transformer_jax.errors import UserError
+
+StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
+
+
+class SearchResult(NamedTuple):
+    """K outputs of each sentence."""
+
+    tokens: Int[Array, "B K L"]
+    """Without BOS, with EOS; PAD after it."""
+    scores: Float[Array, "B K"]
+    """What outputs are ranked by: log-probability, less soft penalties of processors, over the length penalty.
+
+    -inf where a sentence has fewer than K possible outputs; such a slot has length 0 and holds PAD.
+    """
+    log_probs: Float[Array, "B K"]
+    """The model's own log-probability of the output, before any processor, temperature, filter or penalty."""
+    lengths: Int[Array, "B K"]
+
+
+def beam_search(
+    step_fn: StepFn,
+    cache: Any,
+    *,
+    batch_size: int,
+    max_length: int,
+    beam_size: int,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    max_lengths: Int[Array, " B"] | None = None,
+    min_lengths: Int[Array, " B"] | int = 0,
+    alpha: float = 0.6,
+    prefix: Int[Array, "B P"] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+    early_stop: bool = True,
+) -> SearchResult:
+    """Find the K best outputs of each sentence by beam search with length penalty (section 6.1).
+
+    Args:
+        step_fn: The model, see above.
+        cache: Its initial state, leaves `[B, K, ...]` or scalars.
+        batch_size: B.
+        max_length: L, the static length of the result.
+        beam_size: K; a beam of one is `greedy_search`, and ends at the first EOS that it prefers.
+        bos_id: What the model reads first.
+        eos_id: Ends a hypothesis.
+        pad_id: Fills up the result; never produced.
+        max_lengths: Limit of each sentence, clipped to 1..L; by default L.
+        min_lengths: No hypothesis ends with fewer tokens.
+        alpha: Exponent of the length penalty.
+        prefix: Tokens that every output begins with, PAD after the last; they count in its score.
+        processors: Further constraints, see `processors.py`.
+        early_stop: Stop once no alive hypothesis can beat the worst of K ended ones. The result is the same as
+            without, unless a processor raises a log-probability above 0.
+
+    Returns:
+        Outputs sorted best first, no two of a sentence the same.
+
+    Raises:
+        UserError: If L or K is below 1, or `pad_id` is `eos_id`.
+    """
+    if beam_size < 1:
+        raise UserError(f"beam_size is {beam_size}, but must be at least 1.")
+    penalties = length_penalties(max_length, alpha)
+    if beam_size == 1:
+        grow = grow_in_place(pick_likeliest, penalties=penalties, eos_id=eos_id)
+    else:
+        grow = grow_beam(penalties=penalties, eos_id=eos_id, early_stop=early_stop)
+    constraints = make_constraints(
+        batch_size,
+        max_length,
+        max_lengths=max_lengths,
+        min_lengths=min_lengths,
+        prefix=prefix,
+        eos_id=eos_id,
+        pad_id=pad_id,
+    )
+    state = keep_first_alive(initial_state(batch_size, beam_size, max_length, bos_id=bos_id, pad_id=pad_id))
+    return _run(step_fn, cache, state, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
+
+
+def greedy_search(
+    step_fn: StepFn,
+    cache: Any,
+    *,
+    batch_size: int,
+    max_length: int,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    max_lengths: Int[Array, " B"] | None = None,
+    min_lengths: Int[Array, " B"] | int = 0,
+    alpha: float = 0.6,
+    prefix: Int[Array, "B P"] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+) -> SearchResult:
+    """Take the likeliest token at each step: `beam_search` with a beam of one, whose arguments these are."""
+    return beam_search(
+        step_fn,
+        cache,
+        batch_size=batch_size,
+        max_length=max_length,
+        beam_size=1,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        max_lengths=max_lengths,
+        min_lengths=min_lengths,
+        alpha=alpha,
+        prefix=prefix,
+        processors=processors,
+    )
+
+
+def sample(
+    step_fn: StepFn,
+    cache: Any,
+    *,
+    batch_size: int,
+    max_length: int,
+    num_samples: int,
+    keys: Key[Array, " B"],
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    max_lengths: Int[Array, " B"] | None = None,
+    min_lengths: Int[Array, " B"] | int = 0,
+    prefix: Int[Array, "B P"] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> SearchResult:
+    """Draw K independent outputs of each sentence.
+
+    Args:
+        step_fn: As in `beam_search`, as are all others that are not told here.
+        cache: See there.
+        batch_size: See there.
+        max_length: See there.
+        num_samples: K.
+        keys: One random key a sentence. Sample k depends on the key and k alone, not on K or the batch.
+        bos_id: See there.
+        eos_id: See there.
+        pad_id: See there.
+        max_lengths: See there.
+        min_lengths: See there.
+        prefix: See there.
+        processors: See there; they come before temperature and filters.
+        temperature: Divides the log-probabilities.
+        top_k: Draw from so many likeliest tokens; 0: from all.
+        top_p: Draw from the smallest set of tokens that holds this probability; 1: from all.
+
+    Returns:
+        Outputs in the order of drawing, which may repeat; no length penalty in the scores.
+
+    Raises:
+        UserError: If L or K is below 1, `pad_id` is `eos_id`, or temperature, top-k or top-p is out of range.
+    """
+    pick = sampler(keys, num_samples, temperature, top_k, top_p)
+    grow = grow_in_place(pick, penalties=length_penalties(max_length, 0.0), eos_id=eos_id)
+    constraints = make_constraints(
+        batch_size,
+        max_length,
+        max_lengths=max_lengths,
+        min_lengths=min_lengths,
+        prefix=prefix,
+        eos_id=eos_id,
+        pad_id=pad_id,
+    )
+    state = initial_state(batch_size, num_samples, max_length, bos_id=bos_id, pad_id=pad_id)
+    return _run(step_fn, cache, state, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
+
+
+def _run(
+    step_fn: StepFn,
+    cache: Any,
+    state: SearchState,
+    constraints: Constraints,
+    processors: Sequence[LogitsProcessor],
+    grow: Grow,
+    *,
+    eos_id: int,
+    pad_id: int,
+) -> SearchResult:
+    max_length = state.alive.tokens.shape[-1]
+
+    def go_on(carry: tuple[SearchState, Any]) -> Bool[Array, ""]:
+        state, _ = carry
+        return (state.step < max_length) & ~jnp.all(is_done(state))
+
+    def body(carry: tuple[SearchState, Any]) -> tuple[SearchState, Any]:
+        state, cache = carry
+        logits, cache = step_fn(state.newest, cache)
+        state, parents = search_step(state, logits, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
+        return state, cache if parents is None else reorder(cache, parents)
+
+    ended = jax.lax.while_loop(go_on, body, (state, cache))[0].ended
+    lengths = jnp.sum(ended.tokens != pad_id, axis=-1)
+    return SearchResult(ended.tokens, ended.scores, ended.log_probs, lengths)
