@@ -1,0 +1,262 @@
+"""A model behind the search: sentences of token ids in, hypotheses out, in order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK
+from transformer_jax.decoding import (
+    LogitsProcessor,
+    SearchResult,
+    StepFn,
+    beam_search,
+    forbid_tokens,
+    no_repeat_ngram,
+    sample,
+    stream,
+)
+from transformer_jax.losses import smoothed_cross_entropy
+from transformer_jax.models import AttentionWeights, Cache, Seq2Seq
+
+LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Sentences are padded to the next of these, longer ones to a multiple of the last; one compilation each."""
+
+
+class Hypothesis(NamedTuple):
+    """One output of the search."""
+
+    tokens: list[int]
+    """Without the end of sentence."""
+    score: float
+    """What outputs are ranked by: the log-probability over the length penalty."""
+    log_prob: float
+    """The model's own log-probability, end of sentence included."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search (section 6.1), and what an output must keep to. Lengths do not count the end of sentence."""
+
+    beam_size: int = 4
+    alpha: float = 0.6
+    n_best: int = 1
+    max_extra_tokens: int = 50
+    """An output is at most this many tokens longer than its input."""
+    max_length: int | None = None
+    min_length: int = 0
+    temperature: float = 0.0
+    """Above 0: draw from the model, at this temperature, instead of searching."""
+    top_k: int = 0
+    top_p: float = 1.0
+    no_repeat_ngram: int = 0
+    seed: int = 0
+    early_stop: bool = True
+
+
+class Generator:
+    """Searches for the outputs of an encoder-decoder model.
+
+    Sentences are batched with others of like length, in shapes that depend on their own length and `batch_size` alone, so what
+    comes out for a sentence does not depend on what else is asked.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef, *, batch_size: int = 64):
+        """`graphdef` is the structure of a `Seq2Seq`; its parameters come with each call."""
+        self.graphdef = graphdef
+        self.batch_size = batch_size
+
+    def generate(
+        self,
+        params: Any,
+        sources: Sequence[Sequence[int]],
+        options: SearchOptions,
+        prefixes: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """The `options.n_best` best hypotheses of each sentence, best first, or so many samples.
+
+        Args:
+            params: of the model.
+            sources: token ids of each sentence, end of sentence included.
+            options: of the search.
+            prefixes: token ids that the outputs must begin with, one prefix a sentence.
+        """
+        prefixes = [()] * len(sources) if prefixes is None else prefixes
+        root = jax.random.key(options.seed)
+        static = replace(options, seed=0)
+        pending = []
+        for length, rows, chosen in _batches([len(s) for s in sources], self.batch_size):
+            source = _padded([sources[i] for i in chosen], rows, length)
+            prefix = _padded([prefixes[i] for i in chosen], rows, _round_up(max(len(prefixes[i]) for i in chosen)))
+            limits = np.ones(rows, np.int32)
+            limits[: len(chosen)] = [_limit(len(sources[i]), len(prefixes[i]), options) for i in chosen]
+            # A sentence draws by its place among all, not by its place in the batch.
+            places = np.zeros(rows, np.int32)
+            places[: len(chosen)] = chosen
+            keys = jax.vmap(partial(jax.random.fold_in, root))(places)
+            max_length = _limit(length, prefix.shape[1], options)
+            found = _search(self.graphdef, static, max_length, params, source, prefix, limits, keys)
+            pending.append((chosen, found))
+        outputs: list[list[Hypothesis]] = [[] for _ in sources]
+        for chosen, found in pending:
+            tokens, scores, log_probs, lengths = map(np.asarray, found)
+            for row, i in enumerate(chosen):
+                outputs[i] = [
+                    Hypothesis(tokens[row, k, : lengths[row, k] - 1].tolist(), float(scores[row, k]), float(log_probs[row, k]))
+                    for k in range(min(options.n_best, tokens.shape[1]))
+                    if lengths[row, k] > 0
+                ]
+        return outputs
+
+    def stream(self, params: Any, source: Sequence[int], options: SearchOptions) -> Iterator[int]:
+        """The tokens of one sentence, each as soon as it is known: greedy, or drawn if there is a temperature."""
+        length = _round_up(len(source))
+        memory = _remember(self.graphdef, params, _padded([source], 1, length))
+        max_length = _limit(length, 0, options)
+        draws = options.temperature > 0
+        tokens = stream(
+            lambda tokens, cache: _step(self.graphdef, params, tokens, cache, memory),
+            _empty_cache(self.graphdef, params, 1, 1, max_length),
+            max_length=_limit(len(source), 0, options),
+            bos_id=BOS,
+            eos_id=EOS,
+            pad_id=PAD,
+            min_length=options.min_length + 1,
+            processors=_processors(options.no_repeat_ngram),
+            key=jax.random.fold_in(jax.random.key(options.seed), 0) if draws else None,
+            temperature=options.temperature if draws else 1.0,
+            top_k=options.top_k,
+            top_p=options.top_p,
+        )
+        return (token for token in tokens if token != EOS)
+
+    def score(
+        self, params: Any, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[Float[np.ndarray, " T"]]:
+        """The log-probability of each token of each target; all end with the end of sentence."""
+        scores: list[Float[np.ndarray, " T"]] = [np.zeros(0, np.float32)] * len(sources)
+        lengths = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
+        for length, rows, chosen in _batches(lengths, self.batch_size):
+            source = _padded([sources[i] for i in chosen], rows, length)
+            labels = _padded([targets[i] for i in chosen], rows, length)
+            found = np.asarray(_score(self.graphdef, params, source, labels))
+            for row, i in enumerate(chosen):
+                scores[i] = found[row, : len(targets[i])]
+        return scores
+
+    def attention(self, params: Any, source: Sequence[int], target: Sequence[int]) -> AttentionWeights:
+        """Every attention weight of one sentence pair; both end with the end of sentence. No batch axis."""
+        weights = _attention(self.graphdef, params, np.array([source]), np.array([[BOS, *target[:-1]]]))
+        return AttentionWeights(*(np.asarray(part)[0] for part in weights))
+
+
+def _round_up(length: int) -> int:
+    """The padded length."""
+    return next((n for n in LENGTHS if n >= length), -(-length // LENGTHS[-1]) * LENGTHS[-1])
+
+
+def _limit(source_length: int, prefix_length: int, options: SearchOptions) -> int:
+    """Most tokens of an output, end of sentence included, for a source whose length includes it too."""
+    limit = source_length + options.max_extra_tokens
+    if options.max_length is not None:
+        limit = min(limit, options.max_length + 1)
+    return max(limit, prefix_length + 1)
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Cut sentences into batches of one padded length: (length, rows, which sentences)."""
+    groups: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        groups.setdefault(_round_up(length), []).append(i)
+    for length, members in sorted(groups.items()):
+        for start in range(0, len(members), batch_size):
+            chosen = members[start : start + batch_size]
+            rows = next(n for n in (1, 8, batch_size) if n >= len(chosen))
+            yield length, rows, chosen
+
+
+def _padded(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Int[np.ndarray, "B T"]:
+    padded = np.full((rows, length), PAD, np.int32)
+    for row, sentence in enumerate(sentences):
+        padded[row, : len(sentence)] = sentence
+    return padded
+
+
+def _processors(ngram: int) -> tuple[LogitsProcessor, ...]:
+    never = forbid_tokens([BOS, UNK])
+    return (never, no_repeat_ngram(ngram)) if ngram > 0 else (never,)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _search(
+    graphdef: nnx.GraphDef,
+    options: SearchOptions,
+    max_length: int,
+    params: Any,
+    source: Int[Array, "B S"],
+    prefix: Int[Array, "B P"],
+    limits: Int[Array, " B"],
+    keys: Key[Array, " B"],
+) -> SearchResult:
+    model: Seq2Seq = nnx.merge(graphdef, params)
+    segments = (source != PAD).astype(jnp.int32)
+    memory = model.remember(model.encode(source, segments), segments)
+    step_fn: StepFn = lambda tokens, cache: model.step(tokens, cache, memory)  # noqa: E731
+    beams = max(options.n_best, 1 if options.temperature > 0 else options.beam_size)
+    shared = {
+        "batch_size": source.shape[0],
+        "max_length": max_length,
+        "bos_id": BOS,
+        "eos_id": EOS,
+        "pad_id": PAD,
+        "max_lengths": limits,
+        "min_lengths": options.min_length + 1,
+        "prefix": prefix,
+        "processors": _processors(options.no_repeat_ngram),
+    }
+    cache = model.empty_cache(source.shape[0], beams, max_length)
+    if options.temperature > 0:
+        filters = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+        return sample(step_fn, cache, num_samples=beams, keys=keys, **filters, **shared)
+    return beam_search(step_fn, cache, beam_size=beams, alpha=options.alpha, early_stop=options.early_stop, **shared)
+
+
+@partial(jax.jit, static_argnums=0)
+def _remember(graphdef: nnx.GraphDef, params: Any, source: Int[Array, "B S"]) -> Any:
+    model: Seq2Seq = nnx.merge(graphdef, params)
+    segments = (source != PAD).astype(jnp.int32)
+    return model.remember(model.encode(source, segments), segments)
+
+
+@partial(jax.jit, static_argnums=0)
+def _step(
+    graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "B K"], cache: Cache, memory: Any
+) -> tuple[Float[Array, "B K V"], Cache]:
+    return nnx.merge(graphdef, params).step(tokens, cache, memory)
+
+
+def _empty_cache(graphdef: nnx.GraphDef, params: Any, *sizes: int) -> Cache:
+    return nnx.merge(graphdef, params).empty_cache(*sizes)
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(
+    graphdef: nnx.GraphDef, params: Any, source: Int[Array, "B S"], labels: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    model: Seq2Seq = nnx.merge(graphdef, params)
+    target = jnp.concatenate([jnp.full_like(labels[:, :1], BOS), labels[:, :-1]], axis=1)
+    segments = (labels != PAD).astype(jnp.int32)
+    return -smoothed_cross_entropy(model(source, target, target_segments=segments), labels)
+
+
+@partial(jax.jit, static_argnums=0)
+def _attention(
+    graphdef: nnx.GraphDef, params: Any, source: Int[Array, "B S"], target: Int[Array, "B T"]
+) -> AttentionWeights:
+    return nnx.merge(graphdef, params).attention_weights(source, target)

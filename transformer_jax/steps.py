@@ -1,0 +1,92 @@
+"""One update of the parameters as a pure function."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+Params = Any
+Batch = Any
+
+Sums = dict[str, Float[Array, ""]]
+"""Sums over a batch, never means: `loss`, the `weight` it is to be divided by, and others to be logged."""
+
+LossFn = Callable[[Params, Batch, Key[Array, ""] | None], Sums]
+"""May run the model more than once; a key of None asks for no dropout."""
+
+
+class TrainState(NamedTuple):
+    """All that an update changes."""
+
+    step: Int[Array, ""]
+    """Updates so far."""
+    params: Params
+    opt_state: optax.OptState
+    average: Params | None
+    """Exponential moving average of the parameters, or None."""
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """The state before the first update."""
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulate_steps: int = 1,
+    ema_decay: float = 0.0,
+) -> tuple[TrainState, Sums]:
+    """One update. All but `state` and `batch` is static: bind it, then jit.
+
+    The random key is a function of (seed, step), so that a resumed run draws what an uninterrupted one draws.
+
+    Args:
+        state: the state before; donate it.
+        batch: arrays with a leading row axis.
+        loss_fn: gives the sums of a batch.
+        optimizer: any optax transformation.
+        seed: of dropout.
+        accumulate_steps: parts into which the batch is cut to save memory; dropout apart, the update stays the same.
+        ema_decay: of the moving average. It starts lower, at (1 + step) / (10 + step), to forget the initial parameters.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def objective(params: Params, part: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Sums]:
+        sums = loss_fn(params, part, key)
+        return sums["loss"], sums
+
+    gradient = jax.grad(objective, has_aux=True)
+    if accumulate_steps == 1:
+        grads, sums = gradient(state.params, batch, key)
+    else:
+        # Row r goes to part r % accumulate_steps: every device keeps its own rows.
+        parts = jax.tree.map(lambda a: a.reshape(-1, accumulate_steps, *a.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(total: Any, part_and_key: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(state.params, *part_and_key)), None
+
+        like = jax.eval_shape(gradient, state.params, jax.tree.map(lambda a: a[0], parts), key)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+        (grads, sums), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate_steps)))
+    grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
+    return TrainState(state.step + 1, params, opt_state, average), sums | {"grad_norm": optax.global_norm(grads)}
+
+
+def eval_step(params: Params, batch: Batch, *, loss_fn: LossFn) -> Sums:
+    """The sums of a batch, without dropout."""
+    return loss_fn(params, batch, None)
