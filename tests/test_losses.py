@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.losses import chunked_cross_entropy, smoothed_cross_entropy
+
+B, T, V, D = 2, 3, 7, 4
+LOGITS = 3 * jax.random.normal(jax.random.key(0), (B, T, V))
+LABELS = jax.random.randint(jax.random.key(1), (B, T), 0, V)
+
+
+def by_definition(logits, labels, smoothing):
+    """Cross-entropy against the written-out distribution (1 - smoothing) one-hot + smoothing / V."""
+    distribution = (1 - smoothing) * jax.nn.one_hot(labels, logits.shape[-1]) + smoothing / logits.shape[-1]
+    return -jnp.sum(distribution * jax.nn.log_softmax(logits), axis=-1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_equals_the_one_hot_definition_in_value_and_gradient(smoothing):
+    np.testing.assert_allclose(
+        smoothed_cross_entropy(LOGITS, LABELS, smoothing), by_definition(LOGITS, LABELS, smoothing), rtol=1e-5
+    )
+    weights = jax.random.normal(jax.random.key(2), (B, T))
+    actual, expected = (
+        jax.grad(lambda logits, loss=loss: jnp.sum(weights * loss(logits, LABELS, smoothing)))(LOGITS)
+        for loss in (smoothed_cross_entropy, by_definition)
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_uniform_logits_cost_log_v_whatever_the_smoothing():
+    for smoothing in (0.0, 0.1):
+        losses = smoothed_cross_entropy(jnp.full((4, V), 2.5), jnp.arange(4), smoothing)
+        np.testing.assert_allclose(losses, np.log(V), rtol=1e-6)
+
+
+def test_is_computed_in_float32_and_survives_large_logits():
+    assert smoothed_cross_entropy(LOGITS.astype(jnp.bfloat16), LABELS, 0.1).dtype == jnp.float32
+    logits = jnp.array([[1e4, 0.0, -1e4]])
+    np.testing.assert_allclose(smoothed_cross_entropy(logits, jnp.array([0])), 0)
+    np.testing.assert_allclose(smoothed_cross_entropy(logits, jnp.array([2])), 2e4)
+
+
+def decoder_output(tokens):
+    keys = jax.random.split(jax.random.key(3), 4)
+    x, table = jax.random.normal(keys[0], (tokens, D)), jax.random.normal(keys[1], (V, D))
+    labels = jax.random.randint(keys[2], (tokens,), 0, V)
+    weights = jax.random.uniform(keys[3], (tokens,)) * (jnp.arange(tokens) % 4 != 3)
+    return x, table, labels, weights
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("tokens", "chunk"), [(12, 4), (12, 12), (6, 256)])
+def test_chunks_equal_the_whole_in_value_and_gradient(tokens, chunk, smoothing):
+    x, table, labels, weights = decoder_output(tokens)
+
+    def whole(x, table):
+        return 1.7 * jnp.sum(weights * smoothed_cross_entropy(x @ table.T, labels, smoothing))
+
+    def chunked(x, table):
+        return 1.7 * chunked_cross_entropy(x, table, labels, weights, smoothing, chunk)
+
+    expected, actual = (jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, table) for loss in (whole, chunked))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected)
+    assert not np.asarray(actual[1][0])[np.asarray(weights == 0)].any()
+
+
+def test_chunks_in_bfloat16_come_close_and_keep_a_float32_gradient_of_the_table():
+    x, table, labels, weights = decoder_output(12)
+    loss = jax.value_and_grad(chunked_cross_entropy, argnums=(0, 1))
+    expected, (_, expected_table) = loss(x, table, labels, weights, 0.1, 4)
+    value, (d_x, d_table) = loss(x.astype(jnp.bfloat16), table, labels, weights, 0.1, 4)
+    assert (value.dtype, d_x.dtype, d_table.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(value, expected, rtol=0.02)
+    np.testing.assert_allclose(d_table, expected_table, atol=0.05)
