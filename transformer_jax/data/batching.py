@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from transformer_jax.data.packing import bucket_rows, pack_rows
+from transformer_jax.data.records import read_records
 from transformer_jax.data.tokenizers import BOS
 from transformer_jax.errors import UserError
 
@@ -215,9 +216,9 @@ class Batches(Generic[Record, Batch]):
         order = np.random.default_rng((self._seed, epoch)).permutation(count) if self._shuffle else np.arange(count)
         chosen = order[window * self._window_size : (window + 1) * self._window_size].tolist()
         if self._num_windows > 1:
-            return self._encode([self._records[i] for i in chosen])
+            return self._encode(read_records(self._records, chosen))
         if self._whole_set is None:
-            self._whole_set = self._encode([self._records[i] for i in range(count)])
+            self._whole_set = self._encode(read_records(self._records, range(count)))
         return [self._whole_set[i] for i in chosen]
 
 

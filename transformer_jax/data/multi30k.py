@@ -5,6 +5,7 @@ Importing this module imports tensorflow-datasets, which is slow, and registers 
 
 import hashlib
 import itertools
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,9 +70,12 @@ class Multi30k(tfds.core.GeneratorBasedBuilder):
             citation=_CITATION,
             features=tfds.features.Translation(languages=languages),
             supervised_keys=languages,
+            disable_shuffling=True,  # line i of the files stays record i
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
         languages = _languages(self.builder_config.name)
         try:
             folder = Path(dl_manager.manual_dir)
@@ -131,14 +135,12 @@ def _languages(pair: str) -> tuple[str, str]:
     return source, target
 
 
-def _download(
-    dl_manager: tfds.download.DownloadManager, languages: tuple[str, str]
-) -> dict[str, tuple[Path, Path]]:
+def _download(dl_manager: tfds.download.DownloadManager, languages: tuple[str, str]) -> dict[str, tuple[Path, Path]]:
     """Fetch all splits; TFDS compares the checksums, the lines are counted here."""
     urls = {
-        split: {language: f"{URL}{stem}.{language}.gz" for language in languages}
-        for split, (stem, _) in SPLITS.items()
+        split: {language: f"{URL}{stem}.{language}.gz" for language in languages} for split, (stem, _) in SPLITS.items()
     }
+    _check_network()
     downloaded = dl_manager.download(urls)
     files = {}
     for split, (_, expected) in SPLITS.items():
@@ -151,6 +153,16 @@ def _download(
             )
         files[split] = (source, target)
     return files
+
+
+def _check_network() -> None:
+    """Fail at once without a network: TFDS would try again for many minutes."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(URL + "val.en.gz", method="HEAD"), timeout=20).close()
+    except OSError as error:
+        raise UserError(
+            f"{URL} cannot be reached ({error}); name a folder with Multi30k's files in config.data.manual_dir."
+        ) from error
 
 
 _CITATION = """\

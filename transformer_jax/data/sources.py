@@ -1,10 +1,15 @@
+# ruff: noqa: D102  (the fields are documented in config.DataConfig)
 """Sentence pairs by the name of their set: embedded, from text files, or prepared by TFDS."""
 
+import contextlib
+import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from transformer_jax.data.numerals import Numerals
+from transformer_jax.data.records import MappedRecords
 from transformer_jax.data.text import read_pairs
 from transformer_jax.errors import UserError
 
@@ -54,28 +59,7 @@ def load_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
         pairs = _text_pairs(config, split)
     else:
         pairs = _tfds_pairs(config, split)
-    return _MappedPairs(pairs, _lowercase) if config.lowercase else pairs
-
-
-class _MappedPairs(Sequence[Pair]):
-    """Records turned into pairs of strings as they are read."""
-
-    def __init__(self, records: Any, to_pair: Any) -> None:
-        self._records = records
-        self._to_pair = to_pair
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        pair: Pair = self._to_pair(self._records[range(len(self))[index]])
-        return pair
+    return MappedRecords(pairs, _lowercase) if config.lowercase else pairs
 
 
 def _lowercase(pair: Pair) -> Pair:
@@ -111,7 +95,7 @@ def _tfds_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
             "prepared anew, or mend the split's name."
         ) from error
     source, target = languages
-    return _MappedPairs(records, lambda record: (record[source].decode("utf-8"), record[target].decode("utf-8")))
+    return MappedRecords(records, lambda record: (record[source].decode("utf-8"), record[target].decode("utf-8")))
 
 
 def _is_multi30k(name: str) -> bool:
@@ -141,6 +125,9 @@ def _builder(config: PairsConfig, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     name, _, chosen = config.name.partition("/")
+    # TFDS registers its translation sets only after others, some of which need TensorFlow and stop it.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tensorflow_datasets.translate")
     try:
         builder_configs: Mapping[str, Any] = tfds.builder_cls(name).builder_configs
     except (ValueError, ImportError) as error:
@@ -183,7 +170,8 @@ def _prepare(builder: Any, manual_dir: str) -> None:
         return
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
     try:
-        builder.download_and_prepare(download_config=settings, file_format="array_record")
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            builder.download_and_prepare(download_config=settings, file_format="array_record")
     except UserError:
         raise
     except Exception as error:  # of the network, the disk, or the builder's own code

@@ -1,3 +1,4 @@
+# ruff: noqa: D102  (the methods are documented once, in Tokenizer)
 """Text to token ids and back: sentencepiece (BPE, unigram), words, characters."""
 
 import io
@@ -125,7 +126,9 @@ class _ListTokenizer:
             raise UserError(f"{cls.FILE_NAME} is not UTF-8; copy it again from its origin.") from error
         tokens = text.removesuffix("\n").split("\n")
         if tuple(tokens[: len(_SPECIAL_PIECES)]) != _SPECIAL_PIECES:
-            raise UserError(f"{cls.FILE_NAME} does not begin with the lines {', '.join(_SPECIAL_PIECES)}; copy it again.")
+            raise UserError(
+                f"{cls.FILE_NAME} does not begin with the lines {', '.join(_SPECIAL_PIECES)}; copy it again."
+            )
         if len(set(tokens)) != len(tokens):
             token, _ = Counter(tokens).most_common(1)[0]
             raise UserError(f"{cls.FILE_NAME} has the line {token!r} twice; copy it again from its origin.")
