@@ -63,12 +63,12 @@ def length_penalty(length: Int[Array, "*shape"], alpha: float) -> Float[Array, "
     return ((5.0 + length.astype(jnp.float32)) / 6.0) ** alpha
 
 
-def length_penalties(max_length: int, alpha: float) -> Float[Array, " M"]:
-    """The penalties of lengths 0 to `max_length`.
+def length_weights(max_length: int, alpha: float) -> Float[Array, " M"]:
+    """What sums of log-probabilities are multiplied by at lengths 0 to `max_length`: one over the penalty.
 
-    A search looks them up instead of computing them, whose last bit could depend on the size of the batch.
+    A table of factors, for powers and quotients may round differently in a batch of another size.
     """
-    return length_penalty(jnp.arange(max_length + 1), alpha)
+    return 1.0 / length_penalty(jnp.arange(max_length + 1), alpha)
 
 
 def initial_state(batch_size: int, beam_size: int, max_length: int, *, bos_id: int, pad_id: int) -> SearchState:
@@ -118,7 +118,7 @@ def search_step(
     return SearchState(state.step + 1, growth.newest, growth.alive, growth.ended), growth.parents
 
 
-def grow_in_place(pick: Pick, *, penalties: Float[Array, " M"], eos_id: int) -> Grow:
+def grow_in_place(pick: Pick, *, weights: Float[Array, " M"], eos_id: int) -> Grow:
     """Every hypothesis gets the one token that `pick` chooses, and stays in its slot: greedy search, sampling."""
 
     def grow(
@@ -137,7 +137,7 @@ def grow_in_place(pick: Pick, *, penalties: Float[Array, " M"], eos_id: int) -> 
         ends = picked == eos_id
         alive = grown._replace(scores=jnp.where(ends, -jnp.inf, grown.scores))
         just_ended = ends & (grown.scores > -jnp.inf)
-        penalised = grown._replace(scores=grown.scores / penalties[state.step + 1])
+        penalised = grown._replace(scores=grown.scores * weights[state.step + 1])
         ended = Hypotheses(
             tokens=jnp.where(just_ended[..., None], penalised.tokens, state.ended.tokens),
             log_probs=jnp.where(just_ended, penalised.log_probs, state.ended.log_probs),
@@ -148,7 +148,7 @@ def grow_in_place(pick: Pick, *, penalties: Float[Array, " M"], eos_id: int) -> 
     return grow
 
 
-def grow_beam(*, penalties: Float[Array, " M"], eos_id: int, early_stop: bool) -> Grow:
+def grow_beam(*, weights: Float[Array, " M"], eos_id: int, early_stop: bool) -> Grow:
     """The 2K best successors compete: those that end for the K ended slots, the others for the K alive ones.
 
     At most K of them end (one a hypothesis), so K are left to go on.
@@ -165,7 +165,7 @@ def grow_beam(*, penalties: Float[Array, " M"], eos_id: int, early_stop: bool) -
         newest = candidates.tokens[:, :, state.step]
         ends = newest == eos_id
 
-        penalised = candidates.scores / penalties[state.step + 1]
+        penalised = candidates.scores * weights[state.step + 1]
         ending = candidates._replace(scores=jnp.where(ends, penalised, -jnp.inf))
         # Ended ones come first: among equals the older stays, and an empty slot is never filled by another's.
         pool = Hypotheses(*(jnp.concatenate(pair, axis=1) for pair in zip(state.ended, ending, strict=True)))
@@ -175,7 +175,7 @@ def grow_beam(*, penalties: Float[Array, " M"], eos_id: int, early_stop: bool) -
         chosen = jax.lax.top_k(going_on.scores, beam_size)[1]
         alive = reorder(going_on, chosen)
         if early_stop:
-            hopeless = _best_attainable(alive, penalties[state.step + 2], penalties[max_lengths]) <= ended.scores[:, -1]
+            hopeless = _best_attainable(alive, weights[state.step + 2], weights[max_lengths]) <= ended.scores[:, -1]
             alive = alive._replace(scores=jnp.where(hopeless[:, None], -jnp.inf, alive.scores))
         return Growth(
             newest=jnp.take_along_axis(newest, chosen, axis=1),
@@ -205,15 +205,15 @@ def _best_successors(
 
 
 def _best_attainable(
-    alive: Hypotheses, next_penalty: Float[Array, ""], last_penalty: Float[Array, " B"]
+    alive: Hypotheses, next_weight: Float[Array, ""], last_weight: Float[Array, " B"]
 ) -> Float[Array, " B"]:
     """An upper bound on the score of everything that alive hypotheses can still become.
 
-    Their sums of log-probabilities only fall. The quotient with the penalty is monotone in the length, so the best
+    Their sums of log-probabilities only fall. The length penalty is monotone in the length, so the best
     length is the next or the last: the last for negative sums and positive alpha.
     """
     best = jnp.max(alive.scores, axis=1)
-    return jnp.maximum(best / next_penalty, best / last_penalty)
+    return jnp.maximum(best * next_weight, best * last_weight)
 
 
 def _successor_scores(alive: Hypotheses, allowed: Float[Array, "B K V"]) -> Float[Array, "B K V"]:

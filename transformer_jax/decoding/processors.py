@@ -25,12 +25,13 @@ The processor must be pure, and must treat each sentence by itself.
 
 def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
     """Never produce any of `token_ids`, for example UNK."""
-    forbidden = tuple(token_ids)
+    ids = jnp.array(tuple(token_ids), jnp.int32)
 
     def process(
         history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
     ) -> Float[Array, "B K V"]:
-        return log_probs.at[..., jnp.array(forbidden, jnp.int32)].set(-jnp.inf)
+        forbidden = jnp.zeros(log_probs.shape[-1], bool).at[ids].set(True)
+        return jnp.where(forbidden, -jnp.inf, log_probs)
 
     return process
 
@@ -42,7 +43,8 @@ def min_length(lengths: int | Int[Array, " B"], eos_id: int) -> LogitsProcessor:
         history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
     ) -> Float[Array, "B K V"]:
         too_short = jnp.broadcast_to(step + 1 < jnp.asarray(lengths), history.shape[:1])[:, None]
-        return log_probs.at[..., eos_id].set(jnp.where(too_short, -jnp.inf, log_probs[..., eos_id]))
+        is_eos = jnp.arange(log_probs.shape[-1]) == eos_id
+        return jnp.where(too_short[..., None] & is_eos, -jnp.inf, log_probs)
 
     return process
 

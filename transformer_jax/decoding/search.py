@@ -24,7 +24,7 @@ from transformer_jax.decoding.core import (
     initial_state,
     is_done,
     keep_first_alive,
-    length_penalties,
+    length_weights,
     reorder,
     search_step,
 )
@@ -94,11 +94,11 @@ def beam_search(
     """
     if beam_size < 1:
         raise UserError(f"beam_size is {beam_size}, but must be at least 1.")
-    penalties = length_penalties(max_length, alpha)
+    weights = length_weights(max_length, alpha)
     if beam_size == 1:
-        grow = grow_in_place(pick_likeliest, penalties=penalties, eos_id=eos_id)
+        grow = grow_in_place(pick_likeliest, weights=weights, eos_id=eos_id)
     else:
-        grow = grow_beam(penalties=penalties, eos_id=eos_id, early_stop=early_stop)
+        grow = grow_beam(weights=weights, eos_id=eos_id, early_stop=early_stop)
     constraints = make_constraints(
         batch_size,
         max_length,
@@ -191,7 +191,7 @@ def sample(
         UserError: If L or K is below 1, `pad_id` is `eos_id`, or temperature, top-k or top-p is out of range.
     """
     pick = sampler(keys, num_samples, temperature, top_k, top_p)
-    grow = grow_in_place(pick, penalties=length_penalties(max_length, 0.0), eos_id=eos_id)
+    grow = grow_in_place(pick, weights=length_weights(max_length, 0.0), eos_id=eos_id)
     constraints = make_constraints(
         batch_size,
         max_length,

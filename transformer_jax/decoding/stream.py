@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.decoding.constraints import Constraints, make_constraints
-from transformer_jax.decoding.core import SearchState, grow_in_place, initial_state, length_penalties, search_step
+from transformer_jax.decoding.core import SearchState, grow_in_place, initial_state, length_weights, search_step
 from transformer_jax.decoding.picks import pick_likeliest, sampler
 from transformer_jax.decoding.processors import LogitsProcessor
 from transformer_jax.decoding.search import StepFn
@@ -85,7 +85,7 @@ def _step(
     top_p: float,
 ) -> SearchState:
     pick = pick_likeliest if keys is None else sampler(keys, 1, temperature, top_k, top_p)
-    # Nobody sees the score, so any penalty will do.
-    penalties = length_penalties(state.alive.tokens.shape[-1], 0.0)
-    grow = grow_in_place(pick, penalties=penalties, eos_id=eos_id)
+    # Nobody sees the score, so any weights will do.
+    weights = length_weights(state.alive.tokens.shape[-1], 0.0)
+    grow = grow_in_place(pick, weights=weights, eos_id=eos_id)
     return search_step(state, logits, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)[0]
