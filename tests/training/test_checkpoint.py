@@ -1,0 +1,235 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from transformer_jax.errors import UserError
+from transformer_jax.training.checkpoint import Checkpoints
+
+METADATA = {
+    "position": [3, 1, 4],
+    "best": 0.1 + 0.2,
+    "worst": float("-inf"),
+    "tiny": 5e-324,
+    "none": None,
+    "config": {"model": {"d_model": 8}, "name": "größe"},
+}
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    opt_state: Any
+    ema: Any = None
+
+
+def make_state(seed=0, width=8):
+    key = jax.random.key(seed)
+    params = {
+        "encoder": {"layers": {0: {"kernel": jax.random.normal(key, (16, width)), "bias": jnp.arange(float(width))}}},
+        "output": None,
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    _, opt_state = optimizer.update(jax.tree.map(jnp.cos, params), optimizer.init(params), params)
+    return State(jnp.asarray(seed, jnp.int32), params, opt_state)
+
+
+def like(state, sharding=None):
+    sharding = SingleDeviceSharding(jax.devices()[0]) if sharding is None else sharding
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def assert_same(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        np.testing.assert_array_equal(a, e)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as opened:
+        yield opened
+
+
+def test_state_and_metadata_come_back_exactly(checkpoints):
+    assert checkpoints.latest() is None
+    assert checkpoints.steps() == []
+    state = make_state()
+    checkpoints.save(7, state, METADATA)
+    assert checkpoints.latest() == 7
+    restored, metadata = checkpoints.restore(7, like(state))
+    assert_same(restored, state)
+    assert metadata == METADATA
+    assert metadata["best"].hex() == (0.1 + 0.2).hex()
+
+
+def test_params_alone(checkpoints):
+    state = make_state(seed=3)
+    checkpoints.save(1, state, {})
+    assert_same(checkpoints.restore_params(1, like(state.params)), state.params)
+
+    with pytest.raises(UserError, match=r"float32\[16,8\] .* float32\[16,6\]"):
+        checkpoints.restore_params(1, like(make_state(width=6).params))
+
+
+def test_other_devices(checkpoints):
+    state = make_state(seed=1)
+    eight = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = lambda x: NamedSharding(eight, PartitionSpec("data") if x.ndim == 2 else PartitionSpec())  # noqa: E731
+    spread = jax.device_put(state, jax.tree.map(rows, state))
+    checkpoints.save(1, spread, {})
+    on_one, _ = checkpoints.restore(1, like(state, SingleDeviceSharding(jax.devices()[5])))
+    assert_same(on_one, state)
+    assert on_one.params["encoder"]["layers"][0]["kernel"].devices() == {jax.devices()[5]}
+    checkpoints.save(2, on_one, {})
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows(x)), state)
+    on_eight, _ = checkpoints.restore(2, target)
+    assert_same(on_eight, state)
+    assert on_eight.params["encoder"]["layers"][0]["kernel"].addressable_shards[0].data.shape == (2, 8)
+
+
+def test_keeps_the_latest_and_the_protected(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in range(1, 4):
+            checkpoints.save(step, make_state(), {})
+        assert checkpoints.steps() == [2, 3]
+        checkpoints.protect(2)
+        checkpoints.save(4, make_state(), {})
+        checkpoints.save(5, make_state(), {})
+        assert checkpoints.steps() == [2, 4, 5]
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.protected() == 2
+        checkpoints.save(6, make_state(), {})
+        assert checkpoints.steps() == [2, 5, 6]
+        checkpoints.protect(6)
+        checkpoints.save(7, make_state(), {})
+        checkpoints.save(8, make_state(), {})
+        assert checkpoints.steps() == [6, 7, 8]
+        with pytest.raises(ValueError, match="step 2"):
+            checkpoints.protect(2)
+
+
+def test_a_saved_step_stays(checkpoints):
+    checkpoints.save(1, make_state(1), {"a": 1})
+    checkpoints.save(1, make_state(2), {"a": 2})
+    restored, metadata = checkpoints.restore(1, like(make_state()))
+    assert int(restored.step) == metadata["a"] == 1
+
+
+def test_a_state_may_be_donated_after_save(checkpoints):
+    state = make_state()
+    expected = jax.device_get(state)
+    checkpoints.save(1, state, {})
+    jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(state)
+    restored, _ = checkpoints.restore(1, like(expected))
+    assert_same(jax.device_get(restored), expected)
+
+
+def altered(state, change):
+    layer = state.params["encoder"]["layers"][0]
+    return state._replace(params={"encoder": {"layers": {0: change(dict(layer))}}, "output": None})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layer: layer | {"extra": layer["bias"]}, r"lacks params\.encoder\.layers\.0\.extra"),
+        (lambda layer: {"kernel": layer["kernel"]}, r"holds params\.encoder\.layers\.0\.bias"),
+        (
+            lambda layer: layer | {"bias": jnp.zeros(9)},
+            r"params\.encoder\.layers\.0\.bias is float32\[8\].*float32\[9\]",
+        ),
+        (lambda layer: layer | {"bias": jnp.zeros(8, jnp.bfloat16)}, r"0\.bias is float32\[8\].*bfloat16\[8\]"),
+    ],
+)
+def test_another_state_is_refused(checkpoints, change, message):
+    state = make_state()
+    checkpoints.save(1, state, {})
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore(1, like(altered(state, change)))
+
+
+def test_missing_step(checkpoints):
+    checkpoints.save(4, make_state(), {})
+    with pytest.raises(UserError, match="no checkpoint of step 5; it has: 4"):
+        checkpoints.restore(5, like(make_state()))
+
+
+# Orbax closes neither the coroutines nor the event loop that a damaged file breaks off.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["state/_METADATA", "state", "state/d", "_CHECKPOINT_METADATA"])
+def test_damaged_checkpoint(checkpoints, tmp_path, damage):
+    checkpoints.save(1, make_state(), {})
+    checkpoints.wait()
+    broken = tmp_path / "checkpoints" / "1" / damage
+    assert broken.exists()
+    if broken.is_dir():
+        for data in broken.rglob("*"):
+            if data.is_file():
+                data.write_bytes(b"")
+    else:
+        broken.write_text("{")
+    with pytest.raises(UserError, match=r"checkpoints/1 can't be read .* delete that folder"):
+        checkpoints.restore(1, like(make_state()))
+
+
+def test_unusable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file can't hold checkpoints"):
+        Checkpoints(tmp_path / "file", keep=1)
+    with pytest.raises(UserError, match=r"keep_checkpoints is 0"):
+        Checkpoints(tmp_path, keep=0)
+    (tmp_path / "protected.json").write_text("{")
+    with pytest.raises(UserError, match=r"protected\.json is damaged"):
+        Checkpoints(tmp_path, keep=1)
+
+
+def test_an_unfinished_checkpoint_is_never_seen(tmp_path):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.save(1, make_state(1), {})
+        checkpoints.save(2, make_state(2), {})
+    # What a run leaves that is killed while it writes step 2.
+    shutil.move(tmp_path / "2", tmp_path / "2.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, make_state(2), {})
+        assert int(checkpoints.restore(2, like(make_state()))[0].step) == 2
+
+
+SAVE_FOREVER = """
+import itertools, sys, pathlib
+import jax.numpy as jnp
+from transformer_jax.training.checkpoint import Checkpoints
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=2)
+for step in itertools.count(1):
+    checkpoints.save(step, {"params": jnp.full((512, 1024), step, jnp.int32)}, {"step": step})
+"""
+
+
+def test_survives_sigkill(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(tmp_path)], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "3").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        latest = checkpoints.latest()
+        assert latest is not None
+        assert latest >= 3
+        restored, metadata = checkpoints.restore(latest, like({"params": jnp.zeros((512, 1024), jnp.int32)}))
+    assert metadata == {"step": latest}
+    assert (np.asarray(restored["params"]) == latest).all()

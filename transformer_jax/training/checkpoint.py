@@ -1,0 +1,208 @@
+"""Checkpoints of a training run: the only module that knows Orbax."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import jax
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp  # type: ignore[import-untyped]
+
+from transformer_jax.errors import UserError
+
+JSON = Any
+"""What `json` can write: numbers, strings, booleans, None, lists and dicts of those."""
+Result = TypeVar("Result")
+
+_STATE = "state"
+_PROTECTED = "protected.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run, in folders named by step.
+
+    A checkpoint is written in the background under another name and renamed when complete, so that a killed run never
+    leaves one half-written under its own name. Older ones are deleted only after that.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        """Open or create `folder`.
+
+        Args:
+            folder: where the checkpoints are.
+            keep: how many of the latest stay, besides the protected one.
+
+        Raises:
+            UserError: if `keep` is not positive, or `folder` can't be used.
+        """
+        if keep < 1:
+            raise UserError(f"config.training.keep_checkpoints is {keep}, but must be at least 1.")
+        self._folder = folder.resolve()
+        self._keep = keep
+        self._protected: int | None = None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if (self._folder / _PROTECTED).exists():
+                self._protected = json.loads((self._folder / _PROTECTED).read_text(encoding="utf-8"))["step"]
+        except OSError as error:
+            raise UserError(f"{folder} can't hold checkpoints: {error.strerror}; choose another folder.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / _PROTECTED} is damaged; delete that file.") from error
+        self._orbax = ocp.training.Checkpointer(
+            self._folder, preservation_policy=_Preservation(self), cleanup_tmp_directories=True
+        )
+
+    def save(self, step: int, state: PyTree, metadata: dict[str, JSON]) -> None:
+        """Write a checkpoint in the background; `state` may be donated or deleted as soon as this returns.
+
+        A step that is saved already stays as it is: to write it anew would leave a moment without it.
+
+        Args:
+            step: how many updates made `state`.
+            state: arrays in nested dicts, tuples and named tuples.
+            metadata: what else a run needs to go on. Floats come back bit for bit, tuples as lists.
+        """
+        if step not in self.steps():
+            self._orbax.save_async(step, state, checkpointable_name=_STATE, force=True, custom_metadata=metadata)
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, in order; waits for one that is being written."""
+        self.wait()
+        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+    def latest(self) -> int | None:
+        """The last of `steps()`, or None if there is none."""
+        return max(self.steps(), default=None)
+
+    def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, JSON]]:
+        """Read a checkpoint.
+
+        Args:
+            step: one of `steps()`.
+            like: the state as `jax.ShapeDtypeStruct`s, whose shardings say where the arrays go. These may be other
+                devices than those that the state was saved from.
+
+        Returns:
+            The state, of the same tree and types as `like`, and the metadata.
+
+        Raises:
+            UserError: if the checkpoint is missing, can't be read, or holds another state than `like`.
+        """
+        stored = self._stored(step)
+        self._compare(step, stored.metadata, like)
+        return self._read(step, like), stored.custom_metadata or {}
+
+    def restore_params(self, step: int, like: PyTree) -> PyTree:
+        """Read the part `params` of a checkpoint alone, as averaging needs it (section 6.1).
+
+        Args:
+            step: one of `steps()`.
+            like: the parameters as `jax.ShapeDtypeStruct`s with shardings.
+
+        Raises:
+            UserError: see `restore`.
+        """
+        stored = self._stored(step).metadata
+        if not isinstance(stored, dict) or "params" not in stored:
+            raise UserError(f"{self._folder / str(step)} holds no params; it was written by another program.")
+        self._compare(step, {"params": stored["params"]}, {"params": like})
+        # Orbax leaves alone what is a placeholder.
+        partial = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {"params": like}
+        return self._read(step, partial)["params"]
+
+    def protect(self, step: int) -> None:
+        """Keep the checkpoint of `step` however old it grows, in place of the one protected before.
+
+        Raises:
+            ValueError: if it is not there.
+        """
+        if step not in self.steps():
+            raise ValueError(f"No checkpoint of step {step} in {self._folder}.")
+        self._protected = step
+        if jax.process_index() == 0:
+            unfinished = self._folder / f"{_PROTECTED}.tmp"
+            unfinished.write_text(json.dumps({"step": step}), encoding="utf-8")
+            os.replace(unfinished, self._folder / _PROTECTED)
+
+    def protected(self) -> int | None:
+        """The step that was protected last, in this run or one before."""
+        return self._protected
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more."""
+        self._orbax.wait()
+
+    def close(self) -> None:
+        """Wait, and end the background thread."""
+        self._orbax.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def preserved(self, steps: Sequence[int]) -> set[int]:
+        """Those of `steps` that are not to be deleted."""
+        return {step for step in steps if step in sorted(steps)[-self._keep :] or step == self._protected}
+
+    def _stored(self, step: int) -> Any:
+        if step not in self.steps():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(f"{self._folder} has no checkpoint of step {step}; it has: {known}.")
+        return self._guard(step, lambda: self._orbax.metadata(step))
+
+    def _read(self, step: int, like: PyTree) -> Any:
+        return self._guard(step, lambda: self._orbax.load(step, like, checkpointable_name=_STATE))
+
+    def _guard(self, step: int, read: Callable[[], Result]) -> Result:
+        try:
+            return read()
+        # Orbax and TensorStore tell of damaged files by exceptions of many unrelated types.
+        except Exception as error:
+            raise UserError(
+                f"{self._folder / str(step)} can't be read as a checkpoint ({type(error).__name__}); "
+                "delete that folder to go on from the one before."
+            ) from error
+
+    def _compare(self, step: int, stored: PyTree, like: PyTree) -> None:
+        have, want = _leaves(stored), _leaves(like)
+        folder = self._folder / str(step)
+        remedy = "train with the configuration that it was made with, or into another workdir."
+        missing = sorted(set(want) - set(have))
+        if missing:
+            raise UserError(f"{folder} lacks {missing[0]}, which this configuration needs; {remedy}")
+        foreign = sorted(set(have) - set(want))
+        if foreign:
+            raise UserError(f"{folder} holds {foreign[0]}, which this configuration does not have; {remedy}")
+        for name, leaf in want.items():
+            if _kind(have[name]) != _kind(leaf):
+                raise UserError(
+                    f"{name} is {_kind(have[name])} in {folder}, but {_kind(leaf)} in this configuration; {remedy}"
+                )
+
+
+class _Preservation:
+    """Orbax's way of asking which checkpoints to spare."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        spared = self._checkpoints.preserved([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in spared for checkpoint in checkpoints]
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
