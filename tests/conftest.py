@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-# Both are read when JAX is first imported. Eight devices on one CPU make sharding testable anywhere.
+XLA_FLAGS = (
+    # Eight devices on one CPU make sharding testable anywhere.
+    "--xla_force_host_platform_device_count=8",
+    # Tests compile much and compute little: code that is quick to make beats code that is quick.
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+
+# Both are read when JAX is first imported; subprocesses of tests inherit them.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS)).strip()
 
 install_import_hook("transformer_jax", "beartype.beartype")
 

@@ -137,9 +137,22 @@ def read_attributes() -> set[tuple[str, str]]:
     reads = set()
     for module, path in MODULES.items():
         if module != "config":
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     reads.add((ast.unparse(node.value).split(".")[-1], node.attr))
+                elif isinstance(node, ast.FunctionDef):
+                    reads |= read_by_name(node)
+    return reads
+
+
+def read_by_name(function: ast.FunctionDef) -> set[tuple[str, str]]:
+    """What `{name: getattr(config, name) for name in ("d_model", ...)}` reads."""
+    reads = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.DictComp) and "getattr(config, name)" in ast.unparse(node.value):
+            # The names stand in the comprehension, or in a tuple beside it.
+            reads |= {("config", n.value) for n in ast.walk(function) if isinstance(n, ast.Constant)}
     return reads
 
 
