@@ -118,12 +118,14 @@ class Batches(Generic[Record, Batch]):
             window_size: records that are encoded and planned at a time.
 
         Raises:
-            UserError: for an unknown batching, no records, or a batch that holds no row.
+            UserError: for an unknown batching, no records, a negative seed, or a batch that holds no row.
         """
         if batching not in BATCHINGS:
             raise UserError(f"config.data.batching is {batching!r}, but must be one of {', '.join(BATCHINGS)}.")
         if not len(records):
             raise UserError("The data set has no records; check the files under config.data.")
+        if seed < 0:
+            raise UserError(f"config.seed is {seed}, but must not be negative.")
         self._row_length = max(row_length, max_length)
         self._bucket_lengths = sorted({*(n for n in bucket_lengths if n < max_length), max_length})
         longest_row = self._row_length if batching == "pack" else max_length
@@ -199,7 +201,8 @@ class Batches(Generic[Record, Batch]):
             groups = {self._row_length: pack_rows(lengths, self._row_length)}
         else:
             groups = bucket_rows(lengths, self._bucket_lengths)
-        order = np.random.default_rng((self._seed, epoch, window))
+        # The 1 sets this stream apart from that of the permutation: NumPy fills short seeds up with zeros.
+        order = np.random.default_rng((self._seed, epoch, window, 1))
         batches: list[tuple[int, list[list[int]]]] = []
         for row_length, rows in groups.items():
             if self._shuffle:

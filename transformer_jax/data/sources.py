@@ -145,7 +145,13 @@ def _builder(config: PairsConfig, data_dir: str) -> Any:
                 f"config.data.name is {config.name!r} for {source}-{target}, but {name} has only "
                 f"{', '.join(sorted(builder_configs))}; name one of them after a slash."
             )
-    return tfds.builder(name, config=chosen or None, data_dir=data_dir or None, file_format="array_record")
+    try:
+        return tfds.builder(name, config=chosen or None, data_dir=data_dir or None, file_format="array_record")
+    except ValueError as error:  # prepared there before, in TFDS's other format
+        raise UserError(
+            f"{name} under {_data_root(data_dir)} was not prepared as array_record; delete that folder or name another "
+            "in config.data.data_dir."
+        ) from error
 
 
 def _check_languages(builder: Any, languages: tuple[str, str]) -> None:

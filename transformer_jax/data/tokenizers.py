@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
@@ -21,6 +21,7 @@ _WHITE_SPACE = re.compile(r"\s")
 _LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer ones, its default is 4,192
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back. Ids 0 to 3 are padding, beginning and end of a sentence, and unknown."""
 
