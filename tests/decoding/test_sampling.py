@@ -43,7 +43,7 @@ def test_outputs_are_drawn_as_often_as_they_are_likely():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 5}, {"temperature": 1.5, "top_p": 0.8}]
+    "arguments", [{"temperature": 0.5}, {"temperature": 2.0, "top_k": 5}, {"temperature": 1.5, "top_p": 0.8}]
 )
 def test_first_tokens_follow_the_filtered_softmax(arguments):
     toy = Toy(seed=22, batch_size=2, vocab_size=12, scale=1.0)
@@ -67,12 +67,13 @@ def test_first_tokens_follow_the_filtered_softmax(arguments):
 
 def test_a_sample_depends_on_its_key_and_number_alone():
     toy = Toy(seed=23, batch_size=3, vocab_size=9)
-    keys = jax.random.split(jax.random.key(5), 3)
+    toy.tables[:] = toy.tables[0]
+    keys = jax.random.split(jax.random.key(5), 2)[jnp.array([0, 0, 1])]
     five = toy.run(sample, num_samples=5, keys=keys, max_length=8)
     two = toy.run(sample, num_samples=2, keys=keys, max_length=8)
     np.testing.assert_array_equal(five.tokens[:, :2], two.tokens)
-    others = toy.run(sample, num_samples=5, keys=jax.random.split(jax.random.key(6), 3), max_length=8)
-    assert np.any(np.asarray(five.tokens) != np.asarray(others.tokens))
+    assert outputs_of(five, 0) == outputs_of(five, 1)
+    assert outputs_of(five, 0) != outputs_of(five, 2)
     assert len(set(outputs_of(five, 0))) > 1
 
 

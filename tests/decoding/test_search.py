@@ -34,10 +34,10 @@ def assert_equal(result, expected):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("alpha", "early_stop"), [(0.0, True), (0.6, True), (0.6, False), (1.5, True)])
-def test_wide_beam_finds_all_that_brute_force_finds(alpha, early_stop):
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.5])
+def test_wide_beam_finds_all_that_brute_force_finds(alpha):
     toy = Toy(seed=1, batch_size=12)
-    result = toy.run(beam_search, beam_size=45, max_length=LENGTH, alpha=alpha, early_stop=early_stop)
+    result = toy.run(beam_search, beam_size=45, max_length=LENGTH, alpha=alpha)
     for sentence in range(toy.batch_size):
         expected = all_outputs(toy, sentence, LENGTH, alpha)
         assert len(expected) == NUM_OUTPUTS
@@ -73,7 +73,7 @@ def test_wide_beam_equals_brute_force_under_constraints():
         assert_is(result, sentence, expected)
 
 
-@pytest.mark.parametrize(("beam_size", "early_stop"), [(2, True), (3, True), (3, False), (5, True)])
+@pytest.mark.parametrize(("beam_size", "early_stop"), [(2, True), (4, True), (4, False)])
 def test_narrow_beam_equals_a_plain_beam_search(beam_size, early_stop):
     toy = Toy(seed=3, batch_size=40, vocab_size=7)
     result = toy.run(beam_search, beam_size=beam_size, max_length=8, early_stop=early_stop)

@@ -25,12 +25,12 @@ The processor must be pure, and must treat each sentence by itself.
 
 def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
     """Never produce any of `token_ids`, for example UNK."""
-    ids = jnp.array(tuple(token_ids), jnp.int32)
+    ids = tuple(token_ids)
 
     def process(
         history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
     ) -> Float[Array, "B K V"]:
-        forbidden = jnp.zeros(log_probs.shape[-1], bool).at[ids].set(True)
+        forbidden = jnp.zeros(log_probs.shape[-1], bool).at[jnp.array(ids, jnp.int32)].set(True)
         return jnp.where(forbidden, -jnp.inf, log_probs)
 
     return process

@@ -164,28 +164,15 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> SearchResult:
-    """Draw K independent outputs of each sentence.
+    """Draw K = `num_samples` independent outputs of each sentence.
 
-    Args:
-        step_fn: As in `beam_search`, as are all others that are not told here.
-        cache: See there.
-        batch_size: See there.
-        max_length: See there.
-        num_samples: K.
-        keys: One random key a sentence. Sample k depends on the key and k alone, not on K or the batch.
-        bos_id: See there.
-        eos_id: See there.
-        pad_id: See there.
-        max_lengths: See there.
-        min_lengths: See there.
-        prefix: See there.
-        processors: See there; they come before temperature and filters.
-        temperature: Divides the log-probabilities.
-        top_k: Draw from so many likeliest tokens; 0: from all.
-        top_p: Draw from the smallest set of tokens that holds this probability; 1: from all.
+    `keys` holds one random key a sentence; sample k depends on that key and k alone, not on K or the batch.
+    Log-probabilities, constrained by `processors`, are divided by `temperature`; then a token is drawn from the
+    `top_k` likeliest (0: all), and of these from the smallest set that holds probability `top_p` (1: all).
+    The other arguments are those of `beam_search`.
 
     Returns:
-        Outputs in the order of drawing, which may repeat; no length penalty in the scores.
+        Outputs in the order of drawing, which may repeat. Their scores have no length penalty.
 
     Raises:
         UserError: If L or K is below 1, `pad_id` is `eos_id`, or temperature, top-k or top-p is out of range.
