@@ -81,6 +81,14 @@ def test_prepared_once_for_each_content(multi30k, write):
     assert list(load_pairs(multi30k, "test_2016_flickr")) == [("nur eine Seite", "one side only")]
 
 
+def test_prepared_in_another_format(multi30k, tmp_path):
+    load_pairs(multi30k, "train")
+    [info] = (tmp_path / "tfds").rglob("dataset_info.json")
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match="was not prepared as array_record; delete that folder"):
+        load_pairs(multi30k, "train")
+
+
 def test_misaligned_files(multi30k, write, tmp_path):
     write("raw/val.en", ["one"])
     with pytest.raises(UserError, match=r"val\.de has 2 lines, but .*val\.en has 1"):
@@ -92,7 +100,8 @@ def test_misaligned_files(multi30k, write, tmp_path):
 
 def test_two_processes_prepare_at_once(multi30k):
     script = (
-        "import sys; from transformer_jax.config import DataConfig; from transformer_jax.data.sources import load_pairs;"
+        "import sys; from transformer_jax.config import DataConfig;"
+        "from transformer_jax.data.sources import load_pairs;"
         "print(len(load_pairs(DataConfig(name='multi30k', manual_dir=sys.argv[1], data_dir=sys.argv[2]), 'train')))"
     )
     command = [sys.executable, "-c", script, multi30k.manual_dir, multi30k.data_dir]

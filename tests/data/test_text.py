@@ -54,9 +54,9 @@ def test_truncated_gzip(write, keep):
 
 
 def test_unreadable_paths(tmp_path):
-    with pytest.raises(UserError, match="none.txt cannot be read, the file does not exist"):
+    with pytest.raises(UserError, match=r"none\.txt cannot be read, the file does not exist"):
         read_lines(tmp_path / "none.txt")
-    with pytest.raises(UserError, match="none.txt cannot be read, its folder does not exist"):
+    with pytest.raises(UserError, match=r"none\.txt cannot be read, its folder does not exist"):
         read_lines(tmp_path / "nowhere" / "none.txt")
     with pytest.raises(UserError, match="directory"):
         read_lines(tmp_path)

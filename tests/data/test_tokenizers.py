@@ -112,8 +112,10 @@ def test_mistakes_are_told():
         train_tokenizer("wordpiece", TEXTS, 100)
     with pytest.raises(UserError, match="empty"):
         train_tokenizer("bpe", ["", "  "], 100)
-    with pytest.raises(UserError, match=r"config\.tokenizer\.vocab_size is 5"):
+    with pytest.raises(UserError, match=r"config\.tokenizer\.vocab_size is 5, but .* need \d+"):
         train_tokenizer("bpe", TEXTS, 5)
+    with pytest.raises(UserError, match=r"config\.tokenizer\.vocab_size"):
+        train_tokenizer("unigram", TEXTS, -1)
 
 
 @pytest.mark.parametrize(

@@ -287,8 +287,14 @@ def _train_sentencepiece(kind: str, sentences: list[str], vocab_size: int) -> Se
         largest = re.search(r"to a value <= (\d+)", str(error))
         if largest and int(largest[1]) < vocab_size:
             return _train_sentencepiece(kind, sentences, int(largest[1]))
+        needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        if needed:
+            raise UserError(
+                f"config.tokenizer.vocab_size is {vocab_size}, but the characters alone need {needed[1]}; raise it."
+            ) from error
         raise UserError(
-            f"config.tokenizer.vocab_size is {vocab_size}, with which sentencepiece cannot train ({error}); raise it."
+            f"sentencepiece cannot learn {vocab_size} pieces from these texts ({error}); check "
+            "config.tokenizer.vocab_size and the files under config.data."
         ) from error
     return SentencePieceTokenizer(model.getvalue())
 
