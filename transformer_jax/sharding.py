@@ -1,0 +1,124 @@
+"""Where arrays live: the mesh of devices, one table of rules for parameters, and the rows of a batch.
+
+Three axes: `data` splits the batch; `fsdp` splits the batch and the parameters, which are gathered when used; `tensor`
+splits heads, the feed-forward width and the vocabulary. XLA derives all other layouts and the communication from these.
+"""
+
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from transformer_jax.config import MeshConfig
+from transformer_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = P(("data", "fsdp"))
+"""Of a batch."""
+
+RULES: tuple[tuple[str, P], ...] = (
+    # The first matrix of a pair is split by columns and the second by rows, so that one sum ends each sub-layer.
+    (r"(query|key|value|wide)\.kernel", P("fsdp", "tensor")),
+    (r"(query|key|value|wide)\.bias", P("tensor")),
+    (r"(out|narrow)\.kernel", P("tensor", "fsdp")),
+    (r"table", P("tensor", "fsdp")),
+)
+"""End of a parameter's path, as a regular expression, and the axes that its dimensions are split over.
+
+What matches none is small, and every device holds it whole.
+"""
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange devices along the three axes.
+
+    Args:
+        config: the size of each axis; at most one may be -1, for what is left.
+        devices: the devices to use, by default all.
+
+    Raises:
+        UserError: if the sizes don't fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    product = 1
+    for size in sizes:
+        product *= 1 if size == -1 else size
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"config.mesh is {given}, but sizes must be positive, and at most one of them -1.")
+    if len(devices) % product or (-1 not in sizes and product != len(devices)):
+        raise UserError(
+            f"config.mesh is {given}, which does not fit the device count of {len(devices)}; "
+            "the sizes must multiply to that (-1: what is left)."
+        )
+    shape = [len(devices) // product if size == -1 else size for size in sizes]
+    # The default of make_mesh is Explicit, which would ask for a layout at every lookup in an embedding.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def partition_spec(path: str) -> P:
+    """The rule for a path such as `encoder.layers.0.self_attention.query.kernel`, or P() if there is none.
+
+    Raises:
+        ValueError: if two rules match.
+    """
+    matching = [(pattern, spec) for pattern, spec in RULES if re.search(rf"(^|\.)({pattern})$", path)]
+    if len(matching) > 1:
+        raise ValueError(f"{path} matches the sharding rules {' and '.join(pattern for pattern, _ in matching)}.")
+    return matching[0][1] if matching else P()
+
+
+def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
+    """A sharding for each array of a tree of parameters, or of one that holds such trees, as optimiser states do.
+
+    Args:
+        tree: arrays, or `jax.ShapeDtypeStruct`s.
+        mesh: see `make_mesh`.
+
+    Raises:
+        UserError: if a dimension does not divide by the axis that splits it.
+    """
+
+    def sharding(path: tuple[object, ...], leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        spec = partition_spec(name)
+        # Some optimisers keep vectors or single numbers under the path of a matrix; those are small.
+        if len(spec) != leaf.ndim or leaf.size == 1:
+            return NamedSharding(mesh, P())
+        for size, axis in zip(leaf.shape, spec, strict=True):
+            if size % mesh.shape[axis]:
+                raise UserError(
+                    f"{name} has a dimension of {size}, which does not divide into config.mesh.{axis}="
+                    f"{mesh.shape[axis]} parts; change config.mesh, or the sizes in config.model."
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def place(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Put a batch on the devices, its rows spread over `data` and `fsdp`.
+
+    Args:
+        batch: numpy arrays with one leading row axis. With several processes, the rows of this one.
+        mesh: see `make_mesh`.
+
+    Raises:
+        UserError: if the rows don't divide among the devices.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    processes = jax.process_count()
+    for array in jax.tree.leaves(batch):
+        if array.shape[0] * processes % shards:
+            raise UserError(
+                f"config.data.tokens_per_batch makes batches of {array.shape[0] * processes} rows, which do not divide "
+                f"among the {shards} devices along the axes data and fsdp; make it a multiple of {shards} rows."
+            )
+    sharding = NamedSharding(mesh, ROWS)
+    if processes == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
