@@ -1,0 +1,320 @@
+"""A trained model as one directory: written whole or not at all, read without running code."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from transformer_jax.bundle.translator import Translator, TranslatorSettings, structure
+from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
+from transformer_jax.errors import UserError
+from transformer_jax.models import ModelConfig
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+
+_LARGEST_CONFIG = 1_000_000  # bytes
+_CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
+
+
+_TASKS = {"translation": Translator}
+"""What each task's bundle is loaded as."""
+
+
+def save_bundle(
+    path: str | Path,
+    *,
+    task: str,
+    model_config: ModelConfig,
+    params: Any,
+    tokenizer_files: Mapping[str, bytes],
+    settings: Mapping[str, Any],
+    card: str | Mapping[str, object],
+) -> None:
+    """Write a trained model; one that is there already is replaced when the new one is complete.
+
+    Args:
+        path: the folder to write.
+        task: of the model: translation.
+        model_config: of the model, vocabulary sizes included.
+        params: of the model, as `models.split` gives them.
+        tokenizer_files: as `TokenizerPair.files` gives them.
+        settings: fields of the task's settings (`TranslatorSettings`).
+        card: the model's README in Markdown, or facts to put in its table: data, command, scores and signatures.
+
+    Raises:
+        UserError: for an unknown task or setting, or a path that is something else than a model.
+    """
+    folder = Path(path).resolve()
+    if folder.exists() and not (folder / CONFIG_FILE).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{path} exists and is no model folder; name another, or remove it.")
+    if task not in _TASKS:
+        raise UserError(f"The task is {task!r}, but a model folder can hold {', '.join(_TASKS)}.")
+    checked = _fields(_TASKS[task].settings_type, dict(settings), "settings")
+    # Which kernel computes attention is the machine's business, not the model's.
+    model_config = dataclasses.replace(model_config, attention_implementation="xla")
+    tensors = {
+        ".".join(map(str, name)): np.ascontiguousarray(value, dtype=np.float32)
+        for name, value in traverse_util.flatten_dict(jax.device_get(params)).items()
+    }
+    files = {**tokenizer_files, WEIGHTS_FILE: safetensors.numpy.save(tensors)}
+    config = {
+        "format_version": FORMAT_VERSION,
+        "package_version": _package_version(),
+        "task": task,
+        "model": dataclasses.asdict(model_config),
+        "settings": dataclasses.asdict(checked),
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    files[CONFIG_FILE] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    if not isinstance(card, str):
+        card = _card(config, sum(tensor.size for tensor in tensors.values()), card)
+    files[CARD_FILE] = card.encode()
+    _replace_folder(folder, files)
+
+
+def load(path: str | Path) -> Translator:
+    """Read a trained model, such as the `model` folder of a run.
+
+    Nothing in the folder is run, and everything is checked before it is used.
+
+    Raises:
+        UserError: if a file is missing, damaged, of another version, or does not belong to the others.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{path} is no folder; name a model folder, such as runs/numerals/model.")
+    config = _read_config(folder)
+    tokenizer = _read_tokenizer(folder, config)
+    params = _read_params(folder, config)
+    return _TASKS[config.task](config.model, params, tokenizer, config.settings)
+
+
+@dataclass(frozen=True)
+class _BundleConfig:
+    """The checked content of `config.json`."""
+
+    task: str
+    model: ModelConfig
+    settings: TranslatorSettings
+    sha256: dict[str, str]
+
+
+def _read_config(folder: Path) -> _BundleConfig:
+    path = folder / CONFIG_FILE
+    content = _read_file(path, _LARGEST_CONFIG)
+
+    def no_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        values = json.loads(content.decode("utf-8"), parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy the model again from its origin.") from error
+    if not isinstance(values, dict) or "format_version" not in values:
+        raise UserError(f"{path} has no field format_version; it does not describe a model of this package.")
+    if values["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {values['format_version']!r}, but this release reads {FORMAT_VERSION}; "
+            "use the release that wrote it."
+        )
+    for name in values:
+        if name not in _CONFIG_FIELDS:
+            raise UserError(f"{path}: {name} is no field; known here: {', '.join(_CONFIG_FIELDS)}.")
+    for name in _CONFIG_FIELDS:
+        if name not in values:
+            raise UserError(f"{path} has no field {name}; copy the model again from its origin.")
+    if values["task"] not in list(_TASKS):
+        raise UserError(f"{path}: task is {values['task']!r}, but must be one of {', '.join(_TASKS)}.")
+    model = _fields(ModelConfig, values["model"], f"{path}: model")
+    for name, value in dataclasses.asdict(model).items():
+        if type(value) is int and not 1 <= value < 2**31:
+            raise UserError(f"{path}: model.{name} is {value}, but must be a size from 1 on.")
+    settings = _fields(_TASKS[values["task"]].settings_type, values["settings"], f"{path}: settings")
+    sha256 = values["sha256"]
+    if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or len(sha256) < 2:
+        raise UserError(f"{path}: sha256 must name {WEIGHTS_FILE} and the tokenizer's files.")
+    for name in sha256:
+        if Path(name).name != name:
+            raise UserError(f"{path}: sha256 names {name!r}, but must name files of this folder.")
+    return _BundleConfig(values["task"], model, settings, sha256)
+
+
+def _read_tokenizer(folder: Path, config: _BundleConfig) -> TokenizerPair:
+    files = {name: _read_file(folder / name) for name in config.sha256 if name != WEIGHTS_FILE}
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != config.sha256[name]:
+            raise UserError(
+                f"{folder / name} is another vocabulary than the model was trained with; copy the right one there."
+            )
+    pair = pair_from_files(files)
+    for side in ("source", "target"):
+        size, expected = getattr(pair, side).vocab_size, getattr(config.model, f"{side}_vocab_size")
+        if size != expected:
+            raise UserError(
+                f"{folder} has another vocabulary than the model was trained with: {size:,} {side} tokens instead of "
+                f"{expected:,}; copy the right one to its place."
+            )
+    return pair
+
+
+def _read_params(folder: Path, config: _BundleConfig) -> Any:
+    path = folder / WEIGHTS_FILE
+    content = _read_file(path)
+    try:
+        tensors = safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}); copy it again from its origin.") from error
+    layers = config.model.num_encoder_layers + config.model.num_decoder_layers
+    if layers > len(tensors):  # lest a mere number keep us building layers for ever
+        raise UserError(f"{path} has {len(tensors):,} tensors, too few for {layers:,} layers; copy the model again.")
+    try:
+        _, expected = structure(config.model)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{folder / CONFIG_FILE}: model describes none that can be built ({error}).") from error
+    flat = traverse_util.flatten_dict(expected)
+    names = {".".join(map(str, key)): key for key in flat}
+    for name in sorted(set(names) ^ set(tensors)):
+        fault = "has no tensor" if name in names else "has the unknown tensor"
+        raise UserError(f"{path} {fault} {name}; it does not belong to {CONFIG_FILE} beside it.")
+    for name, key in names.items():
+        tensor = tensors[name]
+        if tensor.shape != flat[key].shape or tensor.dtype != np.float32:
+            raise UserError(
+                f"{path}: {name} is {tensor.dtype} {tensor.shape}, but {CONFIG_FILE} says float32 {flat[key].shape}."
+            )
+    if hashlib.sha256(content).hexdigest() != config.sha256[WEIGHTS_FILE]:
+        raise UserError(f"{path} is not the file that {CONFIG_FILE} names (sha256 differs); copy it again.")
+    return traverse_util.unflatten_dict({key: jnp.asarray(tensors[name]) for name, key in names.items()})
+
+
+def _read_file(path: Path, limit: int | None = None) -> bytes:
+    try:
+        if limit is not None and path.stat().st_size > limit:
+            raise UserError(f"{path} is larger than {limit:,} bytes; copy the model again from its origin.")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; copy the model again from its origin.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
+
+
+def _fields(cls: Any, values: Any, where: str) -> Any:
+    """The dataclass `cls` with these values; every field has a default, which tells its type."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is {values!r}, but must be a group of fields.")
+    defaults = cls()
+    known = [each.name for each in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}.{name} is no field; known here: {', '.join(known)}.")
+    return cls(**{name: _field(getattr(defaults, name), value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _field(default: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(default):
+        return _fields(type(default), value, where)
+    if type(default) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise UserError(f"{where} is {value!r}, but must be of type {type(default).__name__}.")
+    return value
+
+
+def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder with these files in the place of `folder`, which holds the old ones or the new, never a part."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
+        ) as name:
+            new, old = Path(name) / "new", Path(name) / "old"
+            new.mkdir()
+            for file, content in files.items():
+                with (new / file).open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            _sync_folder(new)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
+            _sync_folder(folder.parent)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); make room, or name another folder.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _package_version() -> str:
+    try:
+        return importlib.metadata.version("transformer-jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"
+
+
+def _card(config: Mapping[str, Any], num_parameters: int, facts: Mapping[str, object]) -> str:
+    settings, model = config["settings"], config["model"]
+    languages = (
+        f" from {settings['source_language']} to {settings['target_language']}" if settings["source_language"] else ""
+    )
+    sizes = {
+        "parameters": f"{num_parameters:,} (float32)",
+        "layers": f"{model['num_encoder_layers']} + {model['num_decoder_layers']}",
+        "d_model, d_ff, heads": f"{model['d_model']}, {model['d_ff']}, {model['num_heads']}",
+        "vocabulary": f"{model['source_vocab_size']:,} source, {model['target_vocab_size']:,} target tokens",
+    }
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in {**facts, **sizes}.items())
+    case = "It reads and writes lower-cased text. " if settings["lowercase"] else ""
+    return f"""# A model for {config["task"]}{languages}
+
+An encoder-decoder Transformer, trained with transformer-jax {config["package_version"]}.
+
+| | |
+| --- | --- |
+{rows}
+
+## Use
+
+```python
+import transformer_jax
+
+model = transformer_jax.load("path/of/this/folder")
+```
+
+## Limits
+
+{case}It takes one sentence at a time, of at most {settings["max_source_length"]:,} tokens, and knows only what is
+in the data that it was trained on. Its output can be wrong or made up, the more so the less a text is like that data.
+"""
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
