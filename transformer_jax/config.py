@@ -87,11 +87,13 @@ class TrainingConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     average_last: int = 1
-    """The model that is written is the mean of the parameters at the last so many evaluations (section 6.1)."""
+    """At the end, try the mean of the parameters of the last so many checkpoints too (section 6.1)."""
     ema_decay: float = 0.0
     """Above 0: evaluate and write an exponential moving average of the parameters instead."""
     patience: int = 0
     """Evaluations without a better validation score before stopping early; 0: never."""
+    metric: str = "bleu"
+    """Score on the validation data that tells which checkpoint is best, such as bleu or exact_match."""
     num_samples: int = 3
     """Sample outputs shown at each evaluation."""
 

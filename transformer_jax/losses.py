@@ -22,67 +22,65 @@ def smoothed_cross_entropy(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def chunked_cross_entropy(
-    x: Float[Array, "M D"],
+    x: Float[Array, "B T D"],
     table: Float[Array, "V D"],
-    labels: Int[Array, "M"],
-    weights: Float[Array, "M"],
+    labels: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
     smoothing: float = 0.0,
     chunk: int = 256,
 ) -> Float[Array, ""]:
-    """Weighted sum of `smoothed_cross_entropy(x @ table.T, labels, smoothing)`, never holding M x V logits.
+    """Weighted sum of `smoothed_cross_entropy(x @ table.T, labels, smoothing)`, never holding B x T x V logits.
 
-    Loss and gradient come from one pass over chunks of tokens, since the gradient of a sum is known up to the factor that
-    comes from outside; so each logit is computed once, used twice, and stays in the cache.
+    Loss and gradient come from one pass over chunks of tokens, since the gradient of a sum is known up to the factor
+    that comes from outside; so each logit is computed once and used while it is in the cache.
 
     Args:
-        x: the decoder's output at M tokens.
+        x: the decoder's output.
         table: the output layer's rows, one a word.
         labels: the tokens to predict.
-        weights: 0 for padding.
+        weights: 0 for padding. No gradient goes to them.
         smoothing: label smoothing.
-        chunk: tokens at a time; M must be a multiple, or smaller.
+        chunk: tokens at a time, about: some columns of all rows, so that rows may be spread over devices.
     """
     return _loss_and_grads(x, table, labels, weights, smoothing, chunk)[0]
 
 
 def _loss_and_grads(x, table, labels, weights, smoothing, chunk):
-    chunk = min(chunk, x.shape[0])
+    batch, length, _ = x.shape
+    columns = next(n for n in range(1, length + 1) if length % n == 0 and (n * batch >= chunk or n == length))
     wide = table.astype(x.dtype)
     mean_row = wide.mean(0)
 
     def one_chunk(carry, inputs):
         loss, d_table = carry
-        x, labels, weights = inputs
+        x, labels, weights = (a.reshape(-1, *a.shape[2:]) for a in inputs)
         logits = jnp.dot(x, wide.T, preferred_element_type=jnp.float32)
         top = logits.max(-1, keepdims=True)
         exponentials = jnp.exp(logits - top)
         total = exponentials.sum(-1, keepdims=True)
-        rows = wide[labels]
-        at_label = (x * rows).sum(-1)
-        expected = (1.0 - smoothing) * at_label + smoothing * (x @ mean_row)
+        # Of the smoothed distribution only its mean row of the table is ever needed.
+        target = (1.0 - smoothing) * wide[labels] + smoothing * mean_row
+        expected = (x * target).sum(-1, dtype=jnp.float32)
         loss += jnp.sum(weights * ((top + jnp.log(total))[:, 0] - expected))
         d_logits = (exponentials * (weights[:, None] / total)).astype(x.dtype)
-        target = (1.0 - smoothing) * rows + smoothing * mean_row
-        d_x = d_logits @ wide - weights[:, None] * target
+        d_x = d_logits @ wide - weights[:, None].astype(x.dtype) * target
         d_table += jnp.dot(d_logits.T, x, preferred_element_type=jnp.float32)
-        return (loss, d_table), d_x
+        return (loss, d_table), d_x.reshape(batch, columns, -1)
 
-    split = lambda a: a.reshape(-1, chunk, *a.shape[1:])
+    def chunks(a):
+        return a.reshape(batch, length // columns, columns, *a.shape[2:]).swapaxes(0, 1)
+
     zeros = jnp.zeros(()), jnp.zeros(table.shape)
-    (loss, d_table), d_x = jax.lax.scan(one_chunk, zeros, (split(x), split(labels), split(weights)))
-    weighted = weights[:, None] * x
-    d_table = d_table.at[labels].add(-(1.0 - smoothing) * weighted) - smoothing * weighted.sum(0) / table.shape[0]
-    return loss, (d_x.reshape(x.shape), d_table.astype(table.dtype))
-
-
-def _forward(x, table, labels, weights, smoothing, chunk):
-    loss, grads = _loss_and_grads(x, table, labels, weights, smoothing, chunk)
-    return loss, grads
+    (loss, d_table), d_x = jax.lax.scan(one_chunk, zeros, (chunks(x), chunks(labels), chunks(weights)))
+    weighted = (weights[..., None] * x).reshape(-1, x.shape[-1])
+    d_table = d_table.at[labels.reshape(-1)].add(-(1.0 - smoothing) * weighted)
+    d_table -= smoothing * weighted.sum(0) / table.shape[0]
+    return loss, (d_x.swapaxes(0, 1).reshape(x.shape), d_table.astype(table.dtype))
 
 
 def _backward(smoothing, chunk, grads, cotangent):
     d_x, d_table = grads
-    return d_x * cotangent, d_table * cotangent, None, None
+    return (d_x * cotangent).astype(d_x.dtype), d_table * cotangent, None, None
 
 
-chunked_cross_entropy.defvjp(_forward, _backward)
+chunked_cross_entropy.defvjp(_loss_and_grads, _backward)

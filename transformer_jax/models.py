@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transformer_jax.attention import causal_mask, dropout, segment_mask
 from transformer_jax.errors import UserError
-from transformer_jax.layers import ACTIVATIONS, DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm, Linear, split_key
+from transformer_jax.layers import ACTIVATIONS, DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm, split_key
 from transformer_jax.positions import sinusoidal_positions
 
 
@@ -166,9 +166,9 @@ class Seq2Seq(nnx.Module):
         self.source_embedding = None
         if config.tie_embeddings != "all":
             self.source_embedding = Embedding(config.source_vocab_size, config.d_model, **options)
-        self.output = None
+        self.output_embedding = None
         if config.tie_embeddings == "none":
-            self.output = Linear(config.d_model, config.target_vocab_size, dtype=jnp.dtype(config.dtype), rngs=rngs)
+            self.output_embedding = Embedding(config.target_vocab_size, config.d_model, **options)
         self.source_embedder, self.target_embedder = (Embedder(config, rngs=rngs) for _ in range(2))
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -248,12 +248,17 @@ class Seq2Seq(nnx.Module):
         memory_mask = segment_mask(segments, source_segments)
         return self.decoder(x, encoded, mask, memory_mask, dropout_key=layers_key, record=record)
 
+    @property
+    def output_table(self) -> Float[Array, "V D"]:
+        """The rows of the output layer: the embedding matrix of the target, unless untied (section 3.4)."""
+        embedding = self.target_embedding if self.output_embedding is None else self.output_embedding
+        return embedding.table[...]
+
     def logits(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """The output layer (section 3.4): by the embedding matrix, unless untied."""
-        if self.output is not None:
-            return self.output(x)
-        table = self.target_embedding.table[...].astype(x.dtype)
-        return (x.reshape(-1, x.shape[-1]) @ table.T).reshape(*x.shape[:-1], table.shape[0])
+        """The output layer: float32 logits of every word of the vocabulary."""
+        table = self.output_table.astype(x.dtype)
+        flat = jnp.dot(x.reshape(-1, x.shape[-1]), table.T, preferred_element_type=jnp.float32)
+        return flat.reshape(*x.shape[:-1], table.shape[0])
 
     def attention_weights(self, source: Int[Array, "B S"], target: Int[Array, "B T"]) -> AttentionWeights:
         """The weights of every attention when `target` (shifted right) is read beside `source`."""

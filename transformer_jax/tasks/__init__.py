@@ -1,0 +1,25 @@
+"""What each task adds to the one training loop: data, head, loss, metrics, text out."""
+
+from transformer_jax.config import Config
+from transformer_jax.errors import UserError
+from transformer_jax.tasks.base import Evaluation, Task
+from transformer_jax.tasks.translation import TranslationTask
+
+TASKS: dict[str, type[Task]] = {"translation": TranslationTask}
+
+__all__ = ["TASKS", "Evaluation", "Task", "make_task"]
+
+
+def make_task(config: Config, tokenizer_files: dict[str, bytes] | None = None) -> Task:
+    """The task that `config` names.
+
+    Args:
+        config: of the experiment.
+        tokenizer_files: of a tokenizer trained before; None: train one on the task's data.
+
+    Raises:
+        UserError: if there is no such task, or its data can't be read.
+    """
+    if config.task not in TASKS:
+        raise UserError(f"config.task is {config.task!r}, but must be one of {', '.join(TASKS)}.")
+    return TASKS[config.task](config, tokenizer_files)

@@ -1,0 +1,141 @@
+"""Translation: sentence pairs, cross-entropy, BLEU."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key
+
+from transformer_jax.config import Config
+from transformer_jax.data.batching import Batches, Example, Seq2SeqBatch, collate_pairs
+from transformer_jax.data.sources import load_pairs
+from transformer_jax.data.text import drop_blank_pairs
+from transformer_jax.data.tokenizers import EOS, pair_from_files, train_pair
+from transformer_jax.generation import Generator, SearchOptions
+from transformer_jax.losses import chunked_cross_entropy
+from transformer_jax.metrics import exact_match, perplexity, translation_scores
+from transformer_jax.models import Seq2Seq, split
+from transformer_jax.steps import Params, Sums, eval_step
+from transformer_jax.tasks.base import Evaluation
+
+TOKENIZER_SENTENCES = 200_000
+"""The tokenizer is trained on at most so many pairs, spread evenly over the training data."""
+
+
+class TranslationTask:
+    """Source sentences to target sentences; see `tasks.base.Task`."""
+
+    def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None:
+        """Load the data, and train a tokenizer unless given one.
+
+        Raises:
+            UserError: if the data can't be read or the fields of the config contradict each other.
+        """
+        self.config = config
+        data, train = config.data, load_pairs(config.data, config.data.train_split)
+        self.validation = load_pairs(data, data.validation_split)
+        self.notes = [f"{len(train):,} training pairs, {len(self.validation):,} validation pairs"]
+        if data.name == "text":
+            train, blank = drop_blank_pairs(train)
+            self.notes.append(f"left out {blank:,} training pairs with a blank side")
+        if tokenizer_files is None:
+            stride = -(-len(train) // TOKENIZER_SENTENCES)
+            sources, targets = zip(*(train[i] for i in range(0, len(train), stride)), strict=True)
+            spec = config.tokenizer
+            self.tokenizer = train_pair(spec.kind, sources, targets, spec.vocab_size, spec.joint)
+        else:
+            self.tokenizer = pair_from_files(tokenizer_files)
+        self.tokenizer_files = self.tokenizer.files()
+        self.model_config = replace(
+            config.model,
+            source_vocab_size=self.tokenizer.source.vocab_size,
+            target_vocab_size=self.tokenizer.target.vocab_size,
+        )
+        self.settings: dict[str, Any] = {
+            "source_language": data.source_language,
+            "target_language": data.target_language,
+            "lowercase": data.lowercase,
+            "decoding": {
+                "beam_size": config.decoding.beam_size,
+                "alpha": config.decoding.alpha,
+                "max_extra_tokens": config.decoding.max_extra_tokens,
+            },
+        }
+        batches = partial(
+            Batches,
+            encode=self.encode,
+            collate=collate_pairs,
+            batching=data.batching,
+            tokens_per_batch=data.tokens_per_batch,
+            row_length=data.row_length,
+            bucket_lengths=data.bucket_lengths,
+            max_length=data.max_length,
+            seed=config.seed,
+        )
+        self.batches: Batches = batches(train)
+        self.validation_batches: Batches = batches(self.validation, shuffle=False)
+        self.graphdef, _ = split(nnx.eval_shape(lambda: self._model(nnx.Rngs(0))))
+        self.generator = Generator(self.graphdef, batch_size=config.decoding.batch_size)
+        self._validation_sums = jax.jit(partial(eval_step, loss_fn=partial(self._loss, smoothing=0.0)))
+
+    def encode(self, pairs: list[tuple[str, str]]) -> list[Example]:
+        """Token ids of source and target, end of sentence included."""
+        sides = zip(*pairs, strict=True)
+        tokenizers = (self.tokenizer.source, self.tokenizer.target)
+        encoded = [t.encode_batch(side) for t, side in zip(tokenizers, sides, strict=True)]
+        return [tuple(np.array([*ids, EOS], np.int32) for ids in example) for example in zip(*encoded, strict=True)]
+
+    def init_params(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters."""
+        return split(self._model(nnx.Rngs(key)))[1]
+
+    def loss(self, params: Params, batch: Seq2SeqBatch, key: Key[Array, ""] | None) -> Sums:
+        """Smoothed cross-entropy in nats, and the number of target tokens."""
+        return self._loss(params, batch, key, smoothing=self.config.optim.label_smoothing)
+
+    def evaluate(self, params: Params, *, final: bool) -> Evaluation:
+        """Perplexity and BLEU on the validation data; greedy search unless `final`."""
+        totals = {"loss": 0.0, "weight": 0.0}
+        for batch, _ in self.validation_batches.iterate(epochs=1):
+            for name, value in self._validation_sums(params, batch).items():
+                totals[name] += float(value)
+        sources, references = (list(side) for side in zip(*self.validation, strict=True))
+        decoding = self.config.decoding
+        options = SearchOptions(
+            beam_size=decoding.beam_size if final else 1,
+            alpha=decoding.alpha,
+            max_extra_tokens=decoding.max_extra_tokens,
+        )
+        ids = [[*tokens, EOS] for tokens in self.tokenizer.source.encode_batch(sources)]
+        found = self.generator.generate(params, ids, options)
+        outputs = [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
+        scores = {
+            "loss": totals["loss"] / totals["weight"],
+            "perplexity": perplexity(totals["loss"], totals["weight"]),
+            "exact_match": exact_match(outputs, references),
+            **translation_scores(outputs, references),
+        }
+        return Evaluation(scores, list(zip(sources, outputs, references, strict=True)))
+
+    def _model(self, rngs: nnx.Rngs) -> Seq2Seq:
+        return Seq2Seq(self.model_config, rngs=rngs)
+
+    def _loss(self, params: Params, batch: Seq2SeqBatch, key: Key[Array, ""] | None, *, smoothing: float) -> Sums:
+        model: Seq2Seq = nnx.merge(self.graphdef, params)
+        encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
+        encoded = model.encode(batch.source, batch.source_segments, batch.source_positions, dropout_key=encoder_key)
+        decoded = model.decode(
+            batch.target,
+            encoded,
+            batch.target_segments,
+            batch.source_segments,
+            batch.target_positions,
+            dropout_key=decoder_key,
+        )
+        weights = (batch.target_segments != 0).astype(jnp.float32)
+        loss = chunked_cross_entropy(decoded, model.output_table, batch.labels, weights, smoothing)
+        return {"loss": loss, "weight": weights.sum()}

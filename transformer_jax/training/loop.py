@@ -1,0 +1,289 @@
+"""The training loop: config and work folder in, a trained model out."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from transformer_jax.bundle import save_bundle
+from transformer_jax.config import Config, from_config_dict
+from transformer_jax.data.batching import Position, prefetch, real_token_share
+from transformer_jax.errors import UserError
+from transformer_jax.optim import make_optimizer, make_schedule
+from transformer_jax.sharding import make_mesh, place, state_shardings
+from transformer_jax.steps import Params, TrainState, init_state, train_step
+from transformer_jax.tasks import Evaluation, Task
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.logs import RunLog
+from transformer_jax.training.workdir import claim, prepare_task
+
+TIME_RESERVE = 0.04
+"""Share of `max_minutes` kept free for what nobody foresaw."""
+FINAL_EVALUATIONS = 8
+"""The evaluations at the end, with the configured search, take at most so many times one during training."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    step: int
+    scores: dict[str, float | str]
+    """Of the written model, on validation data; empty if the run was interrupted."""
+    model: Path | None
+    """The written model's folder, or None if the run was interrupted."""
+
+
+@dataclass
+class Progress:
+    """What a run remembers besides its state, so that it goes on as if it had never stopped."""
+
+    position: Position = field(default_factory=Position)
+    """Of the next batch."""
+    best_score: float = -math.inf
+    best_step: int = 0
+    stale: int = 0
+    """Evaluations since the best one."""
+    unlogged: dict[str, float] = field(default_factory=dict)
+    """Sums since the last line of the log."""
+
+    def add(self, sums: dict[str, Any]) -> None:
+        """Count one step in."""
+        for name, value in sums.items():
+            self.unlogged[name] = self.unlogged.get(name, 0.0) + float(value)
+
+
+def run(config: ml_collections.ConfigDict | Config, workdir: str | Path) -> Outcome:
+    """Train, or go on training, in `workdir`.
+
+    Leaves there `config.json`, `tokenizer/`, `checkpoints/`, logs, and the trained model in `model/`. If the folder
+    holds a run of the same config already, it goes on and ends as it would have without the interruption.
+
+    Raises:
+        UserError: for mistakes in config, data or work folder.
+    """
+    started = time.monotonic()
+    config = config if isinstance(config, Config) else from_config_dict(config)
+    return _Run(config, Path(workdir), started).train()
+
+
+class _Run:
+    """One run: the objects that it needs, put together once."""
+
+    def __init__(self, config: Config, workdir: Path, started: float) -> None:
+        self.config, self.workdir, self.started = config, workdir, started
+        training = config.training
+        self.mesh = make_mesh(config.mesh)
+        self.schedule = make_schedule(config.optim, d_model=config.model.d_model, num_steps=training.num_steps)
+        optimizer = make_optimizer(config.optim, self.schedule)
+        claim(workdir, config)
+        self.task: Task = prepare_task(config, workdir)
+
+        def fresh() -> TrainState:
+            params = self.task.init_params(jax.random.key(config.seed))
+            return init_state(params, optimizer, ema=training.ema_decay > 0)
+
+        shapes = jax.eval_shape(fresh)
+        shardings = state_shardings(shapes, self.mesh)
+        self.like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+        self.fresh = jax.jit(fresh, out_shardings=shardings)
+        step_fn = partial(
+            train_step,
+            loss_fn=self.task.loss,
+            optimizer=optimizer,
+            seed=config.seed,
+            accumulate_steps=config.optim.accumulate_steps,
+            ema_decay=training.ema_decay,
+        )
+        self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+        keep = max(training.keep_checkpoints, training.average_last)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
+        self.evaluation_seconds = 0.0
+
+    def train(self) -> Outcome:
+        """The loop itself."""
+        training = self.config.training
+        state, progress = self._restore()
+        step = int(state.step)
+        with (
+            RunLog(self.workdir, first_step=step, num_steps=training.num_steps) as log,
+            self.checkpoints,
+            stop_on_signals() as stopped,
+            contextlib.closing(prefetch(self.task.batches.iterate(progress.position))) as batches,
+        ):
+            self._greet(log, state, step)
+            clock, before = time.monotonic(), None
+            while step < training.num_steps and not self._out_of_patience(progress):
+                batch, progress.position = next(batches)
+                state, sums = self.step_fn(state, place(batch, self.mesh))
+                step += 1
+                sums |= {"steps": 1.0, "fill": real_token_share(batch)}
+                if before is not None:
+                    progress.add(before)  # one step late, so that the device never waits for the host
+                before = sums
+                logs = step % training.log_every == 0
+                evaluates = step % training.eval_every == 0
+                ends = step == training.num_steps or stopped() or self._out_of_time()
+                saves = step % training.checkpoint_every == 0 or evaluates or ends
+                if logs or saves:
+                    progress.add(before)
+                    before = None
+                if logs:
+                    self._log(log, step, progress, time.monotonic() - clock)
+                    clock = time.monotonic()
+                if evaluates:
+                    self._evaluate(log, state, step, progress)
+                    clock = time.monotonic()
+                if saves:
+                    self._save(state, step, progress)
+                if ends:
+                    break
+            self.checkpoints.wait()
+            if stopped() and step < training.num_steps:
+                log.say(f"Stopped and saved at step {step:,}; the same command goes on from there.")
+                return Outcome(step, {}, None)
+            return self._finish(log, state, step, progress)
+
+    def _restore(self) -> tuple[TrainState, Progress]:
+        """The last checkpoint, or a fresh start."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return self.fresh(), Progress()
+        state, metadata = self.checkpoints.restore(latest, self.like)
+        return state, Progress(**{**metadata, "position": Position(*metadata["position"])})
+
+    def _save(self, state: TrainState, step: int, progress: Progress) -> None:
+        self.checkpoints.save(step, state, dataclasses.asdict(progress) | {"position": list(progress.position)})
+        if step == progress.best_step:
+            self.checkpoints.protect(step)
+
+    def _greet(self, log: RunLog, state: TrainState, step: int) -> None:
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        devices = f"{self.mesh.size} {jax.devices()[0].device_kind} device{'s' if self.mesh.size > 1 else ''}"
+        log.say(f"{self.workdir}: {self.config.task}, {'; '.join(self.task.notes)}")
+        log.say(f"{count:,} parameters, {self.config.data.tokens_per_batch:,} token slots a side and step, on {devices}")
+        if step:
+            log.say(f"Going on from step {step:,}")
+
+    def _log(self, log: RunLog, step: int, progress: Progress, seconds: float) -> None:
+        sums, progress.unlogged = progress.unlogged, {}
+        values = {
+            "loss": sums["loss"] / max(sums["weight"], 1.0),
+            "lr": float(self.schedule(step - 1)),
+            "grad_norm": sums["grad_norm"] / sums["steps"],
+            "tokens": sums["weight"],
+            "fill": sums["fill"] / sums["steps"],
+            "epoch": progress.position.epoch,
+        }
+        log.train(step, values, {"tokens_per_second": sums["weight"] / seconds, "minutes": self._minutes()})
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"The loss is {values['loss']} at step {step:,}; lower config.optim.lr or raise "
+                "config.optim.warmup_steps, and train in another --workdir."
+            )
+
+    def _evaluate(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
+        started = time.monotonic()
+        evaluation = self.task.evaluate(_averaged(state), final=False)
+        self.evaluation_seconds = time.monotonic() - started
+        log.evaluation(step, evaluation.scores, {"seconds": self.evaluation_seconds, "minutes": self._minutes()})
+        log.samples(step, evaluation.samples[: self.config.training.num_samples])
+        score = self._score(evaluation)
+        if score > progress.best_score:
+            progress.best_score, progress.best_step, progress.stale = score, step, 0
+        else:
+            progress.stale += 1
+
+    def _score(self, evaluation: Evaluation) -> float:
+        metric = self.config.training.metric
+        numbers = {name: value for name, value in evaluation.scores.items() if isinstance(value, float)}
+        if metric not in numbers:
+            raise UserError(f"config.training.metric is {metric!r}, but must be one of {', '.join(numbers)}.")
+        return -numbers[metric] if metric in ("loss", "perplexity") else numbers[metric]
+
+    def _finish(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> Outcome:
+        """Choose among the last, the best and the averaged parameters on validation data, and write the model."""
+        candidates: dict[str, Callable[[], Params]] = {f"step {step:,}": lambda: _averaged(state)}
+        if progress.best_step not in (0, step):
+            best = progress.best_step
+            candidates[f"step {best:,}"] = lambda: _averaged(self.checkpoints.restore(best, self.like)[0])
+        last = self.checkpoints.steps()[-self.config.training.average_last :]
+        if len(last) > 1:
+            candidates[f"mean of the {len(last)} checkpoints to step {last[-1]:,}"] = lambda: self._mean(last)
+        chosen: tuple[float, str, Params, Evaluation] | None = None
+        for name, params_of in candidates.items():
+            params = params_of()
+            evaluation = self.task.evaluate(params, final=True)
+            score = self._score(evaluation)
+            log.say(f"{name}: {self.config.training.metric} {score:.4g} on validation data")
+            if chosen is None or score > chosen[0]:
+                chosen = score, name, params, evaluation
+        assert chosen is not None
+        _, name, params, evaluation = chosen
+        log.samples(step, evaluation.samples[: self.config.training.num_samples])
+        scores = evaluation.scores | {"parameters": name, "steps": step, "minutes": round(self._minutes(), 1)}
+        path = self.workdir / "model"
+        save_bundle(
+            path,
+            task=self.config.task,
+            model_config=self.task.model_config,
+            params=params,
+            tokenizer_files=self.task.tokenizer_files,
+            settings=self.task.settings,
+            scores=scores,
+        )
+        log.say(f"The model is in {path}, after {self._minutes():.1f} minutes")
+        return Outcome(step, scores, path)
+
+    def _mean(self, steps: list[int]) -> Params:
+        total = self.checkpoints.restore_params(steps[0], self.like.params)
+        for step in steps[1:]:
+            total = jax.tree.map(jnp.add, total, self.checkpoints.restore_params(step, self.like.params))
+        return jax.tree.map(lambda leaf: leaf / len(steps), total)
+
+    def _minutes(self) -> float:
+        return (time.monotonic() - self.started) / 60
+
+    def _out_of_time(self) -> bool:
+        limit = self.config.training.max_minutes
+        reserve = limit * TIME_RESERVE + FINAL_EVALUATIONS * self.evaluation_seconds / 60
+        return limit > 0 and self._minutes() > max(limit - reserve, limit / 2)
+
+    def _out_of_patience(self, progress: Progress) -> bool:
+        return 0 < self.config.training.patience <= progress.stale
+
+
+def _averaged(state: TrainState) -> Params:
+    """The parameters to evaluate."""
+    return state.params if state.average is None else state.average
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C or SIGTERM only sets what the yielded function returns; the second ends the process."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        caught.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
