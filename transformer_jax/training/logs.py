@@ -1,0 +1,178 @@
+"""What a run tells: lines of JSON, TensorBoard events, a progress bar or plain lines."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+from transformer_jax.training.workdir import write_atomically
+
+Value = float | int | str | None
+
+SHOWN = ("loss", "tokens_per_second")
+"""What the bar shows of the values; plain lines show all."""
+
+
+class RunLog:
+    """The log of one run, as files in its folder and on the terminal.
+
+    `log.jsonl` holds what is the same each time the run is made, `timing.jsonl` what is not, `samples.jsonl` outputs,
+    and `tensorboard/` the curves of both.
+    """
+
+    def __init__(self, workdir: Path, *, first_step: int, num_steps: int) -> None:
+        """Open the log of a run that has made `first_step` of `num_steps` steps.
+
+        Lines of later steps, left by a run that was killed after its last checkpoint, are cut off: they come again.
+        Infinity and NaN are written as null.
+        """
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._files = {}
+        for name in ("log", "timing", "samples"):
+            path = workdir / f"{name}.jsonl"
+            _cut(path, first_step)
+            self._files[name] = path.open("a", encoding="utf-8")
+        # TensorBoard hides what an earlier run wrote from this step on.
+        purge_step = first_step + 1 if first_step else None
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step, flush_secs=10)
+        self._display = _Bar(first_step, num_steps) if sys.stdout.isatty() else _Lines(num_steps)
+
+    def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        """Log training.
+
+        Args:
+            step: updates so far.
+            values: what another run of the same config gives again, such as `loss`, `lr`, `tokens`.
+            timing: what it does not, such as `tokens_per_second`, `minutes`.
+        """
+        self._write("train", step, values, timing)
+        self._display.train(step, {**values, **timing})
+
+    def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        """Log scores on validation data; arguments as in `train`."""
+        self._write("evaluation", step, values, timing)
+        self.say(f"Step {step:,}, validation: {_join(values)}")
+
+    def samples(self, step: int, samples: Sequence[tuple[str, str, str]]) -> None:
+        """Log (source, output, reference) of some examples."""
+        for source, output, reference in samples:
+            self._line("samples", {"step": step, "source": source, "output": output, "reference": reference})
+            self.say(f"  source     {source}\n  output     {output}\n  reference  {reference}")
+
+    def say(self, text: str) -> None:
+        """Show lines above the bar."""
+        self._display.say(text)
+
+    def close(self) -> None:
+        """Close the files and leave the terminal."""
+        self._display.close()
+        self._tensorboard.close()
+        for file in self._files.values():
+            file.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, kind: str, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        self._line("log", {"step": step, "kind": kind, **values})
+        self._line("timing", {"step": step, "kind": kind, **timing})
+        for name, value in {**values, **timing}.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def _line(self, name: str, record: Mapping[str, Value]) -> None:
+        file = self._files[name]
+        valid = {key: _valid(value) for key, value in record.items()}
+        file.write(json.dumps(valid, ensure_ascii=False, allow_nan=False) + "\n")
+        file.flush()
+
+
+class _Lines:
+    """For output that is no terminal: a line for each call."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+
+    def train(self, step: int, values: Mapping[str, Value]) -> None:
+        self.say(f"Step {step:,}/{self._num_steps:,}: {_join(values)}")
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    """For a terminal: a progress bar below what is said."""
+
+    def __init__(self, first_step: int, num_steps: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=Console(file=sys.stdout),
+            expand=True,
+            # The processor has better things to do, and seconds between two calls must not confuse the estimate.
+            refresh_per_second=2,
+            speed_estimate_period=600,
+        )
+        self._task = self._progress.add_task("", total=num_steps, completed=first_step, shown="")
+        self._progress.start()
+
+    def train(self, step: int, values: Mapping[str, Value]) -> None:
+        shown = _join({name: values[name] for name in SHOWN if name in values})
+        self._progress.update(self._task, completed=step, shown=shown)
+
+    def say(self, text: str) -> None:
+        # As Text: sentences may hold brackets, which would be markup.
+        self._progress.console.print(Text(text), soft_wrap=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, and one that was being written when the run was killed."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    kept = b"".join(line + b"\n" for line in content.split(b"\n") if _step_of(line) <= step)
+    if kept != content:
+        write_atomically(path, kept)
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _valid(value: Value) -> Value:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _join(values: Mapping[str, Value]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in values.items())
+
+
+def _short(value: Value) -> str:
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.0f}" if isinstance(value, int) or 1000 <= abs(value) < 1e15 else f"{value:.4g}"
