@@ -120,54 +120,57 @@ def test_no_cycles():
     assert order.index("errors") < order.index("config")
 
 
-def config_fields() -> list[tuple[str, str]]:
-    """Group and name of each field of an experiment; the group of those at the top is `config`."""
-    top, groups = Config(), []
-    for field in dataclasses.fields(top):
-        value = getattr(top, field.name)
-        if dataclasses.is_dataclass(value):
-            groups += [(field.name, inner.name) for inner in dataclasses.fields(value)]
-        else:
-            groups.append(("config", field.name))
-    return groups
+GROUPS = {field.name: type(getattr(Config(), field.name)) for field in dataclasses.fields(Config)}
+GROUPS = {name: cls for name, cls in GROUPS.items() if dataclasses.is_dataclass(cls)} | {"config": Config}
+FIELDS = [
+    (group, field.name)
+    for group, cls in GROUPS.items()
+    for field in dataclasses.fields(cls)
+    if field.name not in GROUPS
+] + [("mesh", "data")]
 
 
-def read_attributes() -> set[tuple[str, str]]:
-    """(last name of the object, attribute) of each attribute that the package reads outside `config.py`."""
-    reads = set()
-    for module, path in MODULES.items():
-        if module != "config":
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                    reads.add((ast.unparse(node.value).split(".")[-1], node.attr))
-                elif isinstance(node, ast.FunctionDef):
-                    reads |= read_by_name(node)
-    return reads
+def reads(source: str) -> Iterator[tuple[str, str]]:
+    """(group, field) of each configuration field that a source may read."""
+    nodes = list(ast.walk(ast.parse(source)))
+    # `config`, and the arguments of lambdas, are of the classes that the source names.
+    named = {node.id for node in nodes if isinstance(node, ast.Name)}
+    known = {group for group, cls in GROUPS.items() if cls.__name__ in named} | {"config"}
+    aliases = {group: {group} for group in GROUPS} | {f"{group}_config": {group} for group in GROUPS}
+    aliases["config"] = known
+    for node in nodes:
+        if isinstance(node, ast.Lambda):
+            aliases |= {argument.arg: known for argument in node.args.args}
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr in GROUPS:
+            # `spec = config.tokenizer`
+            aliases |= {ast.unparse(target): {node.value.attr} for target in node.targets}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = ast.unparse(node.value).split(".")[-1]
+            yield from ((group, node.attr) for group in aliases.get(owner, ()))
+        elif isinstance(node, ast.FunctionDef) and "getattr(config, name) for name in" in ast.unparse(node):
+            # The names stand as strings in the comprehension, or in a tuple beside it.
+            names = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
+            yield from ((group, name) for group in known for name in names)
 
 
-def read_by_name(function: ast.FunctionDef) -> set[tuple[str, str]]:
-    """What `{name: getattr(config, name) for name in ("d_model", ...)}` reads."""
-    reads = set()
-    for node in ast.walk(function):
-        if isinstance(node, ast.DictComp) and "getattr(config, name)" in ast.unparse(node.value):
-            # The names stand in the comprehension, or in a tuple beside it.
-            reads |= {("config", n.value) for n in ast.walk(function) if isinstance(n, ast.Constant)}
-    return reads
+READS = {
+    read for module, path in MODULES.items() if module != "config" for read in reads(path.read_text(encoding="utf-8"))
+}
 
 
-READS = read_attributes()
-TOP = {field.name for field in dataclasses.fields(Config)}
-
-
-@pytest.mark.parametrize(("group", "name"), config_fields())
+@pytest.mark.parametrize(("group", "name"), FIELDS)
 def test_every_config_field_has_a_reader(group, name):
-    # A group is passed on as `config` or under its own name: `config.data.name`, `data.name`, `data_config.name`.
-    readers = {(group, name), (f"{group}_config", name)}
-    if group == "config" or name not in TOP:
-        readers.add(("config", name))
-    found = bool(readers & READS)
+    found = (group, name) in READS
     assert found, f"no module reads {group}.{name}: drop the field, or use it"
+
+
+def test_a_reader_is_told_from_a_namesake():
+    assert set(reads("path.name, args.seed")) == set()
+    assert ("data", "name") in set(reads("x = self.config.data.name"))
+    assert ("tokenizer", "kind") in set(reads("spec = config.tokenizer\nprint(spec.kind)"))
+    assert ("mesh", "data") not in set(reads("config.data.name"))
+    assert ("mesh", "data") in set(reads("def f(config: MeshConfig):\n    return config.data"))
 
 
 SOURCES = [
