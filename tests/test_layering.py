@@ -130,12 +130,14 @@ FIELDS = [
 ] + [("mesh", "data")]
 
 
-def reads(source: str) -> Iterator[tuple[str, str]]:
-    """(group, field) of each configuration field that a source may read."""
+def reads(source: str, package: str = "") -> Iterator[tuple[str, str]]:
+    """(group, field) of each configuration field that a source in one of our packages may read."""
     nodes = list(ast.walk(ast.parse(source)))
     # `config`, and the arguments of lambdas, are of the classes that the source names.
     named = {node.id for node in nodes if isinstance(node, ast.Name)}
     known = {group for group, cls in GROUPS.items() if cls.__name__ in named} | {"config"}
+    # `data` lies below the classes and can't name them; its `config` is the group of its own name.
+    known |= {package} & set(GROUPS)
     aliases = {group: {group} for group in GROUPS} | {f"{group}_config": {group} for group in GROUPS}
     aliases["config"] = known
     for node in nodes:
