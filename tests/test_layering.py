@@ -157,7 +157,10 @@ def reads(source: str, package: str = "") -> Iterator[tuple[str, str]]:
 
 
 READS = {
-    read for module, path in MODULES.items() if module != "config" for read in reads(path.read_text(encoding="utf-8"))
+    read
+    for module, path in MODULES.items()
+    if module != "config"
+    for read in reads(path.read_text(encoding="utf-8"), unit(module))
 }
 
 
