@@ -140,7 +140,7 @@ class Translator:
         sources = self._encode(self.tokenizer.source, texts, "Line")
         generator = self._generator(batch_size)
         # Blank texts need no model: what it would say of nothing is not a translation.
-        filled = [i for i, source in enumerate(sources) if len(source) > 1]
+        filled = [i for i, text in enumerate(texts) if text.strip()]
         prefixes = None if prefix is None else [self.tokenizer.target.encode(self._normalised(prefix))] * len(filled)
         outputs = generator.generate(self.params, [sources[i] for i in filled], search_options, prefixes)
         found = [[Translation("", 0.0, 0.0)] for _ in sources]
@@ -180,7 +180,7 @@ class Translator:
         """
         search_options = self._search_options(beam_size=1, alpha=None, **options)
         source = self._encode(self.tokenizer.source, [text], "Line")[0]
-        if len(source) == 1:
+        if not text.strip():
             return
         tokens: list[int] = []
         shown = ""
@@ -244,9 +244,7 @@ class Translator:
         encoded = [[*ids, EOS] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
         for number, ids in enumerate(encoded, start=1):
             if len(ids) > longest:
-                raise UserError(
-                    f"{what} {number:,} has {len(ids):,} tokens, but the model takes {longest:,}; split it."
-                )
+                raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; split it.")
         return encoded
 
     def _alignment(self, generator: Generator, source: list[int], hypothesis: Hypothesis) -> Alignment:
