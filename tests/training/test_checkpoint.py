@@ -78,8 +78,7 @@ def test_params_alone(checkpoints):
     state = make_state(seed=3)
     checkpoints.save(1, state, {})
     assert_same(checkpoints.restore_params(1, like(state.params)), state.params)
-
-    with pytest.raises(UserError, match=r"float32\[16,8\] .* float32\[16,6\]"):
+    with pytest.raises(UserError, match=r"bias is float32\[8\] .* float32\[6\]"):
         checkpoints.restore_params(1, like(make_state(width=6).params))
 
 
@@ -167,22 +166,19 @@ def test_missing_step(checkpoints):
         checkpoints.restore(5, like(make_state()))
 
 
-# Orbax closes neither the coroutines nor the event loop that a damaged file breaks off.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", ["state/_METADATA", "state", "state/d", "_CHECKPOINT_METADATA"])
+@pytest.mark.parametrize("damage", ["_CHECKPOINT_METADATA", "state/_METADATA", "state/d", "state"])
 def test_damaged_checkpoint(checkpoints, tmp_path, damage):
     checkpoints.save(1, make_state(), {})
     checkpoints.wait()
     broken = tmp_path / "checkpoints" / "1" / damage
-    assert broken.exists()
-    if broken.is_dir():
-        for data in broken.rglob("*"):
-            if data.is_file():
-                data.write_bytes(b"")
-    else:
-        broken.write_text("{")
-    with pytest.raises(UserError, match=r"checkpoints/1 can't be read .* delete that folder"):
-        checkpoints.restore(1, like(make_state()))
+    for file in [broken] if broken.is_file() else [inner for inner in broken.rglob("*") if inner.is_file()]:
+        file.write_bytes(b"")
+    for read in (
+        lambda: checkpoints.restore(1, like(make_state())),
+        lambda: checkpoints.restore_params(1, like(make_state().params)),
+    ):
+        with pytest.raises(UserError, match=r"checkpoints/1 can't be read .* delete that folder"):
+            read()
 
 
 def test_unusable_folder(tmp_path):

@@ -1,7 +1,6 @@
 """Checkpoints of a training run: the only module that knows Orbax."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +11,14 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp  # type: ignore[import-untyped]
 
 from transformer_jax.errors import UserError
+from transformer_jax.training.workdir import write_atomically
 
 JSON = Any
 """What `json` can write: numbers, strings, booleans, None, lists and dicts of those."""
 Result = TypeVar("Result")
 
 _STATE = "state"
+_METADATA = "metadata"
 _PROTECTED = "protected.json"
 
 
@@ -66,7 +67,9 @@ class Checkpoints:
             metadata: what else a run needs to go on. Floats come back bit for bit, tuples as lists.
         """
         if step not in self.steps():
-            self._orbax.save_async(step, state, checkpointable_name=_STATE, force=True, custom_metadata=metadata)
+            self._orbax.save_async(
+                step, state, checkpointable_name=_STATE, force=True, custom_metadata={_METADATA: metadata}
+            )
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, in order; waits for one that is being written."""
@@ -93,7 +96,7 @@ class Checkpoints:
         """
         stored = self._stored(step)
         self._compare(step, stored.metadata, like)
-        return self._read(step, like), stored.custom_metadata or {}
+        return self._read(step, like), stored.custom_metadata[_METADATA]
 
     def restore_params(self, step: int, like: PyTree) -> PyTree:
         """Read the part `params` of a checkpoint alone, as averaging needs it (section 6.1).
@@ -123,9 +126,7 @@ class Checkpoints:
             raise ValueError(f"No checkpoint of step {step} in {self._folder}.")
         self._protected = step
         if jax.process_index() == 0:
-            unfinished = self._folder / f"{_PROTECTED}.tmp"
-            unfinished.write_text(json.dumps({"step": step}), encoding="utf-8")
-            os.replace(unfinished, self._folder / _PROTECTED)
+            write_atomically(self._folder / _PROTECTED, json.dumps({"step": step}).encode())
 
     def protected(self) -> int | None:
         """The step that was protected last, in this run or one before."""
@@ -155,7 +156,11 @@ class Checkpoints:
         if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self._folder} has no checkpoint of step {step}; it has: {known}.")
-        return self._guard(step, lambda: self._orbax.metadata(step))
+        stored = self._guard(step, lambda: self._orbax.metadata(step))
+        # Where Orbax can't read what describes the arrays, or our metadata, it says so in its own log only.
+        if stored.metadata is None or _METADATA not in (stored.custom_metadata or {}):
+            raise self._damaged(step, "a file of it is missing or damaged")
+        return stored
 
     def _read(self, step: int, like: PyTree) -> Any:
         return self._guard(step, lambda: self._orbax.load(step, like, checkpointable_name=_STATE))
@@ -165,10 +170,13 @@ class Checkpoints:
             return read()
         # Orbax and TensorStore tell of damaged files by exceptions of many unrelated types.
         except Exception as error:
-            raise UserError(
-                f"{self._folder / str(step)} can't be read as a checkpoint ({type(error).__name__}); "
-                "delete that folder to go on from the one before."
-            ) from error
+            raise self._damaged(step, type(error).__name__) from error
+
+    def _damaged(self, step: int, reason: str) -> UserError:
+        return UserError(
+            f"{self._folder / str(step)} can't be read as a checkpoint ({reason}); "
+            "delete that folder to go on from the one before."
+        )
 
     def _compare(self, step: int, stored: PyTree, like: PyTree) -> None:
         have, want = _leaves(stored), _leaves(like)
