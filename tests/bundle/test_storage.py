@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from tests.bundle.toys import SETTINGS, tiny_config, tiny_params, tiny_tokenizer, write_bundle
 
+from tests.bundle.toys import SETTINGS, tiny_config, tiny_params, tiny_tokenizer, write_bundle
 from transformer_jax.bundle import load, save_bundle
 from transformer_jax.errors import UserError
 

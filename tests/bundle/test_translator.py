@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tests.bundle.toys import TEXTS, tiny_config, tiny_params, tiny_tokenizer, write_bundle
 
+from tests.bundle.toys import TEXTS, tiny_config, tiny_params, tiny_tokenizer, write_bundle
 from transformer_jax.bundle import Translator, TranslatorSettings, load
 from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator
