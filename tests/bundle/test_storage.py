@@ -33,7 +33,7 @@ def save(path, **changes):
         "params": tiny_params(config),
         "tokenizer_files": tokenizer.files(),
         "settings": SETTINGS,
-        "card": "# A card\n",
+        "scores": {},
     }
     save_bundle(path, **(arguments | changes))
 
@@ -59,7 +59,8 @@ def test_saving_what_was_loaded_gives_the_same_bytes(folder, tmp_path):
         params=model.params,
         tokenizer_files=model.tokenizer.files(),
         settings=dataclasses.asdict(model.settings),
-        card=(folder / "README.md").read_text(encoding="utf-8"),
+        scores={"bleu": 12.345678, "bleu_signature": "nrefs:1|case:mixed"},
+        origin={"data": "random", "command": "pytest tests"},
     )
     assert content(copy) == content(folder)
     assert set(content(copy)) == {"config.json", "characters.txt", "model.safetensors", "README.md"}
@@ -89,7 +90,16 @@ def test_the_kernel_of_the_training_machine_is_not_stored(tmp_path):
 def test_the_card_tells_facts_sizes_and_limits(folder):
     card = (folder / "README.md").read_text(encoding="utf-8")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(load(folder).params))
-    for text in ("from de to en", r"| data | none \| random |", "| bleu | 0.1 |", f"{parameters:,}", "1,024 tokens"):
+    expected = (
+        "translation from de to en",
+        "| data | random |",
+        "| command | pytest tests |",
+        "| bleu | 12.35 |",
+        r"| bleu_signature | nrefs:1\|case:mixed |",
+        f"| parameters | {parameters:,} (float32) |",
+        "1,024 tokens",
+    )
+    for text in expected:
         assert text in card
 
 

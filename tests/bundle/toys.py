@@ -50,6 +50,7 @@ def write_bundle(path: Path, *, seed: int = 0, **settings: object) -> Path:
         params=tiny_params(config, seed),
         tokenizer_files=tokenizer.files(),
         settings=SETTINGS | settings,
-        card={"data": "none | random", "command": "pytest", "bleu": 0.1},
+        scores={"bleu": 12.345678, "bleu_signature": "nrefs:1|case:mixed"},
+        origin={"data": "random", "command": "pytest tests"},
     )
     return path

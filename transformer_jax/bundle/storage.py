@@ -44,7 +44,8 @@ def save_bundle(
     params: Any,
     tokenizer_files: Mapping[str, bytes],
     settings: Mapping[str, Any],
-    card: str | Mapping[str, object],
+    scores: Mapping[str, object],
+    origin: Mapping[str, object] | None = None,
 ) -> None:
     """Write a trained model; one that is there already is replaced when the new one is complete.
 
@@ -55,7 +56,8 @@ def save_bundle(
         params: of the model, as `models.split` gives them.
         tokenizer_files: as `TokenizerPair.files` gives them.
         settings: fields of the task's settings (`TranslatorSettings`).
-        card: the model's README in Markdown, or facts to put in its table: data, command, scores and signatures.
+        scores: of the model on its validation or test data, with their signatures, for the model's card.
+        origin: what made the model, for its card: data, command.
 
     Raises:
         UserError: for an unknown task or setting, or a path that is something else than a model.
@@ -82,9 +84,8 @@ def save_bundle(
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
     files[CONFIG_FILE] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-    if not isinstance(card, str):
-        card = _card(config, sum(tensor.size for tensor in tensors.values()), card)
-    files[CARD_FILE] = card.encode()
+    num_parameters = sum(tensor.size for tensor in tensors.values())
+    files[CARD_FILE] = _card(config, num_parameters, {**(origin or {}), **scores}).encode()
     _replace_folder(folder, files)
 
 
@@ -295,7 +296,7 @@ def _card(config: Mapping[str, Any], num_parameters: int, facts: Mapping[str, ob
     case = "It reads and writes lower-cased text. " if settings["lowercase"] else ""
     return f"""# A model for {config["task"]}{languages}
 
-An encoder-decoder Transformer, trained with transformer-jax {config["package_version"]}.
+An encoder-decoder Transformer, trained with transformer-jax, version {config["package_version"]}.
 
 | | |
 | --- | --- |
@@ -311,10 +312,11 @@ model = transformer_jax.load("path/of/this/folder")
 
 ## Limits
 
-{case}It takes one sentence at a time, of at most {settings["max_source_length"]:,} tokens, and knows only what is
-in the data that it was trained on. Its output can be wrong or made up, the more so the less a text is like that data.
+{case}It takes one sentence at a time, of at most {settings["max_source_length"]:,} tokens, and knows only what is in
+the data that it was trained on. Its output can be wrong or made up, the more so the less a text is like that data.
 """
 
 
 def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
