@@ -2,8 +2,8 @@
 
     python train.py [--config=configs/FILE.py[:ARGUMENT]] [--config.GROUP.FIELD=VALUE ...] [--workdir=DIR]
 
-Without arguments: `configs/numerals.py` into `runs/numerals`, a few minutes on a laptop. The same command goes on with a
-run that was interrupted.
+Without arguments: `configs/numerals.py` into `runs/numerals`, a few minutes on a laptop. The same command goes
+on with a run that was interrupted.
 """
 
 import sys
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         config = config_flags.DEFINE_config_file("config", str(DEFAULT_CONFIG), "The experiment.")
         workdir = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/NAME_OF_THE_CONFIG.")
         flags.FLAGS(argv)
-        file, _, argument = flags.FLAGS["config"].config_filename.partition(":")
+        file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
         if not Path(file).is_file():
             return _refuse(f"--config={file} is no file; name one such as configs/multi30k.py:de-en.")
         value = config.value.copy_and_resolve_references()

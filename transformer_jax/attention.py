@@ -93,9 +93,7 @@ def causal_mask(length: int) -> Bool[Array, "1 1 {length} {length}"]:
     return jnp.tril(jnp.ones((1, 1, length, length), bool))
 
 
-def segment_mask(
-    query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]
-) -> Bool[Array, "B 1 T S"]:
+def segment_mask(query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
     """Sentences packed into one row attend only to themselves; segment 0 is padding and is never attended to."""
     same = query_segments[:, :, None] == key_segments[:, None, :]
     return (same & (key_segments != 0)[:, None, :])[:, None]

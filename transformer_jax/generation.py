@@ -63,11 +63,11 @@ class SearchOptions:
 class Generator:
     """Searches for the outputs of an encoder-decoder model.
 
-    Sentences are batched with others of like length, in shapes that depend on their own length and `batch_size` alone, so what
-    comes out for a sentence does not depend on what else is asked.
+    Sentences are batched with others of like length, and masked from one another and from their padding, so what comes
+    out for a sentence does not depend on what else is asked.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, *, batch_size: int = 64):
+    def __init__(self, graphdef: nnx.GraphDef, *, batch_size: int = 64) -> None:
         """`graphdef` is the structure of a `Seq2Seq`; its parameters come with each call."""
         self.graphdef = graphdef
         self.batch_size = batch_size
@@ -108,7 +108,9 @@ class Generator:
             tokens, scores, log_probs, lengths = map(np.asarray, found)
             for row, i in enumerate(chosen):
                 outputs[i] = [
-                    Hypothesis(tokens[row, k, : lengths[row, k] - 1].tolist(), float(scores[row, k]), float(log_probs[row, k]))
+                    Hypothesis(
+                        tokens[row, k, : lengths[row, k] - 1].tolist(), float(scores[row, k]), float(log_probs[row, k])
+                    )
                     for k in range(min(options.n_best, tokens.shape[1]))
                     if lengths[row, k] > 0
                 ]
@@ -209,7 +211,7 @@ def _search(
     memory = model.remember(model.encode(source, segments), segments)
     step_fn: StepFn = lambda tokens, cache: model.step(tokens, cache, memory)  # noqa: E731
     beams = max(options.n_best, 1 if options.temperature > 0 else options.beam_size)
-    shared = {
+    shared: dict[str, Any] = {
         "batch_size": source.shape[0],
         "max_length": max_length,
         "bos_id": BOS,
@@ -222,7 +224,7 @@ def _search(
     }
     cache = model.empty_cache(source.shape[0], beams, max_length)
     if options.temperature > 0:
-        filters = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+        filters: dict[str, Any] = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
         return sample(step_fn, cache, num_samples=beams, keys=keys, **filters, **shared)
     return beam_search(step_fn, cache, beam_size=beams, alpha=options.alpha, early_stop=options.early_stop, **shared)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_jax.attention import (
@@ -31,7 +32,7 @@ DropoutKey = Key[Array, ""] | None
 class Linear(nnx.Module):
     """x W + b, computed in `dtype` from float32 parameters."""
 
-    def __init__(self, d_in: int, d_out: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, d_in: int, d_out: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(jax.nn.initializers.glorot_uniform()(rngs.params(), (d_in, d_out)))
         self.bias = nnx.Param(jnp.zeros(d_out))
         self.dtype = dtype
@@ -46,7 +47,7 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis (Ba et al., 2016), computed in float32."""
 
-    def __init__(self, d_model: int, *, epsilon: float = 1e-5):
+    def __init__(self, d_model: int, *, epsilon: float = 1e-5) -> None:
         self.scale = nnx.Param(jnp.ones(d_model))
         self.bias = nnx.Param(jnp.zeros(d_model))
         self.epsilon = epsilon
@@ -63,8 +64,8 @@ class Embedding(nnx.Module):
     """Token embeddings, times sqrt(d_model) if `scale`, and their transpose as output layer (section 3.4)."""
 
     def __init__(
-        self, vocab_size: int, d_model: int, *, scale: bool = True, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
-    ):
+        self, vocab_size: int, d_model: int, *, scale: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
         self.table = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, d_model)) * d_model**-0.5)
         self.factor = d_model**0.5 if scale else 1.0
         self.dtype = dtype
@@ -83,12 +84,14 @@ class MultiHeadAttention(nnx.Module):
         *,
         dropout_rate: float = 0.0,
         implementation: str | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         if d_model % num_heads:
             raise ValueError(f"d_model {d_model} does not divide into {num_heads} heads.")
-        self.query, self.key, self.value, self.out = (Linear(d_model, d_model, dtype=dtype, rngs=rngs) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            Linear(d_model, d_model, dtype=dtype, rngs=rngs) for _ in range(4)
+        )
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
         self.implementation = implementation
@@ -103,9 +106,7 @@ class MultiHeadAttention(nnx.Module):
         record: list[Array] | None = None,
     ) -> Float[Array, "B T D"]:
         """Queries come from `x`, keys and values from `memory` (`x` itself in self-attention)."""
-        return self.attend(
-            self.queries(x), *self.keys_values(memory), mask, dropout_key=dropout_key, record=record
-        )
+        return self.attend(self.queries(x), *self.keys_values(memory), mask, dropout_key=dropout_key, record=record)
 
     def queries(self, x: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
         """The projected queries of all heads."""
@@ -146,8 +147,8 @@ class FeedForward(nnx.Module):
     """FFN(x) = activation(x W_1 + b_1) W_2 + b_2 (section 3.3, equation 2)."""
 
     def __init__(
-        self, d_model: int, d_ff: int, *, activation: str = "relu", dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
-    ):
+        self, d_model: int, d_ff: int, *, activation: str = "relu", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
         self.wide = Linear(d_model, d_ff, dtype=dtype, rngs=rngs)
         self.narrow = Linear(d_ff, d_model, dtype=dtype, rngs=rngs)
         self.activation = activation
@@ -159,7 +160,7 @@ class FeedForward(nnx.Module):
 class Residual(nnx.Module):
     """A residual connection with dropout and layer normalisation round a sub-layer (sections 3.1 and 5.4)."""
 
-    def __init__(self, d_model: int, *, dropout_rate: float, norm_first: bool):
+    def __init__(self, d_model: int, *, dropout_rate: float, norm_first: bool) -> None:
         self.norm = LayerNorm(d_model)
         self.dropout_rate = dropout_rate
         self.norm_first = norm_first
@@ -195,11 +196,16 @@ class EncoderLayer(nnx.Module):
         norm_first: bool = False,
         activation: str = "relu",
         implementation: str | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         self.self_attention = MultiHeadAttention(
-            d_model, num_heads, dropout_rate=attention_dropout_rate, implementation=implementation, dtype=dtype, rngs=rngs
+            d_model,
+            num_heads,
+            dropout_rate=attention_dropout_rate,
+            implementation=implementation,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.feed_forward = FeedForward(d_model, d_ff, activation=activation, dtype=dtype, rngs=rngs)
         self.self_attention_residual = Residual(d_model, dropout_rate=dropout_rate, norm_first=norm_first)
@@ -234,9 +240,9 @@ class DecoderLayer(nnx.Module):
         norm_first: bool = False,
         activation: str = "relu",
         implementation: str | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         self.self_attention, self.cross_attention = (
             MultiHeadAttention(
                 d_model,
@@ -301,7 +307,9 @@ class DecoderLayer(nnx.Module):
             # To attention every hypothesis is a row of its own, with one query.
             flat = y.reshape(batch * beams, 1, d_model)
             new_keys, new_values = self.self_attention.keys_values(flat)
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys.reshape(batch, beams, 1, *keys.shape[3:]), index, 2)
+            keys = jax.lax.dynamic_update_slice_in_dim(
+                keys, new_keys.reshape(batch, beams, 1, *keys.shape[3:]), index, 2
+            )
             values = jax.lax.dynamic_update_slice_in_dim(
                 values, new_values.reshape(batch, beams, 1, *values.shape[3:]), index, 2
             )

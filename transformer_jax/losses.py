@@ -45,13 +45,15 @@ def chunked_cross_entropy(
     return _loss_and_grads(x, table, labels, weights, smoothing, chunk)[0]
 
 
-def _loss_and_grads(x, table, labels, weights, smoothing, chunk):
+def _loss_and_grads(
+    x: Array, table: Array, labels: Array, weights: Array, smoothing: float, chunk: int
+) -> tuple[Array, tuple[Array, Array]]:
     batch, length, _ = x.shape
     columns = next(n for n in range(1, length + 1) if length % n == 0 and (n * batch >= chunk or n == length))
     wide = table.astype(x.dtype)
     mean_row = wide.mean(0)
 
-    def one_chunk(carry, inputs):
+    def one_chunk(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
         loss, d_table = carry
         x, labels, weights = (a.reshape(-1, *a.shape[2:]) for a in inputs)
         logits = jnp.dot(x, wide.T, preferred_element_type=jnp.float32)
@@ -67,7 +69,7 @@ def _loss_and_grads(x, table, labels, weights, smoothing, chunk):
         d_table += jnp.dot(d_logits.T, x, preferred_element_type=jnp.float32)
         return (loss, d_table), d_x.reshape(batch, columns, -1)
 
-    def chunks(a):
+    def chunks(a: Array) -> Array:
         return a.reshape(batch, length // columns, columns, *a.shape[2:]).swapaxes(0, 1)
 
     zeros = jnp.zeros(()), jnp.zeros(table.shape)
@@ -75,10 +77,12 @@ def _loss_and_grads(x, table, labels, weights, smoothing, chunk):
     weighted = (weights[..., None] * x).reshape(-1, x.shape[-1])
     d_table = d_table.at[labels.reshape(-1)].add(-(1.0 - smoothing) * weighted)
     d_table -= smoothing * weighted.sum(0) / table.shape[0]
-    return loss, (d_x.swapaxes(0, 1).reshape(x.shape), d_table.astype(table.dtype))
+    return loss, (d_x.swapaxes(0, 1).reshape(x.shape).astype(x.dtype), d_table.astype(table.dtype))
 
 
-def _backward(smoothing, chunk, grads, cotangent):
+def _backward(
+    smoothing: float, chunk: int, grads: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array, None, None]:
     d_x, d_table = grads
     return (d_x * cotangent).astype(d_x.dtype), d_table * cotangent, None, None
 

@@ -1,7 +1,7 @@
 """The encoder-decoder Transformer as Flax NNX modules (section 3.1, figure 1)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +56,9 @@ class ModelConfig:
 class Embedder(nnx.Module):
     """Token embeddings plus positions, with dropout on the sum (sections 3.4, 3.5 and 5.4)."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        if config.positions not in ("sinusoidal", "learned"):
-            raise UserError(f"config.model.positions is {config.positions!r}, but must be sinusoidal or learned.")
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.learned = None
-        if config.positions == "learned":
-            shape = (config.max_positions, config.d_model)
-            self.learned = nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+        self.learned = None if config.positions == "sinusoidal" else _position_table(config, rngs)
 
     def __call__(
         self,
@@ -83,8 +78,10 @@ class Embedder(nnx.Module):
 class Encoder(nnx.Module):
     """The stack of encoder layers (section 3.1), over embedded tokens."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.layers = nnx.List([EncoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_encoder_layers)])
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List(
+            [EncoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_encoder_layers)]
+        )
         self.norm = LayerNorm(config.d_model) if config.norm_first else None
 
     def __call__(
@@ -103,8 +100,10 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """The stack of decoder layers (section 3.1), over embedded tokens."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.layers = nnx.List([DecoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_decoder_layers)])
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List(
+            [DecoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_decoder_layers)]
+        )
         self.norm = LayerNorm(config.d_model) if config.norm_first else None
 
     def __call__(
@@ -135,7 +134,7 @@ class Cache(NamedTuple):
 
     keys_values: tuple[tuple[Float[Array, "B K L N H"], Float[Array, "B K L N H"]], ...]
     """Of the self-attention of each decoder layer, in L slots."""
-    index: Int[Array, ""]
+    length: Int[Array, ""]
     """How many slots are filled."""
 
 
@@ -153,7 +152,7 @@ class Seq2Seq(nnx.Module):
     Used functionally: `graphdef, params = split(model)` once, then `nnx.merge(graphdef, params)(...)` inside `jax.jit`.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, implementation: str | None = None):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         """Draw the parameters.
 
         Raises:
@@ -161,14 +160,11 @@ class Seq2Seq(nnx.Module):
         """
         _check(config)
         self.config = config
-        options = {"scale": config.scale_embeddings, "dtype": jnp.dtype(config.dtype), "rngs": rngs}
-        self.target_embedding = Embedding(config.target_vocab_size, config.d_model, **options)
-        self.source_embedding = None
-        if config.tie_embeddings != "all":
-            self.source_embedding = Embedding(config.source_vocab_size, config.d_model, **options)
-        self.output_embedding = None
-        if config.tie_embeddings == "none":
-            self.output_embedding = Embedding(config.target_vocab_size, config.d_model, **options)
+        sizes = config.source_vocab_size, config.target_vocab_size
+        tied = config.tie_embeddings
+        self.source_embedding = None if tied == "all" else _embedding(config, sizes[0], rngs)
+        self.target_embedding = _embedding(config, sizes[1], rngs)
+        self.output_embedding = _embedding(config, sizes[1], rngs) if tied == "none" else None
         self.source_embedder, self.target_embedder = (Embedder(config, rngs=rngs) for _ in range(2))
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -190,7 +186,7 @@ class Seq2Seq(nnx.Module):
         Args:
             source: source tokens, 0 where padded.
             target: target tokens, shifted right: the first is the start token.
-            source_segments: which sentence of its row a token belongs to, from 1; 0 is padding. None: one sentence a row.
+            source_segments: which sentence of its row a token belongs to, from 1; 0 is padding. None: one a row.
             target_segments: the same for the target; equal numbers belong together.
             source_positions: place of each token in its sentence. None: counted from the start of the row.
             target_positions: the same for the target.
@@ -280,22 +276,20 @@ class Seq2Seq(nnx.Module):
         zeros = jnp.zeros(shape, self.config.dtype)
         return Cache(tuple((zeros, zeros) for _ in self.decoder.layers), jnp.zeros((), jnp.int32))
 
-    def step(
-        self, tokens: Int[Array, "B K"], cache: Cache, memory: Memory
-    ) -> tuple[Float[Array, "B K V"], Cache]:
+    def step(self, tokens: Int[Array, "B K"], cache: Cache, memory: Memory) -> tuple[Float[Array, "B K V"], Cache]:
         """Logits after one more token of every hypothesis; equal to those of `__call__`, at the cost of one token."""
-        positions = jnp.broadcast_to(cache.index, tokens.shape)
+        positions = jnp.broadcast_to(cache.length, tokens.shape)
         x = self.target_embedder(self.target_embedding, tokens, positions)
         keys_values = []
         for layer, cached, remembered in zip(self.decoder.layers, cache.keys_values, memory.keys_values, strict=True):
-            x, cached = layer.step(x, cached, cache.index, remembered, memory.mask)
+            x, cached = layer.step(x, cached, cache.length, remembered, memory.mask)
             keys_values.append(cached)
         if self.decoder.norm is not None:
             x = self.decoder.norm(x)
-        return self.logits(x), Cache(tuple(keys_values), cache.index + 1)
+        return self.logits(x), Cache(tuple(keys_values), cache.length + 1)
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """A module as its static structure and its parameters, a nested dict of arrays."""
     graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
@@ -305,9 +299,23 @@ def _count(tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> In
     return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
 
 
-def _layer_options(config: ModelConfig) -> dict:
+def _embedding(config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> Embedding:
+    return Embedding(
+        vocab_size, config.d_model, scale=config.scale_embeddings, dtype=jnp.dtype(config.dtype), rngs=rngs
+    )
+
+
+def _position_table(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
+    shape = (config.max_positions, config.d_model)
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+
+
+def _layer_options(config: ModelConfig) -> dict[str, Any]:
     names = ("d_model", "num_heads", "d_ff", "dropout_rate", "attention_dropout_rate", "norm_first", "activation")
-    return {name: getattr(config, name) for name in names} | {"dtype": jnp.dtype(config.dtype), "implementation": config.attention_implementation}
+    return {name: getattr(config, name) for name in names} | {
+        "dtype": jnp.dtype(config.dtype),
+        "implementation": config.attention_implementation,
+    }
 
 
 def _check(config: ModelConfig) -> None:
@@ -315,7 +323,15 @@ def _check(config: ModelConfig) -> None:
         if not condition:
             raise UserError(f"config.model.{field} is {getattr(config, field)!r}, but must be {remedy}.")
 
-    require(config.num_heads > 0 and config.d_model % config.num_heads == 0, "num_heads", f"a divisor of d_model={config.d_model}")
+    require(
+        config.num_heads > 0 and config.d_model % config.num_heads == 0,
+        "num_heads",
+        f"a divisor of d_model={config.d_model}",
+    )
+    for rate in ("dropout_rate", "attention_dropout_rate"):
+        require(0.0 <= getattr(config, rate) <= 0.99, rate, "between 0 and 0.99")
+    require(config.attention_implementation in ("xla", "cudnn"), "attention_implementation", "xla or cudnn")
+    require(config.positions in ("sinusoidal", "learned"), "positions", "sinusoidal or learned")
     require(config.d_model % 2 == 0, "d_model", "even")
     require(config.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
     require(config.tie_embeddings in ("all", "output", "none"), "tie_embeddings", "all, output or none")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from transformer_jax.config import OptimConfig
 from transformer_jax.errors import UserError
@@ -19,7 +20,7 @@ OPTIMIZERS: dict[str, Callable[[OptimConfig, optax.Schedule], optax.GradientTran
 def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax.Schedule:
     """Equation (3): factor * d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5), with step counted from 1."""
 
-    def schedule(count):
+    def schedule(count: Array | int) -> Array:
         step = count + 1.0
         return factor * d_model**-0.5 * jnp.minimum(step**-0.5, step * max(warmup_steps, 1) ** -1.5)
 
@@ -29,8 +30,8 @@ def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax
 def make_schedule(config: OptimConfig, *, d_model: int, num_steps: int) -> optax.Schedule:
     """The learning rate at each update, counted from 0.
 
-    `rsqrt`, `cosine`, `linear` and `constant` rise linearly to `config.lr` over `config.warmup_steps` updates; then they
-    fall as 1 / sqrt(step), as half a cosine to 0 or as a line to 0 at `num_steps`, or stay.
+    `rsqrt`, `cosine`, `linear` and `constant` rise linearly to `config.lr` over `config.warmup_steps` updates; then
+    they fall as 1 / sqrt(step), as half a cosine to 0 or as a line to 0 at `num_steps`, or stay.
 
     Raises:
         UserError: if the schedule is unknown.
@@ -39,7 +40,9 @@ def make_schedule(config: OptimConfig, *, d_model: int, num_steps: int) -> optax
     rest = max(num_steps - warmup, 1)
 
     def after_warmup(decay: Callable) -> optax.Schedule:
-        return lambda count: peak * jnp.minimum((count + 1.0) / warmup, decay(jnp.clip((count + 1.0 - warmup) / rest, 0.0, 1.0)))
+        return lambda count: (
+            peak * jnp.minimum((count + 1.0) / warmup, decay(jnp.clip((count + 1.0 - warmup) / rest, 0.0, 1.0)))
+        )
 
     schedules: dict[str, Callable[[], optax.Schedule]] = {
         "noam": lambda: noam_schedule(d_model, config.warmup_steps, config.lr),

@@ -56,7 +56,7 @@ def train_step(
         optimizer: any optax transformation.
         seed: of dropout.
         accumulate_steps: parts into which the batch is cut to save memory; dropout apart, the update stays the same.
-        ema_decay: of the moving average. It starts lower, at (1 + step) / (10 + step), to forget the initial parameters.
+        ema_decay: of the moving average; at first (1 + step) / (10 + step), to forget the initial parameters.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 

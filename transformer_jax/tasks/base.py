@@ -1,6 +1,6 @@
 """The contract between a task and the training loop."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Key
@@ -20,6 +20,7 @@ class Evaluation(NamedTuple):
     """Some (input, output, reference)."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """Data, loss and metrics of one kind of model; the loop knows nothing else of it."""
 

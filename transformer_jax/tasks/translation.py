@@ -124,7 +124,7 @@ class TranslationTask:
     def _model(self, rngs: nnx.Rngs) -> Seq2Seq:
         return Seq2Seq(self.model_config, rngs=rngs)
 
-    def _loss(self, params: Params, batch: Seq2SeqBatch, key: Key[Array, ""] | None, *, smoothing: float) -> Sums:
+    def _loss(self, params: Params, batch: Any, key: Key[Array, ""] | None, *, smoothing: float) -> Sums:
         model: Seq2Seq = nnx.merge(self.graphdef, params)
         encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
         encoded = model.encode(batch.source, batch.source_segments, batch.source_positions, dropout_key=encoder_key)

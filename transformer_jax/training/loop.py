@@ -160,7 +160,10 @@ class _Run:
         if latest is None:
             return self.fresh(), Progress()
         state, metadata = self.checkpoints.restore(latest, self.like)
-        return state, Progress(**{**metadata, "position": Position(*metadata["position"])})
+        progress = Progress(**{**metadata, "position": Position(*metadata["position"])})
+        if progress.best_step == latest:
+            self.checkpoints.protect(latest)  # the run may have been killed just before it did so
+        return state, progress
 
     def _save(self, state: TrainState, step: int, progress: Progress) -> None:
         self.checkpoints.save(step, state, dataclasses.asdict(progress) | {"position": list(progress.position)})
@@ -171,7 +174,9 @@ class _Run:
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         devices = f"{self.mesh.size} {jax.devices()[0].device_kind} device{'s' if self.mesh.size > 1 else ''}"
         log.say(f"{self.workdir}: {self.config.task}, {'; '.join(self.task.notes)}")
-        log.say(f"{count:,} parameters, {self.config.data.tokens_per_batch:,} token slots a side and step, on {devices}")
+        log.say(
+            f"{count:,} parameters, {self.config.data.tokens_per_batch:,} token slots a side and step, on {devices}"
+        )
         if step:
             log.say(f"Going on from step {step:,}")
 
@@ -230,7 +235,8 @@ class _Run:
                 chosen = score, name, params, evaluation
         assert chosen is not None
         _, name, params, evaluation = chosen
-        log.samples(step, evaluation.samples[: self.config.training.num_samples])
+        for source, output, reference in evaluation.samples[: self.config.training.num_samples]:
+            log.say(f"  {source}\n    {output}\n    {'as the reference' if output == reference else reference}")
         scores = evaluation.scores | {"parameters": name, "steps": step, "minutes": round(self._minutes(), 1)}
         path = self.workdir / "model"
         save_bundle(
