@@ -231,6 +231,7 @@ def test_data_of_a_configuration(run, files, tmp_path):
         assert status == 0
         assert json.loads(out) | {"seconds": 0} == direct | {"seconds": 0}
     refused(run("evaluate", "--config", f"{config}:en-de", "--split", "validation"), "source_language", "'en'", "'de'")
+    refused(run("evaluate", "--config", f"{config}:deen", "--split", "validation"), "get_config", "'deen'")
     refused(run("evaluate", "--config", config, "--split", "test"), "no split 'test'")
 
 

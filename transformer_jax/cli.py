@@ -233,7 +233,13 @@ def _data_config(argument: str) -> "DataConfig":
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise UserError(f"{path} has no function get_config; name a configuration, such as configs/numerals.py.")
-    return from_config_dict(get_config(choice) if colon else get_config()).data
+    try:
+        config = get_config(choice) if colon else get_config()
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{argument}: get_config does not take {choice!r} ({error}); see the file's docstring."
+        ) from error
+    return from_config_dict(config).data
 
 
 def _checked_argument(text: str) -> str:
