@@ -38,7 +38,7 @@ def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     return sum(h == r for h, r in zip(hypotheses, references, strict=True)) / len(references)
 
 
-def perplexity(total_nll: float, count: float) -> float:
+def perplexity(total_nll: float, count: int | float) -> float:
     """exp(total_nll / count): the perplexity per unit that `count` counts (section 6.2, where it is a word piece).
 
     Args:
