@@ -112,15 +112,21 @@ def _add_model_and_search(parser: argparse.ArgumentParser) -> None:
 
 def _translate(arguments: argparse.Namespace) -> None:
     from transformer_jax.bundle import load
+    from transformer_jax.data.text import decode_lines
 
-    if arguments.stream and (arguments.n_best > 1 or arguments.scores or arguments.output or arguments.prefix):
-        raise UserError("--stream cannot go with --n-best, --scores, --prefix or --output; drop one of them.")
-    texts = [_checked_argument(text) for text in arguments.texts] if arguments.texts else _read_standard_input()
+    if arguments.stream and (arguments.n_best > 1 or arguments.scores or arguments.output):
+        raise UserError("--stream cannot go with --n-best, --scores or --output; drop one of them.")
+    texts = (
+        [_checked_argument(text) for text in arguments.texts]
+        if arguments.texts
+        else decode_lines(sys.stdin.buffer.read(), "<stdin>")
+    )
     model = load(arguments.model)
     options = {
         name: getattr(arguments, name)
         for name in ("temperature", "top_k", "top_p", "seed", "min_length", "max_length", "no_repeat_ngram")
     }
+    options["prefix"] = None if arguments.prefix is None else _checked_argument(arguments.prefix)
     if arguments.stream:
         _stream(model, texts, options)
         return
@@ -129,7 +135,6 @@ def _translate(arguments: argparse.Namespace) -> None:
         beam_size=arguments.beam,
         alpha=arguments.alpha,
         batch_size=arguments.batch_size,
-        prefix=None if arguments.prefix is None else _checked_argument(arguments.prefix),
         return_attention=arguments.alignment,
         n_best=arguments.n_best,
         **options,
@@ -248,20 +253,6 @@ def _checked_argument(text: str) -> str:
     except UnicodeEncodeError as error:  # bytes that are not UTF-8 reach Python as lone surrogates
         raise UserError(f"The argument {text!r} is not UTF-8; mend it, or set the terminal to UTF-8.") from error
     return text
-
-
-def _read_standard_input() -> list[str]:
-    content = sys.stdin.buffer.read()
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"<stdin>, line {line}, byte 0x{content[error.start]:02x} is not UTF-8; convert the text or mend the line."
-        ) from error
-    if not text:
-        return []
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _write(text: str, path: str | None = None) -> None:

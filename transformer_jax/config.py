@@ -145,27 +145,32 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
     Raises:
         UserError: naming the field, if one is unknown or of the wrong type.
     """
-    return _build(Config, config.to_dict(), "config")
+    return build(Config, config.to_dict(), "config")
 
 
-def _build(cls: Any, values: Any, path: str) -> Any:
+def build(cls: Any, values: Any, where: str) -> Any:
+    """The dataclass `cls` with these values, and its defaults elsewhere; a default tells the type of its field.
+
+    Raises:
+        UserError: naming the field after `where`, if one is unknown or of the wrong type.
+    """
     if not isinstance(values, dict):
-        raise UserError(f"{path} is {values!r}, but must be a group of fields.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise UserError(f"{path}.{unknown[0]} is no field; known here: {', '.join(fields)}.")
+        raise UserError(f"{where} is {values!r}, but must be a group of fields.")
     defaults = cls()
-    return cls(**{name: _checked(getattr(defaults, name), value, f"{path}.{name}") for name, value in values.items()})
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}.{name} is no field; known here: {', '.join(known)}.")
+    return cls(**{name: _checked(getattr(defaults, name), value, f"{where}.{name}") for name, value in values.items()})
 
 
-def _checked(default: Any, value: Any, path: str) -> Any:
+def _checked(default: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(default):
-        return _build(type(default), value, path)
+        return build(type(default), value, where)
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-        return tuple(_checked(default[0], item, path) for item in value)
+        return tuple(_checked(default[0], item, where) for item in value)
     if type(value) is not type(default):
-        raise UserError(f"{path} is {value!r}, but must be of type {type(default).__name__}.")
+        raise UserError(f"{where} is {value!r}, but must be of type {type(default).__name__}.")
     return value

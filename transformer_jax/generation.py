@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -116,20 +116,22 @@ class Generator:
                 ]
         return outputs
 
-    def stream(self, params: Any, source: Sequence[int], options: SearchOptions) -> Iterator[int]:
+    def stream(
+        self, params: Any, source: Sequence[int], options: SearchOptions, prefix: Sequence[int] = ()
+    ) -> Iterator[int]:
         """The tokens of one sentence, each as soon as it is known: greedy, or drawn if there is a temperature."""
-        length = _round_up(len(source))
-        memory = _remember(self.graphdef, params, _padded([source], 1, length))
-        max_length = _limit(length, 0, options)
+        memory = _remember(self.graphdef, params, _padded([source], 1, _round_up(len(source))))
+        max_length = _limit(len(source), len(prefix), options)
         draws = options.temperature > 0
         tokens = stream(
             lambda tokens, cache: _step(self.graphdef, params, tokens, cache, memory),
-            _empty_cache(self.graphdef, params, 1, 1, max_length),
-            max_length=_limit(len(source), 0, options),
+            nnx.merge(self.graphdef, params).empty_cache(1, 1, _round_up(max_length)),
+            max_length=max_length,
             bos_id=BOS,
             eos_id=EOS,
             pad_id=PAD,
             min_length=options.min_length + 1,
+            prefix=jnp.array(prefix, jnp.int32) if prefix else None,
             processors=_processors(options.no_repeat_ngram),
             key=jax.random.fold_in(jax.random.key(options.seed), 0) if draws else None,
             temperature=options.temperature if draws else 1.0,
@@ -154,8 +156,10 @@ class Generator:
 
     def attention(self, params: Any, source: Sequence[int], target: Sequence[int]) -> AttentionWeights:
         """Every attention weight of one sentence pair; both end with the end of sentence. No batch axis."""
-        weights = _attention(self.graphdef, params, np.array([source]), np.array([[BOS, *target[:-1]]]))
-        return AttentionWeights(*(np.asarray(part)[0] for part in weights))
+        s, t = len(source), len(target)
+        padded = _padded([source], 1, _round_up(s)), _padded([[BOS, *target[:-1]]], 1, _round_up(t))
+        encoder, decoder, cross = (np.asarray(part)[0] for part in _attention(self.graphdef, params, *padded))
+        return AttentionWeights(encoder[..., :s, :s], decoder[..., :t, :t], cross[..., :t, :s])
 
 
 def _round_up(length: int) -> int:
@@ -190,6 +194,7 @@ def _padded(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Int[n
     return padded
 
 
+@lru_cache  # the same objects each time, so that a stream need not compile anew
 def _processors(ngram: int) -> tuple[LogitsProcessor, ...]:
     never = forbid_tokens([BOS, UNK])
     return (never, no_repeat_ngram(ngram)) if ngram > 0 else (never,)
@@ -241,10 +246,6 @@ def _step(
     graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "B K"], cache: Cache, memory: Any
 ) -> tuple[Float[Array, "B K V"], Cache]:
     return nnx.merge(graphdef, params).step(tokens, cache, memory)
-
-
-def _empty_cache(graphdef: nnx.GraphDef, params: Any, *sizes: int) -> Cache:
-    return nnx.merge(graphdef, params).empty_cache(*sizes)
 
 
 @partial(jax.jit, static_argnums=0)

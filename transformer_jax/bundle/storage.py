@@ -19,6 +19,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from transformer_jax.bundle.translator import Translator, TranslatorSettings, structure
+from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
 from transformer_jax.models import ModelConfig
@@ -67,7 +68,7 @@ def save_bundle(
         raise UserError(f"{path} exists and is no model folder; name another, or remove it.")
     if task not in _TASKS:
         raise UserError(f"The task is {task!r}, but a model folder can hold {', '.join(_TASKS)}.")
-    checked = _fields(_TASKS[task].settings_type, dict(settings), "settings")
+    checked = build(_TASKS[task].settings_type, dict(settings), "settings")
     # Which kernel computes attention is the machine's business, not the model's.
     model_config = dataclasses.replace(model_config, attention_implementation="xla")
     tensors = {
@@ -142,11 +143,11 @@ def _read_config(folder: Path) -> _BundleConfig:
             raise UserError(f"{path} has no field {name}; copy the model again from its origin.")
     if values["task"] not in list(_TASKS):
         raise UserError(f"{path}: task is {values['task']!r}, but must be one of {', '.join(_TASKS)}.")
-    model = _fields(ModelConfig, values["model"], f"{path}: model")
+    model = build(ModelConfig, values["model"], f"{path}: model")
     for name, value in dataclasses.asdict(model).items():
         if type(value) is int and not 1 <= value < 2**31:
             raise UserError(f"{path}: model.{name} is {value}, but must be a size from 1 on.")
-    settings = _fields(_TASKS[values["task"]].settings_type, values["settings"], f"{path}: settings")
+    settings = build(_TASKS[values["task"]].settings_type, values["settings"], f"{path}: settings")
     sha256 = values["sha256"]
     if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or len(sha256) < 2:
         raise UserError(f"{path}: sha256 must name {WEIGHTS_FILE} and the tokenizer's files.")
@@ -213,28 +214,6 @@ def _read_file(path: Path, limit: int | None = None) -> bytes:
         raise UserError(f"{path} is missing; copy the model again from its origin.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
-
-
-def _fields(cls: Any, values: Any, where: str) -> Any:
-    """The dataclass `cls` with these values; every field has a default, which tells its type."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where} is {values!r}, but must be a group of fields.")
-    defaults = cls()
-    known = [each.name for each in dataclasses.fields(cls)]
-    for name in values:
-        if name not in known:
-            raise UserError(f"{where}.{name} is no field; known here: {', '.join(known)}.")
-    return cls(**{name: _field(getattr(defaults, name), value, f"{where}.{name}") for name, value in values.items()})
-
-
-def _field(default: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(default):
-        return _fields(type(default), value, where)
-    if type(default) is float and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        raise UserError(f"{where} is {value!r}, but must be of type {type(default).__name__}.")
-    return value
 
 
 def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:

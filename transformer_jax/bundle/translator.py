@@ -60,6 +60,10 @@ class Score(NamedTuple):
     token_log_probs: Float[np.ndarray, " T"]
 
 
+CHARACTERS_PER_TOKEN = 32
+"""A text may have at most so many characters for each token that the model takes."""
+
+
 class Translator:
     """A trained translation model: text in, text out. Safe to call from several threads."""
 
@@ -165,13 +169,14 @@ class Translator:
         """
         self._encode(self.tokenizer.source, texts, "Line")
 
-    def stream(self, text: str, **options: Any) -> Iterator[str]:
+    def stream(self, text: str, *, prefix: str | None = None, **options: Any) -> Iterator[str]:
         """Yield the translation in pieces, each as soon as its token is known.
 
         They add up to `translate([text], beam_size=1)` or, with a `temperature`, to a sample.
 
         Args:
             text: one sentence.
+            prefix: how the translation must begin; it comes first.
             options: fields of `generation.SearchOptions`.
 
         Raises:
@@ -184,7 +189,8 @@ class Translator:
             return
         tokens: list[int] = []
         shown = ""
-        for token in self._generator(None).stream(self.params, source, search_options):
+        begin = [] if prefix is None else self.tokenizer.target.encode(self._normalised(prefix))
+        for token in self._generator(None).stream(self.params, source, search_options, begin):
             tokens.append(token)
             so_far = self.tokenizer.target.decode(tokens)
             yield so_far[len(shown) :]
@@ -241,6 +247,13 @@ class Translator:
         longest = self.settings.max_source_length
         if self.model_config.positions == "learned":
             longest = min(longest, self.model_config.max_positions)
+        for number, text in enumerate(texts, start=1):
+            # sentencepiece makes one token of any run of unknown characters, so tokens alone would not bound a line.
+            if len(text) > longest * CHARACTERS_PER_TOKEN:
+                raise UserError(
+                    f"{what} {number:,} has {len(text):,} characters, but the limit is "
+                    f"{longest * CHARACTERS_PER_TOKEN:,}; split it."
+                )
         encoded = [[*ids, EOS] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
         for number, ids in enumerate(encoded, start=1):
             if len(ids) > longest:

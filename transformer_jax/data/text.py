@@ -20,15 +20,23 @@ def read_lines(path: str | Path) -> list[str]:
     Raises:
         UserError: if the file cannot be read, is truncated, or is not UTF-8.
     """
-    content = _read_bytes(Path(path))
+    return decode_lines(_read_bytes(Path(path)), str(path))
+
+
+def decode_lines(content: bytes, name: str) -> list[str]:
+    r"""UTF-8 text as lines, as `read_lines` cuts them; `name` is what an error calls the text.
+
+    Raises:
+        UserError: if the text is not UTF-8.
+    """
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - content.rfind(b"\n", 0, error.start)
         raise UserError(
-            f"{path}, line {line}, byte {column} (0x{content[error.start]:02x}) is not UTF-8; "
-            "save the file in UTF-8 or mend the line."
+            f"{name}, line {line}, byte {column} (0x{content[error.start]:02x}) is not UTF-8; "
+            "save the text in UTF-8 or mend the line."
         ) from error
     text = text.removeprefix(_BYTE_ORDER_MARK)
     if not text:
