@@ -1,6 +1,8 @@
-"""Multi30k: image captions, 29,000 pairs.
+"""Multi30k: 29,000 image captions in English, German and French.
 
-python train.py --config=configs/multi30k.py:de-en --config.data.manual_dir=FOLDER_WITH_THE_FILES
+    python train.py --config=configs/multi30k.py:de-en --config.data.manual_dir=FOLDER_WITH_THE_FILES
+
+Without `manual_dir` the files are downloaded.
 """
 
 from ml_collections import ConfigDict
@@ -9,14 +11,14 @@ from transformer_jax.config import default_config
 
 
 def get_config(languages: str = "de-en") -> ConfigDict:
-    """A small Transformer; `languages` is source and target, such as de-en or en-fr."""
+    """A small pre-norm Transformer; `languages` is source and target, such as de-en or en-fr."""
     source, target = languages.split("-")
     config = default_config()
     config.data.update(name="multi30k", source_language=source, target_language=target, max_length=64, row_length=64)
     config.tokenizer.vocab_size = 6000
     config.model.update(
-        d_model=192, num_heads=4, d_ff=512, num_encoder_layers=3, num_decoder_layers=3, dropout_rate=0.2
+        d_model=192, num_heads=4, d_ff=512, num_encoder_layers=3, num_decoder_layers=3, dropout_rate=0.2, norm_first=True
     )
-    config.optim.update(schedule="cosine", lr=2e-3, warmup_steps=500)
-    config.training.update(num_steps=5000, eval_every=500, checkpoint_every=500, ema_decay=0.998)
+    config.optim.update(schedule="cosine", lr=2e-3, warmup_steps=300)
+    config.training.update(num_steps=4500, eval_every=500, checkpoint_every=500, ema_decay=0.998)
     return config
