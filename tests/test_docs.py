@@ -1,0 +1,137 @@
+"""What the documentation says of fields, files, flags and names is so."""
+
+import ast
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from transformer_jax.cli import main
+from transformer_jax.config import Config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+
+ROW = re.compile(r"^\| `([a-z_]+(?:\.[a-z_0-9]+)?)` \| `([^|]+)` \| (.+) \|$", re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def fences(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def fields():
+    """`group.field` to default of every field there is."""
+    found = {}
+    for name, value in vars(Config()).items():
+        if dataclasses.is_dataclass(value):
+            found |= {f"{name}.{inner}": default for inner, default in vars(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
+def test_every_field_is_documented_once_with_its_default():
+    rows = ROW.findall(read(REPOSITORY / "docs" / "configuration.md"))
+    names = [name for name, _, _ in rows]
+    assert sorted(names) == sorted(fields())
+    documented = {name: ast.literal_eval(default) for name, default, _ in rows}
+    assert documented == fields()
+    assert {name: type(value) for name, value in documented.items()} == {
+        name: type(value) for name, value in fields().items()
+    }
+
+
+def test_the_fields_that_may_change_are_documented():
+    from transformer_jax.training.workdir import MAY_CHANGE
+
+    text = read(REPOSITORY / "docs" / "configuration.md").partition("## Going on with a run")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z_.]+)`", text)) == {name.removesuffix(".") for name in MAY_CHANGE}
+
+
+@each_document
+def test_relative_links_resolve(path):
+    targets = [target for target in LINK.findall(read(path)) if not re.match(r"[a-z]+:", target)]
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_there_are_links_to_check():
+    for name in ("README.md", "README.zh-CN.md", "docs/paper.md"):
+        assert LINK.findall(read(REPOSITORY / name))
+
+
+@each_document
+def test_python_blocks_compile_and_import_what_exists(path):
+    for block in fences(read(path), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("transformer_jax"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_readmes_show_the_same_code():
+    english, chinese = (read(REPOSITORY / name) for name in ("README.md", "README.zh-CN.md"))
+
+    def code(text, language):
+        """Blocks without their comments, which are translated."""
+        return [re.sub(r"\s+#.*", "", block) for block in fences(text, language)]
+
+    for language in ("python", "sh"):
+        assert code(english, language) == code(chinese, language) != []
+
+
+@each_document
+def test_config_flags_name_fields(path):
+    named = set(re.findall(r"--config\.([a-z_]+(?:\.[a-z_0-9]+)?)=", read(path)))
+    assert named <= set(fields())
+
+
+@pytest.mark.parametrize("command", ["translate", "evaluate"])
+def test_flags_of_the_command_exist(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    used = set()
+    for path in DOCUMENTS:
+        shown = [line for block in fences(read(path), "sh") for line in block.replace("\\\n", " ").splitlines()]
+        used |= {
+            flag for line in shown if f"transformer-jax {command}" in line for flag in re.findall(r" (--[a-z-]+)", line)
+        }
+    assert set() < used <= known
+
+
+def test_the_architecture_names_every_module_and_no_other():
+    named = set(re.findall(r"`([\w/]+\.py)`", read(REPOSITORY / "docs" / "architecture.md")))
+    package = REPOSITORY / "transformer_jax"
+    assert [name for name in named if not ((REPOSITORY / name).exists() or (package / name).exists())] == []
+    modules = {str(path.relative_to(REPOSITORY)) for path in package.rglob("*.py")}
+    described = {name for name in modules if Path(name).name != "__init__.py"} | {"transformer_jax/__init__.py"}
+    assert described <= named
+
+
+def test_the_paper_names_what_exists():
+    dotted = re.findall(r"`([a-z0-9_]+(?:\.\w+)+)`", read(REPOSITORY / "docs" / "paper.md"))
+    ours = {path.stem for path in (REPOSITORY / "transformer_jax").iterdir()}
+    names = {name for name in dotted if name.split(".")[0] in ours} - set(fields())
+    assert len(names) > 40
+    for name in names:
+        resolve(name)
+
+
+def resolve(name):
+    """The object of a dotted name below the package: modules first, then attributes."""
+    parts = name.split(".")
+    found = importlib.import_module("transformer_jax")
+    for number, part in enumerate(parts):
+        try:
+            found = importlib.import_module(".".join(["transformer_jax", *parts[: number + 1]]))
+        except ModuleNotFoundError:
+            found = getattr(found, part)
+    return found
