@@ -183,7 +183,7 @@ def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int
     for length, members in sorted(groups.items()):
         for start in range(0, len(members), batch_size):
             chosen = members[start : start + batch_size]
-            rows = next(n for n in (1, 8, batch_size) if n >= len(chosen))
+            rows = next(n for n in (1, min(8, batch_size), batch_size) if n >= len(chosen))
             yield length, rows, chosen
 
 
