@@ -71,7 +71,7 @@ class OptimConfig:
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0: no clipping."""
     accumulate_steps: int = 1
-    """Batches whose gradients make one update."""
+    """Parts into which a batch is cut to save memory; the update stays the same."""
     label_smoothing: float = 0.1
 
 
