@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from transformer_jax.errors import UserError
+
 Params = Any
 Batch = Any
 
@@ -57,6 +59,9 @@ def train_step(
         seed: of dropout.
         accumulate_steps: parts into which the batch is cut to save memory; dropout apart, the update stays the same.
         ema_decay: of the moving average; at first (1 + step) / (10 + step), to forget the initial parameters.
+
+    Raises:
+        UserError: if the rows of the batch do not divide into `accumulate_steps` parts.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -68,6 +73,12 @@ def train_step(
     if accumulate_steps == 1:
         grads, sums = gradient(state.params, batch, key)
     else:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if rows % accumulate_steps:
+            raise UserError(
+                f"config.optim.accumulate_steps is {accumulate_steps}, but must divide the {rows} rows of a batch "
+                "(config.data.tokens_per_batch / row length)."
+            )
         # Row r goes to part r % accumulate_steps: every device keeps its own rows.
         parts = jax.tree.map(lambda a: a.reshape(-1, accumulate_steps, *a.shape[1:]).swapaxes(0, 1), batch)
 
@@ -84,7 +95,7 @@ def train_step(
     if average is not None:
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
-    return TrainState(state.step + 1, params, opt_state, average), sums | {"grad_norm": optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, opt_state, average), sums | {"grad_norm": optax.tree.norm(grads)}
 
 
 def eval_step(params: Params, batch: Batch, *, loss_fn: LossFn) -> Sums:

@@ -37,6 +37,11 @@ class Task(Protocol):
     notes: list[str]
     """What a person should know of the data, a line each."""
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the scores of an `Evaluation` that are numbers."""
+        ...
+
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None: ...
 
     def init_params(self, key: Key[Array, ""]) -> Params:

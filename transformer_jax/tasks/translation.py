@@ -15,6 +15,7 @@ from transformer_jax.data.batching import Batches, Example, Seq2SeqBatch, collat
 from transformer_jax.data.sources import load_pairs
 from transformer_jax.data.text import drop_blank_pairs
 from transformer_jax.data.tokenizers import EOS, pair_from_files, train_pair
+from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator, SearchOptions
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.metrics import exact_match, perplexity, translation_scores
@@ -29,6 +30,8 @@ TOKENIZER_SENTENCES = 200_000
 class TranslationTask:
     """Source sentences to target sentences; see `tasks.base.Task`."""
 
+    metrics = ("loss", "perplexity", "exact_match", "bleu", "bleu_lowercase", "chrf")
+
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None:
         """Load the data, and train a tokenizer unless given one.
 
@@ -42,6 +45,8 @@ class TranslationTask:
         if data.name == "text":
             train, blank = drop_blank_pairs(train)
             self.notes.append(f"left out {blank:,} training pairs with a blank side")
+        if not len(train):
+            raise UserError("The training data has no sentence pairs; check the files under config.data.")
         if tokenizer_files is None:
             stride = -(-len(train) // TOKENIZER_SENTENCES)
             sources, targets = zip(*(train[i] for i in range(0, len(train), stride)), strict=True)

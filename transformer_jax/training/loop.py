@@ -83,11 +83,16 @@ class _Run:
     def __init__(self, config: Config, workdir: Path, started: float) -> None:
         self.config, self.workdir, self.started = config, workdir, started
         training = config.training
+        _check(config)
         self.mesh = make_mesh(config.mesh)
         self.schedule = make_schedule(config.optim, d_model=config.model.d_model, num_steps=training.num_steps)
         optimizer = make_optimizer(config.optim, self.schedule)
-        claim(workdir, config)
         self.task: Task = prepare_task(config, workdir)
+        if training.metric not in self.task.metrics:
+            raise UserError(
+                f"config.training.metric is {training.metric!r}, but must be one of {', '.join(self.task.metrics)}."
+            )
+        claim(workdir, config, self.task)
 
         def fresh() -> TrainState:
             params = self.task.init_params(jax.random.key(config.seed))
@@ -138,6 +143,7 @@ class _Run:
                 if logs or saves:
                     progress.add(before)
                     before = None
+                    _require_finite(progress, step)
                 if logs:
                     self._log(log, step, progress, time.monotonic() - clock)
                     clock = time.monotonic()
@@ -191,11 +197,6 @@ class _Run:
             "epoch": progress.position.epoch,
         }
         log.train(step, values, {"tokens_per_second": sums["weight"] / seconds, "minutes": self._minutes()})
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"The loss is {values['loss']} at step {step:,}; lower config.optim.lr or raise "
-                "config.optim.warmup_steps, and train in another --workdir."
-            )
 
     def _evaluate(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
         started = time.monotonic()
@@ -211,10 +212,8 @@ class _Run:
 
     def _score(self, evaluation: Evaluation) -> float:
         metric = self.config.training.metric
-        numbers = {name: value for name, value in evaluation.scores.items() if isinstance(value, float)}
-        if metric not in numbers:
-            raise UserError(f"config.training.metric is {metric!r}, but must be one of {', '.join(numbers)}.")
-        return -numbers[metric] if metric in ("loss", "perplexity") else numbers[metric]
+        value = float(evaluation.scores[metric])
+        return -value if metric in ("loss", "perplexity") else value
 
     def _finish(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> Outcome:
         """Choose among the last, the best and the averaged parameters on validation data, and write the model."""
@@ -272,6 +271,31 @@ class _Run:
 def _averaged(state: TrainState) -> Params:
     """The parameters to evaluate."""
     return state.params if state.average is None else state.average
+
+
+def _check(config: Config) -> None:
+    """Refuse numbers that would be found impossible only after some training."""
+    positive = {
+        "training": ("num_steps", "log_every", "eval_every", "checkpoint_every", "average_last"),
+        "optim": ("accumulate_steps",),
+        "decoding": ("beam_size", "batch_size"),
+    }
+    for group, names in positive.items():
+        for name in names:
+            value = getattr(getattr(config, group), name)
+            if value < 1:
+                raise UserError(f"config.{group}.{name} is {value}, but must be at least 1.")
+
+
+def _require_finite(progress: Progress, step: int) -> None:
+    """Stop before a checkpoint of NaN takes the place of a good one."""
+    for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
+        value = progress.unlogged[name]
+        if not math.isfinite(value):
+            raise UserError(
+                f"The {what} became {value} by step {step:,}; lower config.optim.lr, raise config.optim.warmup_steps "
+                "or set config.optim.clip_norm, and train in another --workdir."
+            )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +23,54 @@ MAY_CHANGE = (
 """Fields, or groups of them, that may differ when a run is gone on with: they do not change what is learned."""
 
 
-def claim(workdir: Path, config: Config) -> None:
-    """Make `workdir` the folder of a run of `config`, or see that it is one already.
+def prepare_task(config: Config, workdir: Path) -> Task:
+    """The task of `config`, with the tokenizer of the run in `workdir` if there is one. Nothing is written yet.
 
     Raises:
-        UserError: if the folder can't be written, or holds a run of another config.
+        UserError: if the folder holds a run of another config, or the task's data can't be read.
     """
+    if not _has_begun(workdir):
+        return make_task(config)
     path = workdir / "config.json"
-    new = dataclasses.asdict(config)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        tokenizer_files = {file.name: file.read_bytes() for file in sorted((workdir / "tokenizer").iterdir())}
+    except OSError as error:
+        raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); choose another --workdir.") from error
+    for name, value, now in _differences(before, dataclasses.asdict(config)):
+        if not name.startswith(MAY_CHANGE):
+            raise UserError(
+                f"{workdir} holds a run with config.{name}={value!r}, not {now!r}; "
+                "choose another --workdir, or delete that one."
+            )
+    return make_task(config, tokenizer_files)
+
+
+def claim(workdir: Path, config: Config, task: Task) -> None:
+    """Make `workdir` the folder of a run: write its config and, unless the run has begun, its tokenizer.
+
+    Raises:
+        UserError: if the folder can't be written.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            for name, before, now in _differences(json.loads(path.read_text(encoding="utf-8")), new):
-                if not name.startswith(MAY_CHANGE):
-                    raise UserError(
-                        f"{workdir} holds a run with config.{name}={before!r}, not {now!r}; "
-                        "choose another --workdir, or delete that one."
-                    )
-        write_atomically(path, (json.dumps(new, indent=2) + "\n").encode())
+        if not _has_begun(workdir):
+            folder = workdir / "tokenizer"
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir()
+            for name, content in task.tokenizer_files.items():
+                write_atomically(folder / name, content)
+        write_atomically(workdir / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{workdir} can't be used as --workdir: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON (line {error.lineno}); choose another --workdir.") from error
 
 
-def prepare_task(config: Config, workdir: Path) -> Task:
-    """The task of `config`, with the tokenizer that the run in `workdir` has, or will have from now on."""
-    folder = workdir / "tokenizer"
-    if folder.is_dir():
-        return make_task(config, {file.name: file.read_bytes() for file in sorted(folder.iterdir())})
-    task = make_task(config)
-    unfinished = workdir / "tokenizer.tmp"
-    unfinished.mkdir(exist_ok=True)
-    for name, content in task.tokenizer_files.items():
-        write_atomically(unfinished / name, content)
-    os.replace(unfinished, folder)
-    return task
+def _has_begun(workdir: Path) -> bool:
+    """Whether there is a checkpoint or a model: what a run leaves before that may be written over."""
+    return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
