@@ -111,7 +111,9 @@ class _Run:
             ema_decay=training.ema_decay,
         )
         self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
-        keep = max(training.keep_checkpoints, training.average_last)
+        # One more than is averaged, as one that an interruption leaves does not count.
+        averaged = training.average_last + 1 if training.average_last > 1 else 1
+        keep = max(training.keep_checkpoints, averaged)
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
         self.evaluation_seconds = 0.0
 
@@ -139,7 +141,7 @@ class _Run:
                 logs = step % training.log_every == 0
                 evaluates = step % training.eval_every == 0
                 ends = step == training.num_steps or stopped() or self._out_of_time()
-                saves = step % training.checkpoint_every == 0 or evaluates or ends
+                saves = self._is_due(step) or ends
                 if logs or saves:
                     progress.add(before)
                     before = None
@@ -186,6 +188,11 @@ class _Run:
         if step:
             log.say(f"Going on from step {step:,}")
 
+    def _is_due(self, step: int) -> bool:
+        """Whether a checkpoint is saved at this step in any case; the one of an evaluation may be the best."""
+        training = self.config.training
+        return step % training.checkpoint_every == 0 or step % training.eval_every == 0
+
     def _log(self, log: RunLog, step: int, progress: Progress, seconds: float) -> None:
         sums, progress.unlogged = progress.unlogged, {}
         values = {
@@ -221,7 +228,8 @@ class _Run:
         if progress.best_step not in (0, step):
             best = progress.best_step
             candidates[f"step {best:,}"] = lambda: _averaged(self.checkpoints.restore(best, self.like)[0])
-        last = self.checkpoints.steps()[-self.config.training.average_last :]
+        last = [saved for saved in self.checkpoints.steps() if saved == step or self._is_due(saved)]
+        last = last[-self.config.training.average_last :]
         if len(last) > 1:
             candidates[f"mean of the {len(last)} checkpoints to step {last[-1]:,}"] = lambda: self._mean(last)
         chosen: tuple[float, str, Params, Evaluation] | None = None

@@ -39,6 +39,8 @@ def prepare_task(config: Config, workdir: Path) -> Task:
         raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); choose another --workdir.") from error
+    if not isinstance(before, dict):
+        raise UserError(f"{path} is not the config of a run; choose another --workdir.")
     for name, value, now in _differences(before, dataclasses.asdict(config)):
         if not name.startswith(MAY_CHANGE):
             raise UserError(
