@@ -136,13 +136,13 @@ def test_cached_equals_uncached(built, logits):
     expected = logits(jnp.repeat(SOURCE, 2, axis=0), beams.reshape(4, 4)).reshape(2, 2, 4, VOCAB)
 
     segments = (SOURCE != 0).astype(int)
-    memory = model.remember(model.encode(SOURCE, segments), segments)
+    memory = model.remember(SOURCE)
     cache = model.empty_cache(2, 2, max_length=6)
     step = jax.jit(model.step)
     for position in range(4):
         actual, cache = step(beams[:, :, position], cache, memory)
         np.testing.assert_allclose(actual, expected[:, :, position], **EXACT)
-    assert int(cache.index) == 4
+    assert int(cache.length) == 4
 
 
 def test_attention_weights_are_those_of_every_layer(built):

@@ -4,21 +4,20 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
-import runpy
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.errors import UserError
+from transformer_jax.files import write_atomically
 
 # JAX takes seconds to import; functions that need what is built on it import it late, so that --help is quick.
 if TYPE_CHECKING:
     from transformer_jax.bundle import Translation, Translator
-    from transformer_jax.config import DataConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,8 +113,16 @@ def _translate(arguments: argparse.Namespace) -> None:
     from transformer_jax.bundle import load
     from transformer_jax.data.text import decode_lines
 
-    if arguments.stream and (arguments.n_best > 1 or arguments.scores or arguments.output):
-        raise UserError("--stream cannot go with --n-best, --scores or --output; drop one of them.")
+    if arguments.stream:
+        for name, given in (
+            ("--beam", arguments.beam is not None),
+            ("--alpha", arguments.alpha is not None),
+            ("--n-best", arguments.n_best > 1),
+            ("--scores", arguments.scores),
+            ("--output", arguments.output),
+        ):
+            if given:
+                raise UserError(f"--stream cannot go with {name}; drop one of them.")
     texts = (
         [_checked_argument(text) for text in arguments.texts]
         if arguments.texts
@@ -200,10 +207,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "alpha": decoding.alpha if arguments.alpha is None else arguments.alpha,
         "model": arguments.model,
     }
-    _write(json.dumps(report, ensure_ascii=False) + "\n")
+    finite = {name: None if value == math.inf else value for name, value in report.items()}  # JSON has no infinity
+    _write(json.dumps(finite, ensure_ascii=False) + "\n")
 
 
 def _evaluation_pairs(arguments: argparse.Namespace, model: "Translator") -> list[tuple[str, str]]:
+    from transformer_jax.config import from_config_dict, load_config_file
     from transformer_jax.data.sources import load_pairs
     from transformer_jax.data.text import read_pairs
 
@@ -211,7 +220,7 @@ def _evaluation_pairs(arguments: argparse.Namespace, model: "Translator") -> lis
     if all(files) and not any((*experiment, arguments.manual_dir)):
         pairs = read_pairs(*files)
     elif all(experiment) and not any(files):
-        data = _data_config(arguments.config)
+        data = from_config_dict(load_config_file(arguments.config)).data
         for side in ("source_language", "target_language"):
             ours, theirs = getattr(model.settings, side), getattr(data, side)
             if ours and theirs != ours:
@@ -225,26 +234,6 @@ def _evaluation_pairs(arguments: argparse.Namespace, model: "Translator") -> lis
     if not any(reference for _, reference in pairs):
         raise UserError(f"{arguments.reference or arguments.split} has no reference text to score against.")
     return pairs
-
-
-def _data_config(argument: str) -> "DataConfig":
-    """The data group of `FILE[:ARG]`, whose `get_config` is called as `--config` of the training script does."""
-    from transformer_jax.config import from_config_dict
-
-    path, colon, choice = argument.rpartition(":") if not Path(argument).is_file() else (argument, "", "")
-    path = path or argument
-    if not Path(path).is_file():
-        raise UserError(f"{path} is no file; name a configuration, such as configs/multi30k.py:de-en.")
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise UserError(f"{path} has no function get_config; name a configuration, such as configs/numerals.py.")
-    try:
-        config = get_config(choice) if colon else get_config()
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{argument}: get_config does not take {choice!r} ({error}); see the file's docstring."
-        ) from error
-    return from_config_dict(config).data
 
 
 def _checked_argument(text: str) -> str:
@@ -262,12 +251,8 @@ def _write(text: str, path: str | None = None) -> None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
         return
-    target = Path(path)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            complete = Path(folder) / target.name
-            complete.write_bytes(content)
-            complete.replace(target)
+        write_atomically(Path(path), content)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
 

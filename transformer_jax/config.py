@@ -1,7 +1,9 @@
 """What an experiment is: frozen dataclasses, and the one crossing from ml_collections into them."""
 
 import dataclasses
+import runpy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -30,6 +32,7 @@ class DataConfig:
     validation_source: str = ""
     validation_target: str = ""
     lowercase: bool = False
+    """Let the model read and write lower-cased text; references are scored as they are."""
     max_length: int = 128
     """Tokens of one sentence, end of sentence included; longer training pairs are left out and counted."""
     batching: str = "pack"
@@ -137,6 +140,30 @@ class Config:
 def default_config() -> ml_collections.ConfigDict:
     """Every field with its default, to be changed by a file in `configs/` and on the command line."""
     return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def load_config_file(argument: str) -> ml_collections.ConfigDict:
+    """What `get_config` of a Python file returns.
+
+    Args:
+        argument: `FILE.py`, or `FILE.py:ARGUMENT` for a `get_config` that takes one.
+
+    Raises:
+        UserError: if there is no such file, or it gives no config.
+    """
+    path, colon, choice = argument.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"{path} is no file; name a configuration, such as configs/multi30k.py:de-en.")
+    try:
+        get_config = runpy.run_path(path)["get_config"]
+        config = get_config(choice) if colon else get_config()
+    # The file is a person's own code, in which anything may go wrong.
+    except Exception as error:
+        cause = str(error).strip().partition("\n")[0].strip("\"'")
+        raise UserError(f"{argument} gives no config ({type(error).__name__}: {cause}); see its get_config.") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"get_config of {path} returns {type(config).__name__}, but must return a ConfigDict.")
+    return config
 
 
 def from_config_dict(config: ml_collections.ConfigDict) -> Config:

@@ -1,5 +1,6 @@
 """A model behind the search: sentences of token ids in, hypotheses out, in order."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -22,11 +23,14 @@ from transformer_jax.decoding import (
     sample,
     stream,
 )
+from transformer_jax.errors import UserError
 from transformer_jax.losses import smoothed_cross_entropy
-from transformer_jax.models import AttentionWeights, Cache, Seq2Seq
+from transformer_jax.models import AttentionWeights, Cache, Memory, Seq2Seq
 
-LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 """Sentences are padded to the next of these, longer ones to a multiple of the last; one compilation each."""
+TOKENS_AT_A_TIME = 16_384
+"""A batch has at most so many source tokens, padding included, which bounds memory."""
 
 
 class Hypothesis(NamedTuple):
@@ -35,20 +39,25 @@ class Hypothesis(NamedTuple):
     tokens: list[int]
     """Without the end of sentence."""
     score: float
-    """What outputs are ranked by: the log-probability over the length penalty."""
+    """What outputs are ranked by: the log-probability over the length penalty; without it for samples."""
     log_prob: float
     """The model's own log-probability, end of sentence included."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How to search (section 6.1), and what an output must keep to. Lengths do not count the end of sentence."""
+    """How to search (section 6.1), and what an output must keep to. Lengths do not count the end of sentence.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
 
     beam_size: int = 4
     alpha: float = 0.6
     n_best: int = 1
+    """How many outputs of each sentence; the beam is at least as wide."""
     max_extra_tokens: int = 50
-    """An output is at most this many tokens longer than its input."""
+    """An output is at most this many tokens longer than its input, unless a prefix is."""
     max_length: int | None = None
     min_length: int = 0
     temperature: float = 0.0
@@ -59,6 +68,23 @@ class SearchOptions:
     seed: int = 0
     early_stop: bool = True
 
+    def __post_init__(self) -> None:
+        def require(condition: bool, name: str, remedy: str) -> None:
+            if not condition:
+                raise UserError(f"{name} is {getattr(self, name)}, but must be {remedy}.")
+
+        require(self.beam_size >= 1, "beam_size", "at least 1")
+        require(self.n_best >= 1, "n_best", "at least 1")
+        require(math.isfinite(self.alpha), "alpha", "a finite number")
+        require(self.max_extra_tokens >= 0, "max_extra_tokens", "at least 0")
+        require(self.max_length is None or self.max_length >= 1, "max_length", "at least 1")
+        require(self.min_length >= 0, "min_length", "at least 0")
+        require(0 <= self.temperature < math.inf, "temperature", "at least 0, and finite")
+        require(self.top_k >= 0, "top_k", "at least 0, which keeps all tokens")
+        require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
+        require(self.no_repeat_ngram >= 0, "no_repeat_ngram", "at least 0, which allows all")
+        require(0 <= self.seed < 2**32, "seed", "from 0 to 4,294,967,295")
+
 
 class Generator:
     """Searches for the outputs of an encoder-decoder model.
@@ -67,10 +93,17 @@ class Generator:
     out for a sentence does not depend on what else is asked.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, *, batch_size: int = 64) -> None:
-        """`graphdef` is the structure of a `Seq2Seq`; its parameters come with each call."""
+    def __init__(self, graphdef: nnx.GraphDef, *, batch_size: int = 64, max_positions: int | None = None) -> None:
+        """Make a generator of one model structure; parameters come with each call.
+
+        Args:
+            graphdef: of a `Seq2Seq`.
+            batch_size: sentences at a time, at most.
+            max_positions: tokens that a sentence can have, where the model has a table of positions.
+        """
         self.graphdef = graphdef
         self.batch_size = batch_size
+        self.max_positions = max_positions
 
     def generate(
         self,
@@ -86,6 +119,9 @@ class Generator:
             sources: token ids of each sentence, end of sentence included.
             options: of the search.
             prefixes: token ids that the outputs must begin with, one prefix a sentence.
+
+        Raises:
+            UserError: if the model's outputs are not numbers.
         """
         prefixes = [()] * len(sources) if prefixes is None else prefixes
         root = jax.random.key(options.seed)
@@ -95,12 +131,12 @@ class Generator:
             source = _padded([sources[i] for i in chosen], rows, length)
             prefix = _padded([prefixes[i] for i in chosen], rows, _round_up(max(len(prefixes[i]) for i in chosen)))
             limits = np.ones(rows, np.int32)
-            limits[: len(chosen)] = [_limit(len(sources[i]), len(prefixes[i]), options) for i in chosen]
+            limits[: len(chosen)] = [self._limit(len(sources[i]), len(prefixes[i]), options) for i in chosen]
             # A sentence draws by its place among all, not by its place in the batch.
             places = np.zeros(rows, np.int32)
             places[: len(chosen)] = chosen
             keys = jax.vmap(partial(jax.random.fold_in, root))(places)
-            max_length = _limit(length, prefix.shape[1], options)
+            max_length = self._limit(length, prefix.shape[1], options)
             found = _search(self.graphdef, static, max_length, params, source, prefix, limits, keys)
             pending.append((chosen, found))
         outputs: list[list[Hypothesis]] = [[] for _ in sources]
@@ -111,9 +147,11 @@ class Generator:
                     Hypothesis(
                         tokens[row, k, : lengths[row, k] - 1].tolist(), float(scores[row, k]), float(log_probs[row, k])
                     )
-                    for k in range(min(options.n_best, tokens.shape[1]))
+                    for k in range(options.n_best)
                     if lengths[row, k] > 0
                 ]
+                if not outputs[i]:
+                    raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
         return outputs
 
     def stream(
@@ -121,12 +159,14 @@ class Generator:
     ) -> Iterator[int]:
         """The tokens of one sentence, each as soon as it is known: greedy, or drawn if there is a temperature."""
         memory = _remember(self.graphdef, params, _padded([source], 1, _round_up(len(source))))
-        max_length = _limit(len(source), len(prefix), options)
+        limit = self._limit(len(source), len(prefix), options)
+        max_length = _round_up(limit)
         draws = options.temperature > 0
         tokens = stream(
             lambda tokens, cache: _step(self.graphdef, params, tokens, cache, memory),
-            nnx.merge(self.graphdef, params).empty_cache(1, 1, _round_up(max_length)),
+            nnx.merge(self.graphdef, params).empty_cache(1, 1, max_length),
             max_length=max_length,
+            limit=limit,
             bos_id=BOS,
             eos_id=EOS,
             pad_id=PAD,
@@ -161,18 +201,17 @@ class Generator:
         encoder, decoder, cross = (np.asarray(part)[0] for part in _attention(self.graphdef, params, *padded))
         return AttentionWeights(encoder[..., :s, :s], decoder[..., :t, :t], cross[..., :t, :s])
 
+    def _limit(self, source_length: int, prefix_length: int, options: SearchOptions) -> int:
+        """Most tokens of an output, end of sentence included, for a source whose length includes it too."""
+        limits = [source_length + options.max_extra_tokens, self.max_positions]
+        if options.max_length is not None:
+            limits.append(options.max_length + 1)
+        return max(min(limit for limit in limits if limit is not None), prefix_length + 1)
+
 
 def _round_up(length: int) -> int:
     """The padded length."""
     return next((n for n in LENGTHS if n >= length), -(-length // LENGTHS[-1]) * LENGTHS[-1])
-
-
-def _limit(source_length: int, prefix_length: int, options: SearchOptions) -> int:
-    """Most tokens of an output, end of sentence included, for a source whose length includes it too."""
-    limit = source_length + options.max_extra_tokens
-    if options.max_length is not None:
-        limit = min(limit, options.max_length + 1)
-    return max(limit, prefix_length + 1)
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, list[int]]]:
@@ -181,9 +220,10 @@ def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int
     for i, length in enumerate(lengths):
         groups.setdefault(_round_up(length), []).append(i)
     for length, members in sorted(groups.items()):
-        for start in range(0, len(members), batch_size):
-            chosen = members[start : start + batch_size]
-            rows = next(n for n in (1, min(8, batch_size), batch_size) if n >= len(chosen))
+        most = max(1, min(batch_size, TOKENS_AT_A_TIME // length))
+        for start in range(0, len(members), most):
+            chosen = members[start : start + most]
+            rows = next(n for n in (1, min(8, most), most) if n >= len(chosen))
             yield length, rows, chosen
 
 
@@ -212,8 +252,7 @@ def _search(
     keys: Key[Array, " B"],
 ) -> SearchResult:
     model: Seq2Seq = nnx.merge(graphdef, params)
-    segments = (source != PAD).astype(jnp.int32)
-    memory = model.remember(model.encode(source, segments), segments)
+    memory = model.remember(source)
     step_fn: StepFn = lambda tokens, cache: model.step(tokens, cache, memory)  # noqa: E731
     beams = max(options.n_best, 1 if options.temperature > 0 else options.beam_size)
     shared: dict[str, Any] = {
@@ -231,19 +270,18 @@ def _search(
     if options.temperature > 0:
         filters: dict[str, Any] = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
         return sample(step_fn, cache, num_samples=beams, keys=keys, **filters, **shared)
-    return beam_search(step_fn, cache, beam_size=beams, alpha=options.alpha, early_stop=options.early_stop, **shared)
+    ranking: dict[str, Any] = {name: getattr(options, name) for name in ("alpha", "n_best", "early_stop")}
+    return beam_search(step_fn, cache, beam_size=beams, **ranking, **shared)
 
 
 @partial(jax.jit, static_argnums=0)
-def _remember(graphdef: nnx.GraphDef, params: Any, source: Int[Array, "B S"]) -> Any:
-    model: Seq2Seq = nnx.merge(graphdef, params)
-    segments = (source != PAD).astype(jnp.int32)
-    return model.remember(model.encode(source, segments), segments)
+def _remember(graphdef: nnx.GraphDef, params: Any, source: Int[Array, "B S"]) -> Memory:
+    return nnx.merge(graphdef, params).remember(source)
 
 
 @partial(jax.jit, static_argnums=0)
 def _step(
-    graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "B K"], cache: Cache, memory: Any
+    graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "B K"], cache: Cache, memory: Memory
 ) -> tuple[Float[Array, "B K V"], Cache]:
     return nnx.merge(graphdef, params).step(tokens, cache, memory)
 

@@ -40,7 +40,8 @@ def chunked_cross_entropy(
         labels: the tokens to predict.
         weights: 0 for padding. No gradient goes to them.
         smoothing: label smoothing.
-        chunk: tokens at a time, about: some columns of all rows, so that rows may be spread over devices.
+        chunk: tokens at a time, about: some columns of all rows, so that rows may be spread over devices. The number of
+            columns divides T, so a prime T is one chunk.
     """
     return _loss_and_grads(x, table, labels, weights, smoothing, chunk)[0]
 
@@ -51,33 +52,24 @@ def _loss_and_grads(
     batch, length, _ = x.shape
     columns = next(n for n in range(1, length + 1) if length % n == 0 and (n * batch >= chunk or n == length))
     wide = table.astype(x.dtype)
-    mean_row = wide.mean(0)
 
     def one_chunk(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
         loss, d_table = carry
         x, labels, weights = (a.reshape(-1, *a.shape[2:]) for a in inputs)
         logits = jnp.dot(x, wide.T, preferred_element_type=jnp.float32)
-        top = logits.max(-1, keepdims=True)
-        exponentials = jnp.exp(logits - top)
-        total = exponentials.sum(-1, keepdims=True)
-        # Of the smoothed distribution only its mean row of the table is ever needed.
-        target = (1.0 - smoothing) * wide[labels] + smoothing * mean_row
-        expected = (x * target).sum(-1, dtype=jnp.float32)
-        loss += jnp.sum(weights * ((top + jnp.log(total))[:, 0] - expected))
-        d_logits = (exponentials * (weights[:, None] / total)).astype(x.dtype)
-        d_x = d_logits @ wide - weights[:, None].astype(x.dtype) * target
+        loss += jnp.sum(weights * smoothed_cross_entropy(logits, labels, smoothing))
+        is_label = labels[:, None] == jnp.arange(table.shape[0])
+        target = (1.0 - smoothing) * is_label + smoothing / table.shape[0]
+        d_logits = (weights[:, None] * (jax.nn.softmax(logits) - target)).astype(x.dtype)
         d_table += jnp.dot(d_logits.T, x, preferred_element_type=jnp.float32)
-        return (loss, d_table), d_x.reshape(batch, columns, -1)
+        return (loss, d_table), (d_logits @ wide).reshape(batch, columns, -1)
 
     def chunks(a: Array) -> Array:
         return a.reshape(batch, length // columns, columns, *a.shape[2:]).swapaxes(0, 1)
 
     zeros = jnp.zeros(()), jnp.zeros(table.shape)
     (loss, d_table), d_x = jax.lax.scan(one_chunk, zeros, (chunks(x), chunks(labels), chunks(weights)))
-    weighted = (weights[..., None] * x).reshape(-1, x.shape[-1])
-    d_table = d_table.at[labels.reshape(-1)].add(-(1.0 - smoothing) * weighted)
-    d_table -= smoothing * weighted.sum(0) / table.shape[0]
-    return loss, (d_x.swapaxes(0, 1).reshape(x.shape).astype(x.dtype), d_table.astype(table.dtype))
+    return loss, (d_x.swapaxes(0, 1).reshape(x.shape), d_table.astype(table.dtype))
 
 
 def _backward(

@@ -45,7 +45,8 @@ def perplexity(total_nll: float, count: int | float) -> float:
         total_nll: negative log-likelihood of all units together, in nats.
         count: how many there are, at least one.
     """
-    return math.exp(total_nll / count)
+    mean = total_nll / count
+    return math.exp(mean) if mean < 700.0 else math.inf  # exp overflows a little later
 
 
 def _check_aligned(hypotheses: Sequence[str], references: Sequence[str]) -> None:

@@ -52,6 +52,11 @@ class ModelConfig:
     target_vocab_size: int = 0
     """0: taken from the tokenizer."""
 
+    @property
+    def position_limit(self) -> int | None:
+        """Tokens that a sentence can have at most; None: no bound."""
+        return self.max_positions if self.positions == "learned" else None
+
 
 class Embedder(nnx.Module):
     """Token embeddings plus positions, with dropout on the sum (sections 3.4, 3.5 and 5.4)."""
@@ -193,22 +198,44 @@ class Seq2Seq(nnx.Module):
             dropout_key: source of dropout; None for none.
             record: see `transformer_jax.layers`.
         """
-        if source_segments is None:
-            source_segments = (source != 0).astype(jnp.int32)
-        if target_segments is None:
-            target_segments = (target != 0).astype(jnp.int32)
-        encoder_key, decoder_key = split_key(dropout_key, 2)
-        encoded = self.encode(source, source_segments, source_positions, dropout_key=encoder_key, record=record)
         return self.logits(
-            self.decode(
+            self.hidden(
+                source,
                 target,
-                encoded,
-                target_segments,
-                source_segments,
-                target_positions,
-                dropout_key=decoder_key,
+                source_segments=source_segments,
+                target_segments=target_segments,
+                source_positions=source_positions,
+                target_positions=target_positions,
+                dropout_key=dropout_key,
                 record=record,
             )
+        )
+
+    def hidden(
+        self,
+        source: Int[Array, "B S"],
+        target: Int[Array, "B T"],
+        *,
+        source_segments: Int[Array, "B S"] | None = None,
+        target_segments: Int[Array, "B T"] | None = None,
+        source_positions: Int[Array, "B S"] | None = None,
+        target_positions: Int[Array, "B T"] | None = None,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """What the output layer makes logits of; arguments as of `__call__`."""
+        source_segments = _segments(source) if source_segments is None else source_segments
+        target_segments = _segments(target) if target_segments is None else target_segments
+        encoder_key, decoder_key = split_key(dropout_key, 2)
+        encoded = self.encode(source, source_segments, source_positions, dropout_key=encoder_key, record=record)
+        return self.decode(
+            target,
+            encoded,
+            target_segments,
+            source_segments,
+            target_positions,
+            dropout_key=decoder_key,
+            record=record,
         )
 
     def encode(
@@ -264,8 +291,10 @@ class Seq2Seq(nnx.Module):
         parts = record[:layers], record[layers::2], record[layers + 1 :: 2]
         return AttentionWeights(*(jnp.stack(part, axis=1) for part in parts))
 
-    def remember(self, encoded: Float[Array, "B S D"], segments: Int[Array, "B S"]) -> Memory:
-        """Project the encoder's output once, for all steps of decoding."""
+    def remember(self, source: Int[Array, "B S"]) -> Memory:
+        """Read the source, one sentence a row, and project the encoder's output once for all steps of decoding."""
+        segments = _segments(source)
+        encoded = self.encode(source, segments)
         keys_values = tuple(layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers)
         return Memory(keys_values, (segments != 0)[:, None, None, :])
 
@@ -293,6 +322,10 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """A module as its static structure and its parameters, a nested dict of arrays."""
     graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
+
+
+def _segments(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    return (tokens != 0).astype(jnp.int32)
 
 
 def _count(tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Int[Array, "B T"]:
@@ -331,6 +364,11 @@ def _check(config: ModelConfig) -> None:
     for rate in ("dropout_rate", "attention_dropout_rate"):
         require(0.0 <= getattr(config, rate) <= 0.99, rate, "between 0 and 0.99")
     require(config.attention_implementation in ("xla", "cudnn"), "attention_implementation", "xla or cudnn")
+    if config.attention_implementation == "cudnn":
+        require(config.dtype == "bfloat16", "dtype", "bfloat16 with attention_implementation=cudnn")
+        require(config.attention_dropout_rate == 0.0, "attention_dropout_rate", "0 with attention_implementation=cudnn")
+    for layers in ("num_encoder_layers", "num_decoder_layers"):
+        require(getattr(config, layers) >= 1, layers, "at least 1")
     require(config.positions in ("sinusoidal", "learned"), "positions", "sinusoidal or learned")
     require(config.d_model % 2 == 0, "d_model", "even")
     require(config.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")

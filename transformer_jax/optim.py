@@ -60,9 +60,11 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
     """The optimiser that `config` names, after clipping the gradient by its global norm if asked.
 
     Raises:
-        UserError: if the optimiser is unknown.
+        UserError: if the optimiser is unknown, or has no weight decay and `config` asks for it.
     """
     if config.name not in OPTIMIZERS:
         raise UserError(f"config.optim.name is {config.name!r}, but must be one of {', '.join(OPTIMIZERS)}.")
+    if config.weight_decay and config.name in ("adam", "sgd"):
+        raise UserError(f"config.optim.weight_decay is {config.weight_decay}, but {config.name} has none; name adamw.")
     optimizer = OPTIMIZERS[config.name](config, schedule)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer) if config.clip_norm > 0 else optimizer

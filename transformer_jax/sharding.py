@@ -100,6 +100,11 @@ def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def row_shards(mesh: Mesh) -> int:
+    """Parts into which the rows of a batch are spread."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def place(batch: PyTree, mesh: Mesh) -> PyTree:
     """Put a batch on the devices, its rows spread over `data` and `fsdp`.
 
@@ -110,7 +115,7 @@ def place(batch: PyTree, mesh: Mesh) -> PyTree:
     Raises:
         UserError: if the rows don't divide among the devices.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     processes = jax.process_count()
     for array in jax.tree.leaves(batch):
         if array.shape[0] * processes % shards:

@@ -49,11 +49,6 @@ def test_text(write):
         validation_source=write("b.de", ["E"]),
     )
     assert list(load_pairs(config, "train")) == [("Ä", "C"), ("B", "D")]
-    lowercased = load_pairs(dataclasses.replace(config, lowercase=True), "train")
-    assert list(lowercased) == lowercased[:] == [("ä", "c"), ("b", "d")]
-    assert lowercased[-1] == ("b", "d")
-    with pytest.raises(IndexError):
-        lowercased[2]
     with pytest.raises(UserError, match=r"config\.data\.validation_target is empty"):
         load_pairs(config, "validation")
     with pytest.raises(UserError, match="no split 'test', only train, validation"):
@@ -66,8 +61,8 @@ def test_multi30k_from_a_folder(multi30k):
     assert train[49] == train[-1] == ("Satz 49 ÄÖ", "Sentence 49")
     assert list(load_pairs(multi30k, "validation")) == [("eins", "one"), ("", "two")]
     assert len(load_pairs(multi30k, "train[:10]")) == 10
-    reverse = dataclasses.replace(multi30k, source_language="en", target_language="de", lowercase=True)
-    assert load_pairs(reverse, "train")[3] == ("sentence 3", "satz 3 äö")
+    reverse = dataclasses.replace(multi30k, source_language="en", target_language="de")
+    assert load_pairs(reverse, "train")[3] == ("Sentence 3", "Satz 3 ÄÖ")
     with pytest.raises(UserError, match="no split 'test_2016_flickr', only train, validation"):
         load_pairs(multi30k, "test_2016_flickr")
 

@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformer_jax.bundle.translator import Translator, TranslatorSettings, st
 from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
+from transformer_jax.files import replace_folder
 from transformer_jax.models import ModelConfig
 
 FORMAT_VERSION = 1
@@ -30,6 +30,7 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
 _LARGEST_CONFIG = 1_000_000  # bytes
+_LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
 
 
@@ -87,7 +88,10 @@ def save_bundle(
     files[CONFIG_FILE] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     num_parameters = sum(tensor.size for tensor in tensors.values())
     files[CARD_FILE] = _card(config, num_parameters, {**(origin or {}), **scores}).encode()
-    _replace_folder(folder, files)
+    try:
+        replace_folder(folder, files)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); make room, or name another folder.") from error
 
 
 def load(path: str | Path) -> Translator:
@@ -152,13 +156,14 @@ def _read_config(folder: Path) -> _BundleConfig:
     if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or len(sha256) < 2:
         raise UserError(f"{path}: sha256 must name {WEIGHTS_FILE} and the tokenizer's files.")
     for name in sha256:
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise UserError(f"{path}: sha256 names {name!r}, but must name files of this folder.")
     return _BundleConfig(values["task"], model, settings, sha256)
 
 
 def _read_tokenizer(folder: Path, config: _BundleConfig) -> TokenizerPair:
-    files = {name: _read_file(folder / name) for name in config.sha256 if name != WEIGHTS_FILE}
+    names = [name for name in config.sha256 if name != WEIGHTS_FILE]
+    files = {name: _read_file(folder / name, _LARGEST_TOKENIZER) for name in names}
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != config.sha256[name]:
             raise UserError(
@@ -207,6 +212,8 @@ def _read_params(folder: Path, config: _BundleConfig) -> Any:
 
 def _read_file(path: Path, limit: int | None = None) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; copy the model again from its origin.")
         if limit is not None and path.stat().st_size > limit:
             raise UserError(f"{path} is larger than {limit:,} bytes; copy the model again from its origin.")
         return path.read_bytes()
@@ -214,43 +221,6 @@ def _read_file(path: Path, limit: int | None = None) -> bytes:
         raise UserError(f"{path} is missing; copy the model again from its origin.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
-
-
-def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder with these files in the place of `folder`, which holds the old ones or the new, never a part."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
-        ) as name:
-            new, old = Path(name) / "new", Path(name) / "old"
-            new.mkdir()
-            for file, content in files.items():
-                with (new / file).open("wb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            _sync_folder(new)
-            if folder.exists():
-                folder.rename(old)
-            try:
-                new.rename(folder)
-            except BaseException:
-                if old.exists():
-                    old.rename(folder)
-                raise
-            _sync_folder(folder.parent)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); make room, or name another folder.") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _package_version() -> str:

@@ -1,6 +1,5 @@
 """A trained translation model: text in, text out."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
@@ -217,23 +216,16 @@ class Translator:
     def _generator(self, batch_size: int | None) -> Generator:
         size = self.settings.decoding.batch_size if batch_size is None else batch_size
         _require(size >= 1, "batch_size", size, "at least 1")
-        return Generator(self.graphdef, batch_size=size)
+        return Generator(self.graphdef, batch_size=size, max_positions=self.model_config.position_limit)
 
     def _search_options(self, *, beam_size: int | None, alpha: float | None, **options: Any) -> SearchOptions:
         decoding = self.settings.decoding
         options = {"max_extra_tokens": decoding.max_extra_tokens} | options
-        if self.model_config.positions == "learned":
-            # The table has no row for a later position; one is taken by the end of sentence.
-            given = options.get("max_length")
-            longest = self.model_config.max_positions - 1
-            options["max_length"] = longest if given is None else min(given, longest)
-        chosen = SearchOptions(
+        return SearchOptions(
             beam_size=decoding.beam_size if beam_size is None else beam_size,
             alpha=decoding.alpha if alpha is None else alpha,
             **options,
         )
-        _check_options(chosen)
-        return chosen
 
     def _normalised(self, text: str) -> str:
         return text.lower() if self.settings.lowercase else text
@@ -245,8 +237,8 @@ class Translator:
             if not isinstance(text, str):
                 raise TypeError(f"a text is of type {type(text).__name__}, but must be a str")
         longest = self.settings.max_source_length
-        if self.model_config.positions == "learned":
-            longest = min(longest, self.model_config.max_positions)
+        if self.model_config.position_limit is not None:
+            longest = min(longest, self.model_config.position_limit)
         for number, text in enumerate(texts, start=1):
             # sentencepiece makes one token of any run of unknown characters, so tokens alone would not bound a line.
             if len(text) > longest * CHARACTERS_PER_TOKEN:
@@ -275,19 +267,6 @@ def structure(config: ModelConfig) -> tuple[nnx.GraphDef[Any], dict[str, Any]]:
     """
     graphdef, shapes = split(nnx.eval_shape(lambda: Seq2Seq(config, rngs=nnx.Rngs(0))))
     return graphdef, shapes
-
-
-def _check_options(options: SearchOptions) -> None:
-    _require(options.beam_size >= 1, "beam_size", options.beam_size, "at least 1")
-    _require(options.n_best >= 1, "n_best", options.n_best, "at least 1")
-    _require(math.isfinite(options.alpha), "alpha", options.alpha, "a finite number")
-    _require(options.max_length is None or options.max_length >= 1, "max_length", options.max_length, "at least 1")
-    _require(options.min_length >= 0, "min_length", options.min_length, "at least 0")
-    _require(0 <= options.temperature < math.inf, "temperature", options.temperature, "at least 0, and finite")
-    _require(options.top_k >= 0, "top_k", options.top_k, "at least 0, which keeps all tokens")
-    _require(0 < options.top_p <= 1, "top_p", options.top_p, "above 0 and at most 1")
-    _require(options.no_repeat_ngram >= 0, "no_repeat_ngram", options.no_repeat_ngram, "at least 0, which allows all")
-    _require(0 <= options.seed < 2**32, "seed", options.seed, "from 0 to 4,294,967,295")
 
 
 def _require(condition: bool, name: str, value: object, remedy: str) -> None:

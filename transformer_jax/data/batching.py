@@ -84,7 +84,7 @@ class Batches(Generic[Record, Batch]):
 
     An epoch is a permutation of the records drawn from (seed, epoch) and cut into windows. A window is encoded, its
     examples are put into rows, and the rows are shuffled by (seed, epoch, window) and cut into batches, so that no
-    batch is special. Shapes are few: `tokens_per_batch // row_length` rows of each row length.
+    batch is special. Shapes are few: about `tokens_per_batch / row_length` rows of each row length.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Batches(Generic[Record, Batch]):
         row_length: int,
         bucket_lengths: Sequence[int],
         max_length: int,
+        row_multiple: int = 1,
         seed: int = 0,
         shuffle: bool = True,
         window_size: int = 65_536,
@@ -113,6 +114,7 @@ class Batches(Generic[Record, Batch]):
             row_length: token slots of a packed row, on each side; at least `max_length` is taken.
             bucket_lengths: row lengths of "bucket"; those above `max_length` are replaced by it.
             max_length: tokens of the longest side of an example; longer examples are left out and counted.
+            row_multiple: every batch has a multiple of so many rows, to be shared out evenly.
             seed: of the order.
             shuffle: False keeps the order of the records, as evaluation wants it.
             window_size: records that are encoded and planned at a time.
@@ -129,16 +131,18 @@ class Batches(Generic[Record, Batch]):
         self._row_length = max(row_length, max_length)
         self._bucket_lengths = sorted({*(n for n in bucket_lengths if n < max_length), max_length})
         longest_row = self._row_length if batching == "pack" else max_length
-        if tokens_per_batch < longest_row:
+        if tokens_per_batch < longest_row * row_multiple:
             raise UserError(
-                f"config.data.tokens_per_batch is {tokens_per_batch}, but a row may take {longest_row} tokens; "
-                "raise it, or lower config.data.max_length and config.data.row_length."
+                f"config.data.tokens_per_batch is {tokens_per_batch}, but {row_multiple} rows, the fewest that devices and "
+                f"config.optim.accumulate_steps can share, may take {longest_row} tokens each; raise it, or lower "
+                "config.data.max_length and config.data.row_length."
             )
         self._records = records
         self._encode = encode
         self._collate = collate
         self._batching = batching
         self._tokens_per_batch = tokens_per_batch
+        self._row_multiple = row_multiple
         self._max_length = max_length
         self._seed = seed
         self._shuffle = shuffle
@@ -168,7 +172,7 @@ class Batches(Generic[Record, Batch]):
                 examples, plan = self._plan(position.epoch, window)
                 for number in range(first, len(plan)):
                     row_length, rows = plan[number]
-                    num_rows = self._tokens_per_batch // row_length
+                    num_rows = self._num_rows(row_length)
                     batch = self._collate([[examples[i] for i in row] for row in rows], row_length, num_rows)
                     yielded += 1
                     yield batch, self._after(position.epoch, window, number, len(plan))
@@ -178,6 +182,9 @@ class Batches(Generic[Record, Batch]):
                     f"{self._max_length} tokens; raise it."
                 )
             position = Position(position.epoch + 1)
+
+    def _num_rows(self, row_length: int) -> int:
+        return self._tokens_per_batch // (row_length * self._row_multiple) * self._row_multiple
 
     def _after(self, epoch: int, window: int, number: int, batches_in_window: int) -> Position:
         if number + 1 < batches_in_window:
@@ -207,7 +214,7 @@ class Batches(Generic[Record, Batch]):
         for row_length, rows in groups.items():
             if self._shuffle:
                 order.shuffle(rows)
-            num_rows = self._tokens_per_batch // row_length
+            num_rows = self._num_rows(row_length)
             batches += [(row_length, rows[i : i + num_rows]) for i in range(0, len(rows), num_rows)]
         if self._shuffle:
             order.shuffle(batches)

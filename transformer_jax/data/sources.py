@@ -38,8 +38,6 @@ class PairsConfig(Protocol):
     def validation_source(self) -> str: ...
     @property
     def validation_target(self) -> str: ...
-    @property
-    def lowercase(self) -> bool: ...
 
 
 def load_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
@@ -54,16 +52,10 @@ def load_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
         UserError: for an unknown set, split or language, and for files that are missing or broken.
     """
     if config.name == "numerals":
-        pairs: Sequence[Pair] = Numerals(config.source_language, config.target_language, split)
-    elif config.name == "text":
-        pairs = _text_pairs(config, split)
-    else:
-        pairs = _tfds_pairs(config, split)
-    return MappedRecords(pairs, _lowercase) if config.lowercase else pairs
-
-
-def _lowercase(pair: Pair) -> Pair:
-    return pair[0].lower(), pair[1].lower()
+        return Numerals(config.source_language, config.target_language, split)
+    if config.name == "text":
+        return _text_pairs(config, split)
+    return _tfds_pairs(config, split)
 
 
 def _text_pairs(config: PairsConfig, split: str) -> list[Pair]:

@@ -75,7 +75,7 @@ def initial_state(batch_size: int, beam_size: int, max_length: int, *, bos_id: i
     """K empty hypotheses of each sentence, all alive."""
     slots = (batch_size, beam_size)
     no_tokens = jnp.full((*slots, max_length), pad_id, jnp.int32)
-    nothing = jnp.full(slots, -jnp.inf)
+    nothing = jnp.full(slots, -jnp.inf, jnp.float32)
     return SearchState(
         step=jnp.zeros((), jnp.int32),
         newest=jnp.full(slots, bos_id, jnp.int32),
@@ -148,7 +148,7 @@ def grow_in_place(pick: Pick, *, weights: Float[Array, " M"], eos_id: int) -> Gr
     return grow
 
 
-def grow_beam(*, weights: Float[Array, " M"], eos_id: int, early_stop: bool) -> Grow:
+def grow_beam(*, weights: Float[Array, " M"], eos_id: int, n_best: int, early_stop: bool) -> Grow:
     """The 2K best successors compete: those that end for the K ended slots, the others for the K alive ones.
 
     At most K of them end (one a hypothesis), so K are left to go on.
@@ -175,7 +175,8 @@ def grow_beam(*, weights: Float[Array, " M"], eos_id: int, early_stop: bool) -> 
         chosen = jax.lax.top_k(going_on.scores, beam_size)[1]
         alive = reorder(going_on, chosen)
         if early_stop:
-            hopeless = _best_attainable(alive, weights[state.step + 2], weights[max_lengths]) <= ended.scores[:, -1]
+            bound = _best_attainable(alive, weights[state.step + 2], weights[max_lengths])
+            hopeless = bound <= ended.scores[:, n_best - 1]
             alive = alive._replace(scores=jnp.where(hopeless[:, None], -jnp.inf, alive.scores))
         return Growth(
             newest=jnp.take_along_axis(newest, chosen, axis=1),

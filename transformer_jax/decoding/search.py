@@ -65,6 +65,7 @@ def beam_search(
     alpha: float = 0.6,
     prefix: Int[Array, "B P"] | None = None,
     processors: Sequence[LogitsProcessor] = (),
+    n_best: int | None = None,
     early_stop: bool = True,
 ) -> SearchResult:
     """Find the K best outputs of each sentence by beam search with length penalty (section 6.1).
@@ -83,22 +84,26 @@ def beam_search(
         alpha: Exponent of the length penalty.
         prefix: Tokens that every output begins with, PAD after the last; they count in its score.
         processors: Further constraints, see `processors.py`.
-        early_stop: Stop once no alive hypothesis can beat the worst of K ended ones. The result is the same as
-            without, unless a processor raises a log-probability above 0.
+        n_best: How many of the K outputs to return; by default all.
+        early_stop: Stop once no alive hypothesis can beat the last of the `n_best` ended ones. The result is the same
+            as without, unless a processor raises a log-probability above 0.
 
     Returns:
-        Outputs sorted best first, no two of a sentence the same.
+        The best outputs, sorted best first, no two of a sentence the same.
 
     Raises:
-        UserError: If L or K is below 1, or `pad_id` is `eos_id`.
+        UserError: If L or K is below 1, `n_best` is not within 1..K, or `pad_id` is `eos_id`.
     """
     if beam_size < 1:
         raise UserError(f"beam_size is {beam_size}, but must be at least 1.")
+    n_best = beam_size if n_best is None else n_best
+    if not 1 <= n_best <= beam_size:
+        raise UserError(f"n_best is {n_best}, but must be from 1 to the beam size, {beam_size}.")
     weights = length_weights(max_length, alpha)
     if beam_size == 1:
         grow = grow_in_place(pick_likeliest, weights=weights, eos_id=eos_id)
     else:
-        grow = grow_beam(weights=weights, eos_id=eos_id, early_stop=early_stop)
+        grow = grow_beam(weights=weights, eos_id=eos_id, n_best=n_best, early_stop=early_stop)
     constraints = make_constraints(
         batch_size,
         max_length,
@@ -109,7 +114,8 @@ def beam_search(
         pad_id=pad_id,
     )
     state = keep_first_alive(initial_state(batch_size, beam_size, max_length, bos_id=bos_id, pad_id=pad_id))
-    return _run(step_fn, cache, state, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
+    found = _run(step_fn, cache, state, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
+    return SearchResult(*(part[:, :n_best] for part in found))
 
 
 def greedy_search(

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.decoding.constraints import Constraints, make_constraints
@@ -22,6 +23,7 @@ def stream(
     bos_id: int,
     eos_id: int,
     pad_id: int,
+    limit: int | None = None,
     min_length: int = 0,
     prefix: Int[Array, " P"] | None = None,
     processors: Sequence[LogitsProcessor] = (),
@@ -33,8 +35,8 @@ def stream(
     """Yield the tokens of one sentence, EOS included, each as soon as it is known.
 
     They are those of `greedy_search` or, with a `key`, of `sample` with that key and one sample; the arguments are
-    theirs, for a batch of one. Pass a jitted `step_fn`: it runs once a token, outside any other jit. Pass the same
-    processor objects every time: new ones compile anew.
+    theirs, for a batch of one, where `limit` is the one entry of `max_lengths`. Pass a jitted `step_fn`: it runs once a
+    token, outside any other jit. Pass the same processor objects every time: new ones compile anew.
 
     Raises:
         UserError: At the first token, as `greedy_search` and `sample` do.
@@ -42,7 +44,7 @@ def stream(
     constraints = make_constraints(
         1,
         max_length,
-        max_lengths=None,
+        max_lengths=None if limit is None else jnp.array([limit]),
         min_lengths=min_length,
         prefix=None if prefix is None else prefix[None],
         pad_id=pad_id,

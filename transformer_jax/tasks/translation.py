@@ -1,6 +1,7 @@
 """Translation: sentence pairs, cross-entropy, BLEU."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,12 @@ from transformer_jax.generation import Generator, SearchOptions
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.metrics import exact_match, perplexity, translation_scores
 from transformer_jax.models import Seq2Seq, split
+from transformer_jax.sharding import make_mesh, row_shards
 from transformer_jax.steps import Params, Sums, eval_step
 from transformer_jax.tasks.base import Evaluation
 
+MAX_SOURCE_LENGTH = 1024
+"""Tokens of a sentence to be translated, at most: a bound for memory, not of the model."""
 TOKENIZER_SENTENCES = 200_000
 """The tokenizer is trained on at most so many pairs, spread evenly over the training data."""
 
@@ -39,17 +43,18 @@ class TranslationTask:
             UserError: if the data can't be read or the fields of the config contradict each other.
         """
         self.config = config
-        data, train = config.data, load_pairs(config.data, config.data.train_split)
-        self.validation = load_pairs(data, data.validation_split)
+        data = config.data
+        train, self.validation = load_pairs(data, data.train_split), list(load_pairs(data, data.validation_split))
         self.notes = [f"{len(train):,} training pairs, {len(self.validation):,} validation pairs"]
         if data.name == "text":
             train, blank = drop_blank_pairs(train)
             self.notes.append(f"left out {blank:,} training pairs with a blank side")
-        if not len(train):
-            raise UserError("The training data has no sentence pairs; check the files under config.data.")
+        for part, pairs in (("training", train), ("validation", self.validation)):
+            if not len(pairs):
+                raise UserError(f"The {part} data has no sentence pairs; check the files under config.data.")
         if tokenizer_files is None:
             stride = -(-len(train) // TOKENIZER_SENTENCES)
-            sources, targets = zip(*(train[i] for i in range(0, len(train), stride)), strict=True)
+            sources, targets = self._sides([train[i] for i in range(0, len(train), stride)])
             spec = config.tokenizer
             self.tokenizer = train_pair(spec.kind, sources, targets, spec.vocab_size, spec.joint)
         else:
@@ -64,34 +69,48 @@ class TranslationTask:
             "source_language": data.source_language,
             "target_language": data.target_language,
             "lowercase": data.lowercase,
-            "decoding": {
-                "beam_size": config.decoding.beam_size,
-                "alpha": config.decoding.alpha,
-                "max_extra_tokens": config.decoding.max_extra_tokens,
-            },
+            "max_source_length": MAX_SOURCE_LENGTH,
+            "decoding": asdict(config.decoding),
         }
+        self.validation_examples = self.encode(self.validation)
+        longest = self._longest_validation()
+        row_multiple = row_shards(make_mesh(config.mesh)) * config.optim.accumulate_steps
         batches = partial(
             Batches,
-            encode=self.encode,
             collate=collate_pairs,
             batching=data.batching,
-            tokens_per_batch=data.tokens_per_batch,
-            row_length=data.row_length,
             bucket_lengths=data.bucket_lengths,
-            max_length=data.max_length,
+            row_length=data.row_length,
+            row_multiple=row_multiple,
             seed=config.seed,
         )
-        self.batches: Batches = batches(train)
-        self.validation_batches: Batches = batches(self.validation, shuffle=False)
+        self.batches: Batches = batches(
+            train, self.encode, max_length=data.max_length, tokens_per_batch=data.tokens_per_batch
+        )
+        # Every validation example counts, however long.
+        self.validation_batches: Batches = batches(
+            self.validation_examples,
+            list,
+            max_length=longest,
+            tokens_per_batch=max(data.tokens_per_batch, max(longest, data.row_length) * row_multiple),
+            shuffle=False,
+        )
         self.graphdef, _ = split(nnx.eval_shape(lambda: self._model(nnx.Rngs(0))))
-        self.generator = Generator(self.graphdef, batch_size=config.decoding.batch_size)
+        limit = config.model.position_limit
+        if limit is not None and data.max_length > limit:
+            raise UserError(
+                f"config.data.max_length is {data.max_length}, but config.model.max_positions only {limit}; raise that."
+            )
+        # The fused kernel wants masks that a step of beam search does not have.
+        plain = replace(self.model_config, attention_implementation="xla")
+        searched, _ = split(nnx.eval_shape(lambda: Seq2Seq(plain, rngs=nnx.Rngs(0))))
+        self.generator = Generator(searched, batch_size=config.decoding.batch_size, max_positions=limit)
         self._validation_sums = jax.jit(partial(eval_step, loss_fn=partial(self._loss, smoothing=0.0)))
 
     def encode(self, pairs: list[tuple[str, str]]) -> list[Example]:
         """Token ids of source and target, end of sentence included."""
-        sides = zip(*pairs, strict=True)
         tokenizers = (self.tokenizer.source, self.tokenizer.target)
-        encoded = [t.encode_batch(side) for t, side in zip(tokenizers, sides, strict=True)]
+        encoded = [t.encode_batch(side) for t, side in zip(tokenizers, self._sides(pairs), strict=True)]
         return [tuple(np.array([*ids, EOS], np.int32) for ids in example) for example in zip(*encoded, strict=True)]
 
     def init_params(self, key: Key[Array, ""]) -> Params:
@@ -115,8 +134,7 @@ class TranslationTask:
             alpha=decoding.alpha,
             max_extra_tokens=decoding.max_extra_tokens,
         )
-        ids = [[*tokens, EOS] for tokens in self.tokenizer.source.encode_batch(sources)]
-        found = self.generator.generate(params, ids, options)
+        found = self.generator.generate(params, [source.tolist() for source, _ in self.validation_examples], options)
         outputs = [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
         scores = {
             "loss": totals["loss"] / totals["weight"],
@@ -126,21 +144,36 @@ class TranslationTask:
         }
         return Evaluation(scores, list(zip(sources, outputs, references, strict=True)))
 
+    def _sides(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+        """The sources and the targets as the model is to see them."""
+        case = str.lower if self.config.data.lowercase else str
+        sources, targets = zip(*pairs, strict=True)
+        return [case(text) for text in sources], [case(text) for text in targets]
+
+    def _longest_validation(self) -> int:
+        limit = self.config.model.position_limit or MAX_SOURCE_LENGTH
+        for number, example in enumerate(self.validation_examples, start=1):
+            length = max(map(len, example))
+            if length > limit:
+                raise UserError(
+                    f"Validation pair {number:,} has {length:,} tokens, but the limit is {limit:,}; shorten or remove it."
+                )
+        return max(max(map(len, example)) for example in self.validation_examples)
+
     def _model(self, rngs: nnx.Rngs) -> Seq2Seq:
         return Seq2Seq(self.model_config, rngs=rngs)
 
     def _loss(self, params: Params, batch: Any, key: Key[Array, ""] | None, *, smoothing: float) -> Sums:
         model: Seq2Seq = nnx.merge(self.graphdef, params)
-        encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
-        encoded = model.encode(batch.source, batch.source_segments, batch.source_positions, dropout_key=encoder_key)
-        decoded = model.decode(
+        hidden = model.hidden(
+            batch.source,
             batch.target,
-            encoded,
-            batch.target_segments,
-            batch.source_segments,
-            batch.target_positions,
-            dropout_key=decoder_key,
+            source_segments=batch.source_segments,
+            target_segments=batch.target_segments,
+            source_positions=batch.source_positions,
+            target_positions=batch.target_positions,
+            dropout_key=key,
         )
         weights = (batch.target_segments != 0).astype(jnp.float32)
-        loss = chunked_cross_entropy(decoded, model.output_table, batch.labels, weights, smoothing)
+        loss = chunked_cross_entropy(hidden, model.output_table, batch.labels, weights, smoothing)
         return {"loss": loss, "weight": weights.sum()}
