@@ -156,7 +156,7 @@ class TranslationTask:
             length = max(map(len, example))
             if length > limit:
                 raise UserError(
-                    f"Validation pair {number:,} has {length:,} tokens, but the limit is {limit:,}; shorten or remove it."
+                    f"Validation pair {number:,} has {length:,} tokens, but the limit is {limit:,}; shorten it."
                 )
         return max(max(map(len, example)) for example in self.validation_examples)
 

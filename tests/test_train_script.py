@@ -1,0 +1,165 @@
+"""Mistakes end in one sentence and status 2."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+import train
+
+# ml_collections loads config files in this old way.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+ROOT = Path(train.__file__).parent
+SHRINK = [
+    *("--config.model.d_model=16", "--config.model.d_ff=16", "--config.tokenizer.kind=char"),
+    *("--config.model.num_encoder_layers=1", "--config.model.num_decoder_layers=1"),
+]
+
+
+@pytest.fixture
+def refused(monkeypatch, capfd, tmp_path):
+    """Call `train.main` in this process; gives the sentence that it ends with."""
+
+    def call(*arguments):
+        argv = ["train.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where config_flags finds overrides
+        try:
+            status = train.main(argv)
+        finally:
+            for name in list(flags.FLAGS):
+                if name == "workdir" or name.partition(".")[0] == "config":
+                    delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+        captured = capfd.readouterr()
+        assert status == 2
+        assert captured.err.startswith("train.py: error: ")
+        assert captured.err.count("\n") == 1, "one line"
+        assert not list(tmp_path.rglob("model")), "no half-written model"
+        return captured.err
+
+    monkeypatch.chdir(ROOT)
+    return call
+
+
+@pytest.fixture
+def text_files(tmp_path):
+    """Flags for four files of three lines; with `content`, one of them holds that."""
+
+    def flags_for(name="", content=b""):
+        arguments = ["--config.data.name=text"]
+        for field in ("train_source", "train_target", "validation_source", "validation_target"):
+            path = tmp_path / f"{field}.txt"
+            path.write_bytes(content if field == name else b"ab\nbc\nca\n")
+            arguments.append(f"--config.data.{field}={path}")
+        return arguments
+
+    return flags_for
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config.optim.learning_rate=1"], "'learning_rate'"),
+        (["--config.optimiser.lr=1"], "'optimiser'"),
+        (["--config.optim.lr=fast"], "fast"),
+        (["--config.training.num_steps=1.5"], "1.5"),
+        (["--config=configs/none.py"], "configs/none.py"),
+        (["--workdri=x"], "workdri"),
+        (["--config.optim.schedule=none"], "config.optim.schedule is 'none'"),
+        (["--config.optim.name=none"], "config.optim.name is 'none'"),
+        (["--config.task=none"], "config.task is 'none'"),
+        (["--config.training.metric=blue"], "config.training.metric is 'blue'"),
+        (["--config.data.name=text"], "config.data.train_source is empty"),
+        (["--config.data.target_language=xx"], "config.data.target_language is 'xx'"),
+        (["--config.mesh.tensor=3"], "config.mesh is data=-1, fsdp=1, tensor=3"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_in_flags(refused, tmp_path, monkeypatch, arguments, named):
+    from transformer_jax.tasks import translation
+
+    # A tokenizer that learns from few sentences is as good here, and quick.
+    monkeypatch.setattr(translation, "TOKENIZER_SENTENCES", 500)
+    workdir = tmp_path / "run"
+    assert named in refused(*arguments, f"--workdir={workdir}")
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "content", "expected"),
+    [
+        ("train_source", b"ab\nb\xff\nca\n", r"train_source.txt, line 2, byte 2 (0xff) is not UTF-8"),
+        ("train_target", b"ab\nbc\n", "train_source.txt has 3 lines, but "),
+        ("validation_target", b"ab\n", "validation_source.txt has 3 lines, but "),
+        ("train_source", b"\n \n\t\n", "has no sentence pairs"),
+        ("validation_source", b"\x1f\x8b\x08", "validation_source.txt is a damaged or truncated gzip file"),
+    ],
+    ids=["not UTF-8", "fewer targets", "fewer validation targets", "blank", "damaged gzip"],
+)
+def test_mistakes_in_text_files(refused, text_files, tmp_path, field, content, expected):
+    workdir = tmp_path / "run"
+    assert expected in refused(*text_files(field, content), *SHRINK, f"--workdir={workdir}")
+    assert not workdir.exists()
+
+
+def test_missing_text_file(refused, text_files, tmp_path):
+    arguments = text_files()
+    (tmp_path / "validation_target.txt").unlink()
+    message = refused(*arguments, *SHRINK, f"--workdir={tmp_path / 'run'}")
+    assert f"{tmp_path / 'validation_target.txt'} cannot be read" in message
+
+
+def test_empty_validation_files(refused, text_files, tmp_path):
+    arguments = text_files()
+    for side in ("source", "target"):
+        (tmp_path / f"validation_{side}.txt").write_bytes(b"")
+    assert "The validation data has no sentence pairs" in refused(*arguments, *SHRINK, f"--workdir={tmp_path / 'run'}")
+
+
+def test_two_vocabularies_do_not_tie(refused, text_files, tmp_path):
+    arguments = [*text_files(), *SHRINK, "--config.tokenizer.joint=False"]
+    message = refused(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert "config.model.tie_embeddings is 'all', but must be output or none" in message
+
+
+def test_rows_that_do_not_divide_among_devices(refused, text_files, tmp_path):
+    arguments = [*text_files(), *SHRINK, "--config.data.tokens_per_batch=192", "--config.data.row_length=64"]
+    message = refused(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert "config.data.tokens_per_batch makes batches of 3 rows, which do not divide among the 8 devices" in message
+
+
+def test_folder_of_another_run(refused, text_files, tmp_path):
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints" / "10").mkdir(parents=True)
+    (workdir / "tokenizer").mkdir()
+    (workdir / "config.json").write_text('{"seed": 1}')
+    message = refused(*text_files(), *SHRINK, f"--workdir={workdir}")
+    assert "holds a run with config." in message
+    assert "choose another --workdir" in message
+
+
+def test_missing_data_folder_from_a_shell(tmp_path):
+    """In a process of its own: neither a traceback nor a word of the libraries beside the sentence."""
+    finished = subprocess.run(
+        [
+            *(sys.executable, "train.py", "--config=configs/multi30k.py:de-en", f"--workdir={tmp_path / 'run'}"),
+            *(f"--config.data.manual_dir={tmp_path / 'none'}", f"--config.data.data_dir={tmp_path / 'data'}"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert finished.stderr == (
+        f"train.py: error: config.data.manual_dir is {tmp_path / 'none'}, which is no folder; "
+        "name the one with Multi30k's files.\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,146 @@
+import dataclasses
+import json
+import types
+
+import pytest
+
+from transformer_jax.config import Config, DataConfig, DecodingConfig, MeshConfig, TrainingConfig
+from transformer_jax.errors import UserError
+from transformer_jax.training import workdir as module
+from transformer_jax.training.workdir import MAY_CHANGE, claim, prepare_task, write_atomically
+
+FILES = {"tokenizer.model": b"first", "tokenizer.target.model": b"second"}
+
+
+@pytest.fixture(autouse=True)
+def made(monkeypatch):
+    """Stands in for making tasks; what was asked for is recorded."""
+    calls = []
+
+    def make_task(config, tokenizer_files=None):
+        calls.append((config, tokenizer_files))
+        return task(tokenizer_files or FILES)
+
+    monkeypatch.setattr(module, "make_task", make_task)
+    return calls
+
+
+def task(files=FILES):
+    """All that a `Task` has, by name."""
+    names = ["batches", "model_config", "graphdef", "settings", "notes", "metrics", "init_params", "loss", "evaluate"]
+    return types.SimpleNamespace(tokenizer_files=files, **dict.fromkeys(names))
+
+
+def begin(workdir, config=None):
+    """A run as it is after its first checkpoint."""
+    claim(workdir, config or Config(), task())
+    (workdir / "checkpoints" / "10").mkdir(parents=True)
+
+
+def test_a_claimed_folder_holds_config_and_tokenizer(tmp_path):
+    workdir = tmp_path / "a" / "b"
+    claim(workdir, Config(seed=3), task())
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 3
+    assert {file.name: file.read_bytes() for file in (workdir / "tokenizer").iterdir()} == FILES
+    assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "tokenizer"]
+
+
+def test_preparing_writes_nothing(tmp_path, made):
+    prepare_task(Config(), tmp_path / "new")
+    assert made == [(Config(), None)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_goes_on_with_its_tokenizer(tmp_path, made):
+    begin(tmp_path)
+    prepared = prepare_task(Config(), tmp_path)
+    assert made == [(Config(), FILES)]
+    claim(tmp_path, Config(), task({"tokenizer.model": b"another"}))
+    assert {file.name: file.read_bytes() for file in (tmp_path / "tokenizer").iterdir()} == FILES
+    assert prepared.tokenizer_files == FILES
+
+
+@pytest.mark.parametrize("mark", ["checkpoints/10", "model"])
+def test_another_config_is_refused(tmp_path, mark):
+    claim(tmp_path, Config(), task())
+    (tmp_path / mark).mkdir(parents=True)
+    before = (tmp_path / "config.json").read_bytes()
+    changed = Config(data=DataConfig(bucket_lengths=(8, 16)))
+    with pytest.raises(
+        UserError, match=r"holds a run with config\.data\.bucket_lengths=\[8, .*, not \(8, 16\); choose"
+    ):
+        prepare_task(changed, tmp_path)
+    with pytest.raises(UserError, match=r"config\.seed=0, not 1"):
+        prepare_task(Config(seed=1), tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_what_never_began_may_begin_otherwise(tmp_path, made):
+    """A run that failed for a mistake in its config leaves no trap for the mended one."""
+    claim(tmp_path, Config(), task({"old.model": b"old"}))
+    (tmp_path / "checkpoints").mkdir()
+    prepare_task(Config(seed=1), tmp_path)
+    claim(tmp_path, Config(seed=1), task())
+    assert made == [(Config(seed=1), None)]
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+    assert {file.name for file in (tmp_path / "tokenizer").iterdir()} == set(FILES)
+
+
+def test_what_does_not_change_the_model_may_change(tmp_path):
+    begin(tmp_path)
+    changed = Config(
+        data=DataConfig(manual_dir="x", data_dir="y"),
+        training=TrainingConfig(num_samples=9, max_minutes=5.0, keep_checkpoints=7),
+        decoding=DecodingConfig(beam_size=9, batch_size=3),
+        mesh=MeshConfig(data=2, fsdp=4),
+    )
+    prepare_task(changed, tmp_path)
+    claim(tmp_path, changed, task())
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(changed)))
+
+
+def test_fields_that_may_change_exist():
+    fields = dataclasses.asdict(Config())
+    for name in MAY_CHANGE:
+        group, _, field = name.partition(".")
+        assert not field or field in fields[group]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]"], ids=["cut off", "not UTF-8", "a list"])
+def test_a_damaged_config_is_named(tmp_path, content):
+    begin(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is not"):
+        prepare_task(Config(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer"])
+def test_a_missing_part_is_named(tmp_path, name):
+    begin(tmp_path)
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"{name} can't be read \(No such file"):
+        prepare_task(Config(), tmp_path)
+
+
+def test_a_file_is_no_work_folder(tmp_path):
+    (tmp_path / "file").write_text("text")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+        prepare_task(Config(), workdir)
+        with pytest.raises(UserError, match="can't be used as --workdir"):
+            claim(workdir, Config(), task())
+
+
+def test_writing_replaces_a_file_or_leaves_it(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
+
+    def fail(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module.os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"three")
+    assert path.read_bytes() == b"two"
