@@ -1,53 +1,68 @@
-"""Train a model.
+"""Train a model; without arguments: configs/numerals.py into runs/numerals, a few minutes on a laptop.
 
-    python train.py [--config=configs/FILE.py[:ARGUMENT]] [--config.GROUP.FIELD=VALUE ...] [--workdir=DIR]
-
-Without arguments: `configs/numerals.py` into `runs/numerals`, a few minutes on a laptop. The same command goes
-on with a run that was interrupted.
+The same command goes on with a run that was interrupted.
 """
 
+import argparse
+import signal
 import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
 
 
 def main(argv: list[str]) -> int:
-    """Read the flags and train; 0 if all went well, 2 for mistakes in what was asked."""
-    if {"-h", "-help", "--help"} & set(argv):
-        print(__doc__)
-        return 0
+    """Read the command line and train.
+
+    Returns 0 if all went well or SIGTERM stopped it, 2 for mistakes in what was asked, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", default=str(DEFAULT_CONFIG), metavar="FILE[:ARG]", help="a file with get_config()")
+    parser.add_argument(
+        "--config.GROUP.FIELD", metavar="VALUE", help="change a field of it; may be given several times"
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG]")
+    arguments, overrides = parser.parse_known_args(argv[1:])
+    file, _, argument = arguments.config.partition(":")
+    workdir = arguments.workdir or Path("runs", "-".join(filter(None, [Path(file).stem, argument])))
     try:
-        # Overrides of the config's fields are parsed while the flag is being defined.
-        config = config_flags.DEFINE_config_file("config", str(DEFAULT_CONFIG), "The experiment.")
-        workdir = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/NAME_OF_THE_CONFIG.")
-        flags.FLAGS(argv)
-        file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-        if not Path(file).is_file():
-            return _refuse(f"--config={file} is no file; name one such as configs/multi30k.py:de-en.")
-        value = config.value.copy_and_resolve_references()
-    except (AttributeError, KeyError) as error:
-        name = str(error).strip("\"'")
-        return _refuse(f"the config has no field {name!r}; transformer_jax/config.py lists those that it has.")
-    except (flags.Error, ImportError, OSError, SyntaxError, TypeError, ValueError) as error:
-        return _refuse(str(error).partition("\n")[0])
-    from transformer_jax.errors import UserError
-    from transformer_jax.training import run
+        from transformer_jax.config import load_config_file
+        from transformer_jax.errors import UserError
+        from transformer_jax.training import run
 
-    name = "-".join(filter(None, [Path(file).stem, argument]))
-    try:
-        run(value, workdir.value or Path("runs") / name)
-    except UserError as error:
-        return _refuse(str(error))
-    return 0
+        try:
+            outcome = run(_override(load_config_file(arguments.config), overrides), workdir)
+        except (UserError, flags.Error) as error:
+            print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
+            return 2
+    except KeyboardInterrupt:
+        return 130
+    return 130 if outcome.signal == signal.SIGINT else 0
 
 
-def _refuse(sentence: str) -> int:
-    print(f"train.py: error: {sentence}", file=sys.stderr)
-    return 2
+def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    """Change fields of `config` as `--config.GROUP.FIELD=VALUE` says."""
+    remaining = iter(overrides)
+    for override in remaining:
+        name, _, path = override.partition("=")[0].lstrip("-").partition(".")
+        if name != "config":
+            raise flags.Error(f"{override} is no option; a configuration is named by --config=FILE.py.")
+        group = config
+        for part in path.split("."):
+            if not isinstance(group, ConfigDict) or part not in group:
+                raise flags.Error(f"config.{path} is no field; docs/configuration.md lists those that there are.")
+            group = group[part]
+        if "=" not in override and not isinstance(group, bool):
+            next(remaining, None)  # its value
+    argv = ["train.py", *overrides]
+    holder = config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
+    rest = flags.FLAGS(argv)[1:]
+    if rest:
+        raise flags.Error(f"{rest[0]} is no option; write --config.GROUP.FIELD=VALUE.")
+    return holder.value
 
 
 if __name__ == "__main__":

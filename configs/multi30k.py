@@ -1,8 +1,7 @@
 """Multi30k: 29,000 image captions in English, German and French.
 
-    python train.py --config=configs/multi30k.py:de-en --config.data.manual_dir=FOLDER_WITH_THE_FILES
-
-Without `manual_dir` the files are downloaded.
+Command: python train.py --config=configs/multi30k.py:de-en --config.data.manual_dir=FOLDER_WITH_THE_FILES
+(without `manual_dir` the files are downloaded)
 """
 
 from ml_collections import ConfigDict
@@ -16,9 +15,8 @@ def get_config(languages: str = "de-en") -> ConfigDict:
     config = default_config()
     config.data.update(name="multi30k", source_language=source, target_language=target, max_length=64, row_length=64)
     config.tokenizer.vocab_size = 6000
-    config.model.update(
-        d_model=192, num_heads=4, d_ff=512, num_encoder_layers=3, num_decoder_layers=3, dropout_rate=0.2, norm_first=True
-    )
+    config.model.update(d_model=192, num_heads=4, d_ff=512, num_encoder_layers=3, num_decoder_layers=3)
+    config.model.update(dropout_rate=0.2, norm_first=True)
     config.optim.update(schedule="cosine", lr=2e-3, warmup_steps=300)
     config.training.update(num_steps=4500, eval_every=500, checkpoint_every=500, ema_decay=0.998)
     return config

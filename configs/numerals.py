@@ -1,6 +1,6 @@
 """Number words, German to English: the embedded data set, for a first look.
 
-    python train.py
+Command: python train.py
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +13,8 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.data.update(name="numerals", source_language="de", target_language="en", max_length=64, row_length=128)
     config.tokenizer.vocab_size = 200
-    config.model.update(
-        d_model=128, num_heads=4, d_ff=256, num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.0, norm_first=True
-    )
+    config.model.update(d_model=128, num_heads=4, d_ff=256, num_encoder_layers=2, num_decoder_layers=2)
+    config.model.update(dropout_rate=0.0, norm_first=True)
     config.optim.update(schedule="cosine", lr=3e-3, warmup_steps=50, label_smoothing=0.0)
     config.training.update(
         num_steps=500, log_every=50, eval_every=250, checkpoint_every=250, metric="exact_match", num_samples=5

@@ -135,7 +135,6 @@ def test_cached_equals_uncached(built, logits):
     beams = jnp.where(beams == 0, 12, beams)
     expected = logits(jnp.repeat(SOURCE, 2, axis=0), beams.reshape(4, 4)).reshape(2, 2, 4, VOCAB)
 
-    segments = (SOURCE != 0).astype(int)
     memory = model.remember(SOURCE)
     cache = model.empty_cache(2, 2, max_length=6)
     step = jax.jit(model.step)

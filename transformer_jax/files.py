@@ -24,8 +24,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put a folder with these files in the place of `folder`.
 
-    The old one makes way by a rename, and the new one takes its place by another. A process killed between the two leaves
-    the old one in a hidden folder beside.
+    The old one makes way by a rename, and the new one takes its place by another. A process killed between the two
+    leaves the old one in a hidden folder beside.
 
     Raises:
         OSError: if that fails; `folder` is as it was before.

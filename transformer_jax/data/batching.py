@@ -133,9 +133,9 @@ class Batches(Generic[Record, Batch]):
         longest_row = self._row_length if batching == "pack" else max_length
         if tokens_per_batch < longest_row * row_multiple:
             raise UserError(
-                f"config.data.tokens_per_batch is {tokens_per_batch}, but {row_multiple} rows, the fewest that devices and "
-                f"config.optim.accumulate_steps can share, may take {longest_row} tokens each; raise it, or lower "
-                "config.data.max_length and config.data.row_length."
+                f"config.data.tokens_per_batch is {tokens_per_batch}, but the fewest rows that devices and "
+                f"config.optim.accumulate_steps can share, {row_multiple}, may take {longest_row} tokens each; raise "
+                "it, or lower config.data.max_length and config.data.row_length."
             )
         self._records = records
         self._encode = encode

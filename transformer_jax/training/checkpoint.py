@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp  # type: ignore[import-untyped]
 
 from transformer_jax.errors import UserError
-from transformer_jax.training.workdir import write_atomically
+from transformer_jax.files import write_atomically
 
 JSON = Any
 """What `json` can write: numbers, strings, booleans, None, lists and dicts of those."""

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-from transformer_jax.training.workdir import write_atomically
+from transformer_jax.files import write_atomically
 
 Value = float | int | str | None
 
@@ -40,8 +40,7 @@ class RunLog:
             _cut(path, first_step)
             self._files[name] = path.open("a", encoding="utf-8")
         # TensorBoard hides what an earlier run wrote from this step on.
-        purge_step = first_step + 1 if first_step else None
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step, flush_secs=10)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=10)
         self._display = _Bar(first_step, num_steps) if sys.stdout.isatty() else _Lines(num_steps)
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import math
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,8 @@ TIME_RESERVE = 0.04
 """Share of `max_minutes` kept free for what nobody foresaw."""
 FINAL_EVALUATIONS = 8
 """The evaluations at the end, with the configured search, take at most so many times one during training."""
+FIRST_EVALUATION_SECONDS = 15.0
+"""A guess at one during training, until it has been measured."""
 
 
 class Outcome(NamedTuple):
@@ -42,6 +46,8 @@ class Outcome(NamedTuple):
     """Of the written model, on validation data; empty if the run was interrupted."""
     model: Path | None
     """The written model's folder, or None if the run was interrupted."""
+    signal: int | None = None
+    """What interrupted the run."""
 
 
 @dataclass
@@ -56,11 +62,35 @@ class Progress:
     """Evaluations since the best one."""
     unlogged: dict[str, float] = field(default_factory=dict)
     """Sums since the last line of the log."""
+    minutes: float = 0.0
+    """Wall-clock time until the last checkpoint, over all processes that went on with the run."""
 
-    def add(self, sums: dict[str, Any]) -> None:
-        """Count one step in."""
+    def add(self, sums: dict[str, Any]) -> float:
+        """Count one step in; returns its weight, the number of tokens that it predicted."""
         for name, value in sums.items():
             self.unlogged[name] = self.unlogged.get(name, 0.0) + float(value)
+        return float(sums["weight"])
+
+
+@dataclass
+class Rate:
+    """Tokens per second of training, evaluations apart."""
+
+    tokens: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def take(self) -> float:
+        """The rate since the last call."""
+        rate = self.tokens / (time.monotonic() - self.started)
+        self.tokens, self.started = 0.0, time.monotonic()
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, time does not count."""
+        paused = time.monotonic()
+        yield
+        self.started += time.monotonic() - paused
 
 
 def run(config: ml_collections.ConfigDict | Config, workdir: str | Path) -> Outcome:
@@ -115,7 +145,9 @@ class _Run:
         averaged = training.average_last + 1 if training.average_last > 1 else 1
         keep = max(training.keep_checkpoints, averaged)
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
-        self.evaluation_seconds = 0.0
+        self.evaluation_seconds = FIRST_EVALUATION_SECONDS
+        self.minutes_before = 0.0
+        self.told_skipped = False
 
     def train(self) -> Outcome:
         """The loop itself."""
@@ -129,37 +161,36 @@ class _Run:
             contextlib.closing(prefetch(self.task.batches.iterate(progress.position))) as batches,
         ):
             self._greet(log, state, step)
-            clock, before = time.monotonic(), None
+            rate, before = Rate(), None
             while step < training.num_steps and not self._out_of_patience(progress):
                 batch, progress.position = next(batches)
                 state, sums = self.step_fn(state, place(batch, self.mesh))
                 step += 1
                 sums |= {"steps": 1.0, "fill": real_token_share(batch)}
                 if before is not None:
-                    progress.add(before)  # one step late, so that the device never waits for the host
+                    rate.tokens += progress.add(before)  # one step late, so that the device never waits for the host
                 before = sums
                 logs = step % training.log_every == 0
                 evaluates = step % training.eval_every == 0
-                ends = step == training.num_steps or stopped() or self._out_of_time()
+                ends = step == training.num_steps or bool(stopped) or self._out_of_time()
                 saves = self._is_due(step) or ends
                 if logs or saves:
-                    progress.add(before)
+                    rate.tokens += progress.add(before)
                     before = None
                     _require_finite(progress, step)
                 if logs:
-                    self._log(log, step, progress, time.monotonic() - clock)
-                    clock = time.monotonic()
+                    self._log(log, step, progress, rate.take())
                 if evaluates:
-                    self._evaluate(log, state, step, progress)
-                    clock = time.monotonic()
+                    with rate.paused():
+                        self._evaluate(log, state, step, progress)
                 if saves:
                     self._save(state, step, progress)
                 if ends:
                     break
             self.checkpoints.wait()
-            if stopped() and step < training.num_steps:
+            if stopped and step < training.num_steps:
                 log.say(f"Stopped and saved at step {step:,}; the same command goes on from there.")
-                return Outcome(step, {}, None)
+                return Outcome(step, {}, None, stopped[0])
             return self._finish(log, state, step, progress)
 
     def _restore(self) -> tuple[TrainState, Progress]:
@@ -169,11 +200,13 @@ class _Run:
             return self.fresh(), Progress()
         state, metadata = self.checkpoints.restore(latest, self.like)
         progress = Progress(**{**metadata, "position": Position(*metadata["position"])})
-        if progress.best_step == latest:
-            self.checkpoints.protect(latest)  # the run may have been killed just before it did so
+        if progress.best_step in self.checkpoints.steps():
+            self.checkpoints.protect(progress.best_step)  # the run may have been killed just before it did so
+        self.minutes_before = progress.minutes
         return state, progress
 
     def _save(self, state: TrainState, step: int, progress: Progress) -> None:
+        progress.minutes = self._minutes()
         self.checkpoints.save(step, state, dataclasses.asdict(progress) | {"position": list(progress.position)})
         if step == progress.best_step:
             self.checkpoints.protect(step)
@@ -193,7 +226,11 @@ class _Run:
         training = self.config.training
         return step % training.checkpoint_every == 0 or step % training.eval_every == 0
 
-    def _log(self, log: RunLog, step: int, progress: Progress, seconds: float) -> None:
+    def _log(self, log: RunLog, step: int, progress: Progress, tokens_per_second: float) -> None:
+        skipped = self.task.batches.skipped
+        if skipped and not self.told_skipped:
+            log.say(f"Left out {skipped:,} examples longer than config.data.max_length, so far")
+            self.told_skipped = True
         sums, progress.unlogged = progress.unlogged, {}
         values = {
             "loss": sums["loss"] / max(sums["weight"], 1.0),
@@ -203,7 +240,7 @@ class _Run:
             "fill": sums["fill"] / sums["steps"],
             "epoch": progress.position.epoch,
         }
-        log.train(step, values, {"tokens_per_second": sums["weight"] / seconds, "minutes": self._minutes()})
+        log.train(step, values, {"tokens_per_second": tokens_per_second, "minutes": self._minutes()})
 
     def _evaluate(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
         started = time.monotonic()
@@ -224,25 +261,33 @@ class _Run:
 
     def _finish(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> Outcome:
         """Choose among the last, the best and the averaged parameters on validation data, and write the model."""
+        training, data = self.config.training, self.config.data
         candidates: dict[str, Callable[[], Params]] = {f"step {step:,}": lambda: _averaged(state)}
         if progress.best_step not in (0, step):
             best = progress.best_step
             candidates[f"step {best:,}"] = lambda: _averaged(self.checkpoints.restore(best, self.like)[0])
         last = [saved for saved in self.checkpoints.steps() if saved == step or self._is_due(saved)]
-        last = last[-self.config.training.average_last :]
+        last = last[-training.average_last :]
         if len(last) > 1:
             candidates[f"mean of the {len(last)} checkpoints to step {last[-1]:,}"] = lambda: self._mean(last)
         chosen: tuple[float, str, Params, Evaluation] | None = None
+        thorough = self._has_seconds(FINAL_EVALUATIONS / 2 * self.evaluation_seconds)
+        seconds = 0.0
         for name, params_of in candidates.items():
+            if not self._has_seconds(1.5 * seconds):
+                log.say(f"{name} is not tried, for want of time")
+                continue
+            started = time.monotonic()
             params = params_of()
-            evaluation = self.task.evaluate(params, final=True)
+            evaluation = self.task.evaluate(params, final=thorough)
+            seconds = time.monotonic() - started
             score = self._score(evaluation)
-            log.say(f"{name}: {self.config.training.metric} {score:.4g} on validation data")
+            log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
             if chosen is None or score > chosen[0]:
                 chosen = score, name, params, evaluation
         assert chosen is not None
         _, name, params, evaluation = chosen
-        for source, output, reference in evaluation.samples[: self.config.training.num_samples]:
+        for source, output, reference in evaluation.samples[: training.num_samples]:
             log.say(f"  {source}\n    {output}\n    {'as the reference' if output == reference else reference}")
         scores = evaluation.scores | {"parameters": name, "steps": step, "minutes": round(self._minutes(), 1)}
         path = self.workdir / "model"
@@ -254,6 +299,10 @@ class _Run:
             tokenizer_files=self.task.tokenizer_files,
             settings=self.task.settings,
             scores=scores,
+            origin={
+                "data": f"{data.name}, {data.source_language}-{data.target_language}",
+                "command": shlex.join(["python", *sys.argv]),
+            },
         )
         log.say(f"The model is in {path}, after {self._minutes():.1f} minutes")
         return Outcome(step, scores, path)
@@ -265,12 +314,16 @@ class _Run:
         return jax.tree.map(lambda leaf: leaf / len(steps), total)
 
     def _minutes(self) -> float:
-        return (time.monotonic() - self.started) / 60
+        return self.minutes_before + (time.monotonic() - self.started) / 60
+
+    def _has_seconds(self, seconds: float) -> bool:
+        """Whether so many are left of `max_minutes`, which each process has anew."""
+        limit = self.config.training.max_minutes * 60 * (1 - TIME_RESERVE)
+        return limit == 0 or time.monotonic() - self.started + seconds < limit
 
     def _out_of_time(self) -> bool:
-        limit = self.config.training.max_minutes
-        reserve = limit * TIME_RESERVE + FINAL_EVALUATIONS * self.evaluation_seconds / 60
-        return limit > 0 and self._minutes() > max(limit - reserve, limit / 2)
+        half = self.config.training.max_minutes * 30
+        return not self._has_seconds(min(FINAL_EVALUATIONS * self.evaluation_seconds, half))
 
     def _out_of_patience(self, progress: Progress) -> bool:
         return 0 < self.config.training.patience <= progress.stale
@@ -307,21 +360,22 @@ def _require_finite(progress: Progress, step: int) -> None:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C or SIGTERM only sets what the yielded function returns; the second ends the process."""
+def stop_on_signals() -> Iterator[list[int]]:
+    """Within, the first Ctrl-C or SIGTERM is only added to the yielded list; the second ends the process."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
+        yield caught  # only the main thread may handle signals
         return
 
     def handle(number: int, frame: Any) -> None:
         caught.append(number)
+        print("Stopping after this step; once more ends at once, without saving.", file=sys.stderr, flush=True)
         for each, handler in previous.items():
             signal.signal(each, handler)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(caught)
+        yield caught
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from transformer_jax.config import Config
 from transformer_jax.errors import UserError
+from transformer_jax.files import replace_folder, write_atomically
 from transformer_jax.tasks import Task, make_task
 
 MAY_CHANGE = (
@@ -54,35 +53,25 @@ def claim(workdir: Path, config: Config, task: Task) -> None:
     """Make `workdir` the folder of a run: write its config and, unless the run has begun, its tokenizer.
 
     Raises:
-        UserError: if the folder can't be written.
+        UserError: if the folder can't be written, or holds something else than a run.
     """
+    path = workdir / "config.json"
     try:
+        if path.exists() and "training" not in json.loads(path.read_text(encoding="utf-8")):
+            raise UserError(f"{workdir} holds a config.json that is not of a run; choose another --workdir.")
         workdir.mkdir(parents=True, exist_ok=True)
         if not _has_begun(workdir):
-            folder = workdir / "tokenizer"
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir()
-            for name, content in task.tokenizer_files.items():
-                write_atomically(folder / name, content)
-        write_atomically(workdir / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+            replace_folder(workdir / "tokenizer", task.tokenizer_files)
+        write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
     except OSError as error:
-        raise UserError(f"{workdir} can't be used as --workdir: {error.strerror}.") from error
+        raise UserError(f"{workdir} can't be used as --workdir ({error.strerror}); choose another.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); choose another --workdir.") from error
 
 
 def _has_begun(workdir: Path) -> bool:
     """Whether there is a checkpoint or a model: what a run leaves before that may be written over."""
     return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half-written."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
