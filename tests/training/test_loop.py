@@ -80,11 +80,11 @@ def steps_of(workdir):
 
 
 def state_of(config, workdir, step):
-    """Arrays and metadata of a checkpoint."""
+    """Arrays and metadata of a checkpoint, but for the time that it took."""
     opened = loop._Run(from_config_dict(config), workdir, 0.0)
     with opened.checkpoints as checkpoints:
         state, metadata = checkpoints.restore(step, opened.like)
-    return jax.device_get(state), metadata
+    return jax.device_get(state), {name: value for name, value in metadata.items() if name != "minutes"}
 
 
 def assert_same_run(config, a, b, step):
@@ -145,9 +145,9 @@ def test_a_run_from_config_to_model(tmp_path):
     assert set(task.metrics) == {name for name, value in evaluation.scores.items() if isinstance(value, float)}
 
 
-@pytest.mark.parametrize("killed_at", [2, 5, 8, 11])
+@pytest.mark.parametrize("killed_at", [5, 11])
 def test_a_killed_run_goes_on_exactly(tmp_path, monkeypatch, scores, killed_at):
-    """Before a checkpoint, between one and a line of the log, just after an evaluation, near the end."""
+    """Between a line of the log and an evaluation; and after both."""
     config = small(ema_decay=0.9)
     scores(1.0, 2.0, 3.0)
     run(config, tmp_path / "whole")
@@ -161,15 +161,14 @@ def test_a_killed_run_goes_on_exactly(tmp_path, monkeypatch, scores, killed_at):
     assert_same_run(config, tmp_path / "whole", tmp_path / "killed", 12)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch, scores, capsys, number):
+def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch, scores, capsys):
     config = small(average_last=2)
     scores(1.0)
     whole = run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 7, partial(os.kill, os.getpid(), number))
+        interrupt_at(patch, 7, partial(os.kill, os.getpid(), signal.SIGINT))
         outcome = run(config, tmp_path / "stopped")
-    assert outcome == (7, {}, None)
+    assert outcome[:3] == (7, {}, None)
     assert "Stopped and saved at step 7; the same command goes on from there." in capsys.readouterr().out
     assert steps_of(tmp_path / "stopped")[-1] == 7
     assert not (tmp_path / "stopped" / "model").exists()
@@ -180,12 +179,13 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch, scores, capsys, nu
     assert weights[0] == weights[1]
 
 
-def test_handlers_are_put_back():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_only_the_first_signal_is_caught(number):
     before = signal.getsignal(signal.SIGINT)
     with loop.stop_on_signals() as stopped:
-        assert not stopped()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stopped()
+        assert not stopped
+        os.kill(os.getpid(), number)
+        assert stopped == [number]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -308,6 +308,7 @@ def test_a_divergent_run_leaves_its_last_good_checkpoint(tmp_path, scores):
         ("decoding", {"beam_size": 0}, r"config\.decoding\.beam_size is 0"),
         ("mesh", {"data": 3}, r"config\.mesh is data=3.*device count of 8"),
         ("model", {"num_heads": 3}, r"config\.model\.num_heads is 3"),
+        ("data", {"tokens_per_batch": 192}, r"config\.data\.tokens_per_batch is 192, but the fewest rows that devices"),
         ("tokenizer", {"joint": False}, r"config\.model\.tie_embeddings is 'all'"),
         ("data", {"source_language": "xx"}, r"config\.data\.source_language is 'xx'"),
     ],
@@ -320,12 +321,14 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, group, values, m
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mended_config_may_take_the_folder(tmp_path, scores):
-    config = small()
-    config.data.tokens_per_batch = 192
-    with pytest.raises(UserError, match=r"batches of 6 rows, which do not divide among the 8 devices"):
-        run(config, tmp_path)
+def test_a_mended_config_may_take_the_folder(tmp_path, scores, monkeypatch):
+    other = small()
+    other.seed = 1
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, kill)  # before the first checkpoint
+        with pytest.raises(Killed):
+            run(other, tmp_path)
     scores(1.0)
     assert run(small(), tmp_path).step == 12
-    with pytest.raises(UserError, match=r"holds a run with config\.data\.tokens_per_batch=256, not 192"):
-        run(config, tmp_path)
+    with pytest.raises(UserError, match=r"holds a run with config\.seed=0, not 1"):
+        run(other, tmp_path)

@@ -52,6 +52,12 @@ class TranslationTask:
         for part, pairs in (("training", train), ("validation", self.validation)):
             if not len(pairs):
                 raise UserError(f"The {part} data has no sentence pairs; check the files under config.data.")
+        # Two vocabularies may well have one size, so that the model could not tell.
+        if config.model.tie_embeddings == "all" and not config.tokenizer.joint:
+            raise UserError(
+                "config.model.tie_embeddings is 'all', but must be output or none where the languages have "
+                "vocabularies of their own (config.tokenizer.joint=False)."
+            )
         if tokenizer_files is None:
             stride = -(-len(train) // TOKENIZER_SENTENCES)
             sources, targets = self._sides([train[i] for i in range(0, len(train), stride)])
