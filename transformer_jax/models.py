@@ -368,7 +368,7 @@ def _check(config: ModelConfig) -> None:
         require(config.dtype == "bfloat16", "dtype", "bfloat16 with attention_implementation=cudnn")
         require(config.attention_dropout_rate == 0.0, "attention_dropout_rate", "0 with attention_implementation=cudnn")
     for layers in ("num_encoder_layers", "num_decoder_layers"):
-        require(getattr(config, layers) >= 1, layers, "at least 1")
+        require(getattr(config, layers) >= 0, layers, "at least 0")
     require(config.positions in ("sinusoidal", "learned"), "positions", "sinusoidal or learned")
     require(config.d_model % 2 == 0, "d_model", "even")
     require(config.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
