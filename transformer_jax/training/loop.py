@@ -4,15 +4,12 @@ import contextlib
 import dataclasses
 import math
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +25,7 @@ from transformer_jax.steps import Params, TrainState, init_state, train_step
 from transformer_jax.tasks import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.logs import RunLog
+from transformer_jax.training.progress import Progress, Rate, stop_on_signals
 from transformer_jax.training.workdir import claim, prepare_task
 
 TIME_RESERVE = 0.04
@@ -48,49 +46,6 @@ class Outcome(NamedTuple):
     """The written model's folder, or None if the run was interrupted."""
     signal: int | None = None
     """What interrupted the run."""
-
-
-@dataclass
-class Progress:
-    """What a run remembers besides its state, so that it goes on as if it had never stopped."""
-
-    position: Position = field(default_factory=Position)
-    """Of the next batch."""
-    best_score: float = -math.inf
-    best_step: int = 0
-    stale: int = 0
-    """Evaluations since the best one."""
-    unlogged: dict[str, float] = field(default_factory=dict)
-    """Sums since the last line of the log."""
-    minutes: float = 0.0
-    """Wall-clock time until the last checkpoint, over all processes that went on with the run."""
-
-    def add(self, sums: dict[str, Any]) -> float:
-        """Count one step in; returns its weight, the number of tokens that it predicted."""
-        for name, value in sums.items():
-            self.unlogged[name] = self.unlogged.get(name, 0.0) + float(value)
-        return float(sums["weight"])
-
-
-@dataclass
-class Rate:
-    """Tokens per second of training, evaluations apart."""
-
-    tokens: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    def take(self) -> float:
-        """The rate since the last call."""
-        rate = self.tokens / (time.monotonic() - self.started)
-        self.tokens, self.started = 0.0, time.monotonic()
-        return rate
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Within, time does not count."""
-        paused = time.monotonic()
-        yield
-        self.started += time.monotonic() - paused
 
 
 def run(config: ml_collections.ConfigDict | Config, workdir: str | Path) -> Outcome:
@@ -357,25 +312,3 @@ def _require_finite(progress: Progress, step: int) -> None:
                 f"The {what} became {value} by step {step:,}; lower config.optim.lr, raise config.optim.warmup_steps "
                 "or set config.optim.clip_norm, and train in another --workdir."
             )
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[list[int]]:
-    """Within, the first Ctrl-C or SIGTERM is only added to the yielded list; the second ends the process."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may handle signals
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        caught.append(number)
-        print("Stopping after this step; once more ends at once, without saving.", file=sys.stderr, flush=True)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
