@@ -181,14 +181,18 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch, scores, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_only_the_first_signal_is_caught(number):
-    before = signal.getsignal(signal.SIGINT)
-    with loop.stop_on_signals() as stopped:
-        assert not stopped
-        os.kill(os.getpid(), number)
-        assert stopped == [number]
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    # A shell's background job starts with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with loop.stop_on_signals() as stopped:
+            assert not stopped
+            os.kill(os.getpid(), number)
+            assert stopped == [number]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_finished_run_only_writes_its_model_again(tmp_path, monkeypatch, scores):

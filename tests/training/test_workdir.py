@@ -7,7 +7,7 @@ import pytest
 from transformer_jax.config import Config, DataConfig, DecodingConfig, MeshConfig, TrainingConfig
 from transformer_jax.errors import UserError
 from transformer_jax.training import workdir as module
-from transformer_jax.training.workdir import MAY_CHANGE, claim, prepare_task, write_atomically
+from transformer_jax.training.workdir import MAY_CHANGE, claim, prepare_task
 
 FILES = {"tokenizer.model": b"first", "tokenizer.target.model": b"second"}
 
@@ -28,7 +28,7 @@ def made(monkeypatch):
 def task(files=FILES):
     """All that a `Task` has, by name."""
     names = ["batches", "model_config", "graphdef", "settings", "notes", "metrics", "init_params", "loss", "evaluate"]
-    return types.SimpleNamespace(tokenizer_files=files, **dict.fromkeys(names))
+    return types.SimpleNamespace(tokenizer_files=files, **dict.fromkeys(names, "not used"))
 
 
 def begin(workdir, config=None):
@@ -128,19 +128,3 @@ def test_a_file_is_no_work_folder(tmp_path):
         prepare_task(Config(), workdir)
         with pytest.raises(UserError, match="can't be used as --workdir"):
             claim(workdir, Config(), task())
-
-
-def test_writing_replaces_a_file_or_leaves_it(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert list(tmp_path.iterdir()) == [path]
-
-    def fail(descriptor):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(module.os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"three")
-    assert path.read_bytes() == b"two"
