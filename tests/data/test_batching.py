@@ -160,6 +160,34 @@ def test_row_length_follows_max_length():
         assert batch.source.shape == (2, 24)
 
 
+@pytest.mark.parametrize("row_multiple", [1, 3, 4, 6])
+@pytest.mark.parametrize("batching", ["pack", "bucket"])
+def test_rows_can_be_shared_evenly(batching, row_multiple):
+    """Every batch has as many rows as the tokens allow, of those that divide."""
+    records = make_records(100)
+    options = {"batching": batching, "row_multiple": row_multiple, "tokens_per_batch": 104}
+    shapes, found = set(), []
+    for batch, _ in make_batches(records, **options).iterate(epochs=1):
+        rows, length = batch.source.shape
+        assert rows > 0
+        assert rows % row_multiple == 0
+        assert rows * length <= 104 < (rows + row_multiple) * length
+        assert all(field.shape == (rows, length) for field in batch)
+        shapes.add((rows, length))
+        found += sentences(batch)
+    assert len(shapes) == (1 if batching == "pack" else 3)
+    assert Counter(map(str, found)) == Counter(map(str, records))
+
+
+@pytest.mark.parametrize(("batching", "row_length", "least"), [("pack", 20, 80), ("bucket", 20, 64)])
+def test_too_few_tokens_to_share_are_told_before_anything_is_read(batching, row_length, least):
+    options = {"batching": batching, "row_length": row_length, "row_multiple": 4}
+    make_batches(make_records(3), tokens_per_batch=least, **options)
+    message = rf"config\.data\.tokens_per_batch is {least - 1}, .* can share, 4, may take {least // 4} tokens each"
+    with pytest.raises(UserError, match=message):
+        make_batches(make_records(3), tokens_per_batch=least - 1, **options)
+
+
 def test_mistakes_are_told():
     records = make_records(3)
     with pytest.raises(UserError, match=r"config\.data\.batching is 'none'"):
