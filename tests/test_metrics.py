@@ -62,6 +62,12 @@ def test_perplexity_of_a_uniform_guess_is_the_number_of_choices():
     assert perplexity(10 * math.log(7), 10) == pytest.approx(7)
 
 
+def test_a_perplexity_beyond_what_a_float_holds_is_infinite():
+    assert perplexity(1e4, 1) == math.inf
+    assert perplexity(math.inf, 1) == math.inf
+    assert perplexity(1e4, 100) == pytest.approx(math.exp(100))
+
+
 @pytest.mark.parametrize("score", [translation_scores, exact_match])
 @pytest.mark.parametrize(("hypotheses", "references"), [(["a", "b"], ["a"]), ([], [])])
 def test_unaligned_texts_are_refused(score, hypotheses, references):
