@@ -109,3 +109,18 @@ def test_unknown_names_are_refused():
         make_schedule(OptimConfig(schedule="step"), d_model=64, num_steps=5)
     with pytest.raises(UserError, match=r"config\.optim\.name is 'adma', but must be one of adam, "):
         make_optimizer(OptimConfig(name="adma"), lambda count: 0.1)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_is_never_ignored(name):
+    optimizer_of = lambda decay: make_optimizer(OptimConfig(name=name, weight_decay=decay), lambda count: 0.1)  # noqa: E731
+    if name in ("adam", "sgd"):
+        with pytest.raises(UserError, match=rf"config\.optim\.weight_decay is 0\.5, but {name} has none"):
+            optimizer_of(0.5)
+        return
+    params = jnp.array([2.0])
+    with_decay, without = (
+        optimizer.update(jnp.ones(1), optimizer.init(params), params)[0]
+        for optimizer in (optimizer_of(0.5), optimizer_of(0.0))
+    )
+    np.testing.assert_allclose(with_decay - without, -0.1 * 0.5 * params, rtol=1e-4)
