@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer_jax.config import Config, default_config, from_config_dict
+from transformer_jax.config import Config, default_config, from_config_dict, load_config_file
 from transformer_jax.errors import UserError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
@@ -75,3 +75,64 @@ def test_each_config_file_crosses(path):
     spec.loader.exec_module(module)
     assert from_config_dict(module.get_config()) != Config()
     assert "train.py" in module.__doc__
+
+
+CONFIG_FILE = """
+from transformer_jax.config import default_config
+
+
+def get_config(choice="small"):
+    sizes = {"small": 64, "large": 512}
+    config = default_config()
+    config.model.d_model = sizes[choice]
+    return config
+"""
+
+
+@pytest.mark.parametrize(("suffix", "d_model"), [("", 64), (":large", 512)])
+def test_a_config_file_is_called_with_its_argument(tmp_path, suffix, d_model):
+    (tmp_path / "mine.py").write_text(CONFIG_FILE)
+    config = from_config_dict(load_config_file(f"{tmp_path / 'mine.py'}{suffix}"))
+    assert config == dataclasses.replace(Config(), model=dataclasses.replace(Config().model, d_model=d_model))
+
+
+@pytest.mark.parametrize(
+    ("source", "suffix", "message"),
+    [
+        (None, "", "is no file; name a configuration"),
+        (None, ":large", "is no file; name a configuration"),
+        (CONFIG_FILE, ":huge", r"gives no config \(KeyError: huge\)"),
+        ("def get_config(): pass", ":large", r"gives no config \(TypeError: .*0 positional arguments"),
+        ("def get_hyper(): pass", "", r"gives no config \(KeyError: get_config\)"),
+        ("def get_config(): return {'seed': 1}", "", "returns dict, but must return a ConfigDict"),
+        ("def get_config(): pass", "", "returns NoneType, but must return a ConfigDict"),
+        ("def get_config(:", "", r"gives no config \(SyntaxError: "),
+        ("import there_is_no_such_module", "", r"gives no config \(ModuleNotFoundError: "),
+        ("raise ValueError('one\\ntwo')", "", r"gives no config \(ValueError: one\)"),
+    ],
+    ids=[
+        "no file",
+        "no file with argument",
+        "refused",
+        "no argument",
+        "no get_config",
+        "dict",
+        "nothing",
+        "syntax",
+        "import",
+        "two lines",
+    ],
+)
+def test_a_config_file_that_gives_none_is_named_in_one_line(tmp_path, source, suffix, message):
+    path = tmp_path / "mine.py"
+    if source is not None:
+        path.write_text(source)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config_file(f"{path}{suffix}")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_config_file(tmp_path):
+    with pytest.raises(UserError, match="is no file"):
+        load_config_file(str(tmp_path))
