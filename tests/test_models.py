@@ -220,7 +220,8 @@ def test_embeddings_are_scaled_and_carry_their_positions(scale_embeddings, facto
 def test_bfloat16_keeps_float32_parameters_and_comes_close():
     graphdef, params = build(dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    narrow = jax.jit(nnx.merge(graphdef, params))(SOURCE, TARGET).astype(jnp.float32)
+    narrow = jax.jit(nnx.merge(graphdef, params))(SOURCE, TARGET)
+    assert narrow.dtype == jnp.float32
     wide = jax.jit(nnx.merge(build()[0], params))(SOURCE, TARGET)
     real = TARGET != 0
     assert float(jnp.abs(narrow - wide)[real].max()) > 0
@@ -242,6 +243,9 @@ def test_the_base_model_has_as_many_parameters_as_the_paper_says():
     assert 62e6 < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 66e6
 
 
+ATTENTION_DROPOUT = "attention_dropout_rate"
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -254,6 +258,15 @@ def test_the_base_model_has_as_many_parameters_as_the_paper_says():
         ({"dtype": "float16"}, "dtype"),
         ({"target_vocab_size": 0}, "target_vocab_size"),
         ({"source_vocab_size": 4}, "tie_embeddings"),
+        ({"attention_implementation": "flash"}, "attention_implementation"),
+        ({"attention_implementation": "cudnn"}, "dtype"),
+        ({"attention_implementation": "cudnn", "dtype": "bfloat16", "attention_dropout_rate": 0.1}, ATTENTION_DROPOUT),
+        ({"attention_dropout_rate": -0.1}, ATTENTION_DROPOUT),
+        ({"dropout_rate": 1.5}, "dropout_rate"),
+        ({"dropout_rate": -0.1}, "dropout_rate"),
+        ({"dropout_rate": float("nan")}, "dropout_rate"),
+        ({"num_encoder_layers": -1}, "num_encoder_layers"),
+        ({"num_decoder_layers": -1}, "num_decoder_layers"),
     ],
 )
 def test_contradictions_name_their_field(changes, field):
