@@ -75,3 +75,44 @@ def test_chunks_in_bfloat16_come_close_and_keep_the_dtypes():
     assert (value.dtype, d_x.dtype, d_table.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(value, expected, rtol=0.02)
     np.testing.assert_allclose(d_table, expected_table, atol=0.05)
+
+
+def test_bfloat16_costs_no_more_than_its_own_roundings():
+    """Near the end of training the gradient is p - 1 at the label: rounding the logits themselves would show there.
+
+    A rounding to bfloat16 is off by 2^-9 at most. The gradient of the logits is rounded once, before two products that
+    sum in float32; that of the table stays so, and that of x is rounded once more.
+    """
+    rows, length, vocabulary, width = 8, 32, 200, 64
+    keys = jax.random.split(jax.random.key(5), 3)
+    table = (width**-0.5 * jax.random.normal(keys[0], (vocabulary, width))).astype(jnp.bfloat16)
+    labels = jax.random.randint(keys[1], (rows, length), 0, vocabulary)
+    x = (8 * table[labels] + jax.random.normal(keys[2], (rows, length, width))).astype(jnp.bfloat16)
+    weights = jnp.ones((rows, length))
+
+    def loss_and_gradients(loss, *arguments):
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*arguments)
+
+    def plain(x, table):
+        return smoothed_cross_entropy(jnp.dot(x, table.T, precision="highest"), labels, 0.1).sum()
+
+    def chunked(x, table):
+        return chunked_cross_entropy(x, table, labels, weights, 0.1, 64)
+
+    def relative_error(actual, expected):
+        difference = actual.astype(jnp.float32) - expected
+        return float(jnp.linalg.norm(difference.ravel()) / jnp.linalg.norm(expected.ravel()))
+
+    wide = x.astype(jnp.float32), table.astype(jnp.float32)
+    confidence = float(jnp.exp(-smoothed_cross_entropy(wide[0] @ wide[1].T, labels)).mean())
+    assert 0.7 < confidence < 0.8
+    value, expected = loss_and_gradients(plain, *wide)
+    # The parameters are float32 in training.
+    ours, gradients = loss_and_gradients(chunked, x, wide[1])
+    np.testing.assert_allclose(ours, value, rtol=1e-5)
+    assert relative_error(gradients[0], expected[0]) < 2 * 2**-9
+    assert relative_error(gradients[1], expected[1]) < 2**-9
+    # The bounds tell something: bfloat16 logits exceed both.
+    _, rounded = loss_and_gradients(plain, x, table)
+    assert relative_error(rounded[0], expected[0]) > 2 * 2**-9
+    assert relative_error(rounded[1], expected[1]) > 2**-9
