@@ -1,4 +1,6 @@
 import re
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,8 +15,10 @@ from jax.sharding import PartitionSpec as P
 from transformer_jax import sharding
 from transformer_jax.config import MeshConfig
 from transformer_jax.errors import UserError
+from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.models import ModelConfig, Seq2Seq, split
 from transformer_jax.sharding import RULES, make_mesh, partition_spec, place, state_shardings
+from transformer_jax.steps import init_state, train_step
 
 TINY = ModelConfig(
     d_model=16,
@@ -190,3 +194,39 @@ def test_sharded_equals_unsharded(model, loss_and_gradients, sizes):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), grads, expected_grads)
     kernel = spread["encoder"]["layers"][0]["feed_forward"]["wide"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (16 // sizes[1], 32 // sizes[2])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The training step, accumulating and with dropout, the state before it, and what one device makes of it."""
+    graphdef, params = split(Seq2Seq(replace(TINY, dropout_rate=0.1), rngs=nnx.Rngs(0)))
+
+    def loss_fn(params, batch, key):
+        model = nnx.merge(graphdef, params)
+        hidden = model.hidden(batch.source, batch.target, dropout_key=key)
+        weights = (batch.source[:, :5] != 0).astype(jnp.float32)
+        loss = chunked_cross_entropy(hidden, model.output_table, batch.target, weights, 0.1, 32)
+        return {"loss": loss, "weight": weights.sum()}
+
+    # Adam would divide a gradient that is 0 but for rounding by its own size.
+    optimizer = optax.sgd(0.5, momentum=0.9)
+    step = jax.jit(partial(train_step, loss_fn=loss_fn, optimizer=optimizer, seed=0, accumulate_steps=2))
+    state = init_state(params, optimizer, ema=False)
+    return step, state, step(state, make_batch(16))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+def test_a_training_step_is_the_same_on_any_mesh(trained, sizes):
+    """Dropout too: random bits do not depend on where they are drawn."""
+    step, before, (expected, expected_sums) = trained
+    mesh = make_mesh(MeshConfig(*sizes))
+    after, sums = step(jax.device_put(before, state_shardings(before, mesh)), place(make_batch(16), mesh))
+    for name, value in expected_sums.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-5, err_msg=name)
+
+    def assert_close(path, actual, wanted, old):
+        # Relative to the parameter, and the change relative to the largest change of its kind.
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted - old).max()) + 1e-7)
+        assert jax.tree_util.keystr(path).endswith("query']['bias']") or (wanted != old).any(), path
+
+    jax.tree_util.tree_map_with_path(assert_close, after.params, expected.params, before.params)
