@@ -218,9 +218,45 @@ def test_a_prefix_with_eos_ends_and_a_long_one_is_cut():
     assert [outputs_of(result, i)[0] for i in range(2)] == [(3, EOS), (3, 4, 3, EOS)]
 
 
+@pytest.mark.parametrize("early_stop", [True, False])
+@pytest.mark.parametrize("n_best", [1, 3])
+def test_n_best_gives_the_first_of_all(n_best, early_stop):
+    toy = Toy(seed=14, batch_size=40, vocab_size=7)
+    common = {"beam_size": 4, "max_length": 8}
+    everything = toy.run(beam_search, early_stop=False, **common)
+    result = toy.run(beam_search, n_best=n_best, early_stop=early_stop, **common)
+    assert result.tokens.shape == (40, n_best, 8)
+    assert_equal(result, [part[:, :n_best] for part in everything])
+
+
+def test_fewer_outputs_stop_earlier():
+    toy = Toy(seed=15, batch_size=6, vocab_size=7)
+    toy.tables[..., EOS] += 1.0
+
+    def steps_taken(n_best):
+        steps = []
+
+        def counting_step(tokens, cache):
+            jax.debug.callback(lambda step: steps.append(int(step)), cache["step"])
+            return step_fn(tokens, cache)
+
+        beam_search(counting_step, toy.cache(4), batch_size=6, beam_size=4, max_length=30, n_best=n_best, **IDS)
+        jax.effects_barrier()
+        return len(steps)
+
+    assert 0 < steps_taken(1) < steps_taken(4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
-    [({"beam_size": 0}, "beam_size"), ({"max_length": 0}, "max_length"), ({"pad_id": EOS}, "pad_id")],
+    [
+        ({"n_best": 0}, "n_best"),
+        ({"n_best": -1}, "n_best"),
+        ({"n_best": 3}, "n_best"),
+        ({"beam_size": 0}, "beam_size"),
+        ({"max_length": 0}, "max_length"),
+        ({"pad_id": EOS}, "pad_id"),
+    ],
 )
 def test_impossible_arguments_are_told(arguments, field):
     defaults = {"batch_size": 1, "beam_size": 2, "max_length": 3, **IDS}
