@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,38 @@ def test_stream_equals_sample_under_constraints():
         assert [streamed] == outputs_of(result, sentence)
         assert streamed[:2] == (3, 4)
         assert streamed[-1] == EOS
+
+
+def test_a_limit_is_one_of_max_lengths():
+    toy = Toy(seed=33, batch_size=6, vocab_size=8)
+    toy.tables[..., EOS] -= 3.0
+    limits = [1, 2, 3, 5, 9, 12]
+    result = toy.run(greedy_search, max_length=9, max_lengths=jnp.array(limits))
+    for sentence, limit in enumerate(limits):
+        cache = toy.only(sentence).cache(1)
+        streamed = tuple(stream(JITTED_STEP_FN, cache, max_length=9, limit=limit, **IDS))
+        assert [streamed] == outputs_of(result, sentence)
+        assert len(streamed) <= min(limit, 9)
+        assert streamed[-1] == EOS
+
+
+def test_another_sentence_with_another_limit_compiles_nothing():
+    # The package has a function of that name too.
+    module = import_module("transformer_jax.decoding.stream")
+    toy = Toy(seed=34, batch_size=2, vocab_size=8)
+    toy.tables[..., EOS] -= 9.0
+
+    def read(sentence, limit, max_length=10):
+        options = {"max_length": max_length, "limit": limit, "processors": PROCESSORS, **IDS}
+        return list(stream(JITTED_STEP_FN, toy.only(sentence).cache(1), **options))
+
+    first = read(0, 4)
+    compiled = module._step._cache_size()
+    second = read(1, 7)
+    assert (len(first), len(second)) == (4, 7)
+    assert module._step._cache_size() == compiled
+    read(0, 4, max_length=11)
+    assert module._step._cache_size() == compiled + 1, "the count counts"
 
 
 def test_a_token_comes_before_the_next_step_is_taken():
