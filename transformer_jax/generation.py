@@ -121,9 +121,11 @@ class Generator:
             prefixes: token ids that the outputs must begin with, one prefix a sentence.
 
         Raises:
-            UserError: if the model's outputs are not numbers.
+            UserError: if the model's outputs are not numbers, or a prefix is longer than its table of positions.
         """
         prefixes = [()] * len(sources) if prefixes is None else prefixes
+        for prefix_of_one in prefixes:
+            self._check_prefix(prefix_of_one)
         root = jax.random.key(options.seed)
         static = replace(options, seed=0)
         pending = []
@@ -150,14 +152,19 @@ class Generator:
                     for k in range(options.n_best)
                     if lengths[row, k] > 0
                 ]
-                if not outputs[i]:
+                if not outputs[i] or any(math.isnan(hypothesis.log_prob) for hypothesis in outputs[i]):
                     raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
         return outputs
 
     def stream(
         self, params: Any, source: Sequence[int], options: SearchOptions, prefix: Sequence[int] = ()
     ) -> Iterator[int]:
-        """The tokens of one sentence, each as soon as it is known: greedy, or drawn if there is a temperature."""
+        """The tokens of one sentence, each as soon as it is known: greedy, or drawn if there is a temperature.
+
+        Raises:
+            UserError: if the prefix is longer than the model's table of positions.
+        """
+        self._check_prefix(prefix)
         memory = _remember(self.graphdef, params, _padded([source], 1, _round_up(len(source))))
         limit = self._limit(len(source), len(prefix), options)
         max_length = _round_up(limit)
@@ -200,6 +207,13 @@ class Generator:
         padded = _padded([source], 1, _round_up(s)), _padded([[BOS, *target[:-1]]], 1, _round_up(t))
         encoder, decoder, cross = (np.asarray(part)[0] for part in _attention(self.graphdef, params, *padded))
         return AttentionWeights(encoder[..., :s, :s], decoder[..., :t, :t], cross[..., :t, :s])
+
+    def _check_prefix(self, prefix: Sequence[int]) -> None:
+        if self.max_positions is not None and len(prefix) >= self.max_positions:
+            raise UserError(
+                f"A prefix has {len(prefix)} tokens, but outputs of this model at most {self.max_positions - 1} "
+                "(config.model.max_positions); shorten it."
+            )
 
     def _limit(self, source_length: int, prefix_length: int, options: SearchOptions) -> int:
         """Most tokens of an output, end of sentence included, for a source whose length includes it too."""
