@@ -1,3 +1,4 @@
+import logging
 from dataclasses import replace
 from itertools import pairwise
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from transformer_jax import generation
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK
+from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator, SearchOptions
 from transformer_jax.models import ModelConfig, Seq2Seq, split
 
@@ -269,3 +272,103 @@ def test_attention_is_that_of_the_model_without_padding(model, generator):
         np.testing.assert_allclose(part, reference[0], atol=1e-5)
         np.testing.assert_allclose(part.sum(-1), 1.0, atol=1e-5)
     assert not np.triu(found.decoder, 1).any(), "no look at later tokens"
+
+
+def test_a_stream_of_another_length_compiles_nothing(model, generator, caplog):
+    def compiled(function):
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            function()
+        return [record.getMessage() for record in caplog.records if "ompil" in record.getMessage()]
+
+    def read(*source):
+        return list(generator.stream(model[1], [*source, EOS], GREEDY))
+
+    read(5, 6)
+    # Padded to the same length, and so is what may come out.
+    assert compiled(lambda: read(7, 8, 9, 10, 11)) == []
+    assert compiled(lambda: jax.jit(lambda x: x + 1)(jnp.zeros(3))), "the log tells of compilations"
+
+
+def test_parameters_that_are_not_numbers_are_told(model, generator):
+    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), model[1])
+    for options in (GREEDY, BEAM, SAMPLES):
+        with pytest.raises(UserError, match="not numbers; its parameters must be damaged"):
+            generator.generate(broken, make_sources(), options)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("beam_size", 0),
+        ("n_best", 0),
+        ("alpha", float("nan")),
+        ("alpha", float("inf")),
+        ("max_extra_tokens", -1),
+        ("max_length", 0),
+        ("min_length", -1),
+        ("temperature", -0.5),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("top_p", float("nan")),
+        ("no_repeat_ngram", -1),
+        ("seed", -1),
+        ("seed", 2**32),
+    ],
+)
+def test_options_out_of_range_name_the_field(field, value):
+    with pytest.raises(UserError, match=rf"^{field} is .*, but must be "):
+        SearchOptions(**{field: value})
+
+
+def test_options_at_the_edge_of_their_range():
+    lowest = {"beam_size": 1, "n_best": 1, "alpha": -1.0, "max_extra_tokens": 0, "max_length": 1, "min_length": 0}
+    SearchOptions(**lowest, temperature=0.0, top_k=0, top_p=1.0, no_repeat_ngram=0, seed=2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A model with a table of 10 positions: fewer than the cache has slots."""
+    config = replace(CONFIG, positions="learned", max_positions=10)
+    graphdef, params = split(Seq2Seq(config, rngs=nnx.Rngs(7)))
+    return Generator(graphdef, max_positions=config.position_limit), jax.tree.map(lambda leaf: 2.5 * leaf, params)
+
+
+def test_outputs_are_never_longer_than_the_table_of_positions(learned):
+    generator, params = learned
+    sources = make_sources(8, seed=13)
+    # A least length out of reach shows where the limits are: 9 tokens and the end of sentence.
+    endless = replace(BEAM, min_length=100)
+    prefixes = [[4] * 9, [5], *[()] * 6]
+    expected = [9, *[min(len(source) + 3, 9) for source in sources[1:]]]
+    assert set(expected[1:]) > {9}, "some reach the table's end, some their own limit"
+    outputs = generator.generate(params, sources, endless, prefixes)
+    assert [len(best.tokens) for [best] in outputs] == expected
+    streamed = list(generator.stream(params, sources[0], replace(GREEDY, max_extra_tokens=50, min_length=100)))
+    assert len(streamed) == 9
+
+
+def test_a_prefix_longer_than_the_table_of_positions_is_told(learned):
+    generator, params = learned
+    with pytest.raises(UserError, match=r"prefix has 10 tokens, but .* at most 9 \(config\.model\.max_positions\)"):
+        generator.generate(params, [[5, EOS]] * 2, GREEDY, [[4], [4] * 10])
+    with pytest.raises(UserError, match="prefix has 10 tokens"):
+        list(generator.stream(params, [5, EOS], GREEDY, [4] * 10))
+
+
+def test_a_batch_has_no_more_tokens_than_fit(monkeypatch):
+    monkeypatch.setattr(generation, "TOKENS_AT_A_TIME", 128)
+    lengths = np.random.default_rng(0).integers(1, 300, 200).tolist()
+    seen = []
+    for length, rows, chosen in generation._batches(lengths, 64):
+        assert len(chosen) <= rows
+        # A single sentence is read however long it is.
+        assert rows * length <= 128 or rows == 1
+        assert all(lengths[i] <= length for i in chosen)
+        seen += chosen
+    assert sorted(seen) == list(range(200))
+    assert {rows for _, rows, _ in generation._batches([16] * 20, 64)} == {8}
+    assert {rows for _, rows, _ in generation._batches([16] * 20, 4)} == {4}
