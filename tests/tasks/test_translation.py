@@ -10,12 +10,13 @@ from flax import nnx
 from transformer_jax.bundle import load, save_bundle
 from transformer_jax.config import Config, DataConfig, DecodingConfig, OptimConfig, TokenizerConfig
 from transformer_jax.data.numerals import Numerals
-from transformer_jax.data.tokenizers import BOS, EOS
+from transformer_jax.data.tokenizers import BOS, EOS, PAD
 from transformer_jax.errors import UserError
-from transformer_jax.generation import SearchOptions
+from transformer_jax.generation import Hypothesis, SearchOptions
 from transformer_jax.losses import smoothed_cross_entropy
 from transformer_jax.models import ModelConfig
 from transformer_jax.tasks import Task, make_task
+from transformer_jax.tasks.translation import MAX_SOURCE_LENGTH
 
 VALIDATION = 11
 """A number that no batch size here divides."""
@@ -253,3 +254,75 @@ def test_init_is_a_function_of_the_key(task):
     first, again, other = (task.init_params(jax.random.key(seed)) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not jnp.array_equal(jax.tree.leaves(first)[-1], jax.tree.leaves(other)[-1])
+
+
+@pytest.fixture
+def cased(tmp_path, folder):
+    """The same text with capitals, and the options that name its files."""
+    for split, side in PLACES:
+        text = (folder / f"{split}.{side}").read_text(encoding="utf-8")
+        (tmp_path / f"{split}.{side}").write_text(text.title(), encoding="utf-8")
+    return {f"{split}_{side}": str(tmp_path / f"{split}.{side}") for split, side in PLACES}
+
+
+def test_lowercase_is_for_the_model_and_not_for_references(make_config, cased, monkeypatch):
+    task = make_task(make_config(lowercase=True, **cased))
+    assert all(source != source.lower() and target != target.lower() for source, target in task.validation)
+    for batches in (task.batches, task.validation_batches):
+        batch, _ = next(batches.iterate())
+        sides = (task.tokenizer.source, batch.source), (task.tokenizer.target, batch.labels)
+        for tokenizer, rows in sides:
+            text = tokenizer.decode([token for token in rows.ravel().tolist() if token not in (PAD, EOS)])
+            assert len(text) > 50, "not unknown tokens alone"
+            assert text == text.lower()
+    lowered = [(source.lower(), target.lower()) for source, target in task.validation]
+    for seen, expected in zip(task.validation_examples, task.encode(lowered), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, seen, expected)
+
+    asked = []
+
+    def perfect(params, sources, options):
+        """What a model without a fault gives: the target as it was taught, lower-cased."""
+        asked.extend(sources)
+        return [[Hypothesis(target[:-1].tolist(), 0.0, 0.0)] for _, target in task.validation_examples]
+
+    monkeypatch.setattr(task.generator, "generate", perfect)
+    evaluation = task.evaluate(task.init_params(jax.random.key(0)), final=False)
+    assert asked == [[*task.tokenizer.source.encode(source), EOS] for source, _ in lowered]
+    assert [(source, reference) for source, _, reference in evaluation.samples] == task.validation
+    assert [output for _, output, _ in evaluation.samples] == [target for _, target in lowered]
+    assert evaluation.scores["exact_match"] == 0.0
+    assert evaluation.scores["chrf"] < 100.0
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["source", "target"])
+def test_a_validation_sentence_too_long_is_named(make_config, tmp_path, side):
+    texts = [["eins", "zwei"], ["one", "two"]]
+    # The end of sentence is one token more.
+    for length, fits in ((MAX_SOURCE_LENGTH - 1, True), (MAX_SOURCE_LENGTH, False)):
+        texts[side][1] = "e" * length
+        files = {}
+        for name, lines in zip(("source", "target"), texts, strict=True):
+            (tmp_path / name).write_text("\n".join(lines) + "\n")
+            files[f"validation_{name}"] = str(tmp_path / name)
+        if fits:
+            make_task(make_config(**files))
+        else:
+            with pytest.raises(UserError, match=r"Validation pair 2 has 1,025 tokens, but the limit is 1,024"):
+                make_task(make_config(**files))
+
+
+def test_learned_positions_must_reach_as_far_as_the_data(make_config):
+    config = make_config()
+
+    def with_positions(count):
+        return dataclasses.replace(
+            config, model=dataclasses.replace(config.model, positions="learned", max_positions=count)
+        )
+
+    assert make_task(with_positions(24)).generator.max_positions == 24
+    message = r"config\.data\.max_length is 24, but config\.model\.max_positions only 23"
+    with pytest.raises(UserError, match=message):
+        make_task(with_positions(23))
+    with pytest.raises(UserError, match=r"Validation pair \d+ has \d+ tokens, but the limit is 5"):
+        make_task(with_positions(5))
