@@ -17,6 +17,6 @@ def get_config() -> ConfigDict:
     config.model.update(dropout_rate=0.0, norm_first=True)
     config.optim.update(schedule="cosine", lr=3e-3, warmup_steps=50, label_smoothing=0.0)
     config.training.update(
-        num_steps=500, log_every=50, eval_every=250, checkpoint_every=250, metric="exact_match", num_samples=5
+        num_steps=400, log_every=50, eval_every=200, checkpoint_every=200, metric="exact_match", num_samples=5
     )
     return config
