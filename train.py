@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     arguments, overrides = parser.parse_known_args(argv[1:])
     file, _, argument = arguments.config.partition(":")
     workdir = arguments.workdir or Path("runs", "-".join(filter(None, [Path(file).stem, argument])))
+    logging.set_verbosity(logging.ERROR)  # what libraries have to warn of is not the user's business
     try:
         from transformer_jax.config import load_config_file
         from transformer_jax.errors import UserError

@@ -57,7 +57,8 @@ class RunLog:
     def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         """Log scores on validation data; arguments as in `train`."""
         self._write("evaluation", step, values, timing)
-        self.say(f"Step {step:,}, validation: {_join(values)}")
+        shown = {name: value for name, value in values.items() if not name.endswith("_signature")}
+        self.say(f"Step {step:,}, validation: {_join(shown)}")
 
     def samples(self, step: int, samples: Sequence[tuple[str, str, str]]) -> None:
         """Log (source, output, reference) of some examples."""

@@ -229,7 +229,7 @@ class _Run:
         thorough = self._has_seconds(FINAL_EVALUATIONS / 2 * self.evaluation_seconds)
         seconds = 0.0
         for name, params_of in candidates.items():
-            if not self._has_seconds(1.5 * seconds):
+            if chosen is not None and not self._has_seconds(1.5 * seconds):
                 log.say(f"{name} is not tried, for want of time")
                 continue
             started = time.monotonic()
