@@ -103,7 +103,7 @@ def test_a_config_file_is_called_with_its_argument(tmp_path, suffix, d_model):
         (None, ":large", "is no file; name a configuration"),
         (CONFIG_FILE, ":huge", r"gives no config \(KeyError: huge\)"),
         ("def get_config(): pass", ":large", r"gives no config \(TypeError: .*0 positional arguments"),
-        ("def get_hyper(): pass", "", r"gives no config \(KeyError: get_config\)"),
+        ("def get_hyper(): pass", "", r"has no function get_config"),
         ("def get_config(): return {'seed': 1}", "", "returns dict, but must return a ConfigDict"),
         ("def get_config(): pass", "", "returns NoneType, but must return a ConfigDict"),
         ("def get_config(:", "", r"gives no config \(SyntaxError: "),

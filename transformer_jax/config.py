@@ -155,8 +155,12 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
     if not Path(path).is_file():
         raise UserError(f"{path} is no file; name a configuration, such as configs/multi30k.py:de-en.")
     try:
-        get_config = runpy.run_path(path)["get_config"]
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise UserError(f"{path} has no function get_config; name a configuration, such as configs/numerals.py.")
         config = get_config(choice) if colon else get_config()
+    except UserError:
+        raise
     # The file is a person's own code, in which anything may go wrong.
     except Exception as error:
         cause = str(error).strip().partition("\n")[0].strip("\"'")

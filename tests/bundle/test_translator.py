@@ -110,11 +110,18 @@ def no_work(*arguments, **options):
     raise AssertionError("the model ran")
 
 
+@pytest.mark.parametrize(
+    ("long", "what"),
+    [
+        ("abcde " * 2_000, r"12,001 tokens, but the limit is 1,024"),
+        # One token to sentencepiece, were it of unknown characters.
+        ("字" * 100_000, r"100,000 characters, but the limit is 32,768"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["translate", "stream", "score"])
-def test_a_line_that_is_too_long_is_named_before_any_work(model, monkeypatch, kind):
+def test_a_line_that_is_too_long_is_named_before_any_work(model, monkeypatch, kind, long, what):
     for name in ("generate", "stream", "score"):
         monkeypatch.setattr(Generator, name, no_work)
-    long = "abcde " * 20_000
     calls = {
         "translate": lambda: model.translate(["abc", long]),
         "stream": lambda: list(model.stream(long)),
@@ -122,7 +129,7 @@ def test_a_line_that_is_too_long_is_named_before_any_work(model, monkeypatch, ki
     }
     line = {"translate": "Line 2", "stream": "Line 1", "score": "Target line 2"}[kind]
     start = time.monotonic()
-    with pytest.raises(UserError, match=rf"{line} has 120,001 tokens, but the limit is 1,024; split it\."):
+    with pytest.raises(UserError, match=rf"{line} has {what}; split it\."):
         calls[kind]()
     assert time.monotonic() - start < 5
 
