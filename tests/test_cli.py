@@ -8,7 +8,7 @@ import pytest
 from tests.bundle.toys import TEXTS, write_bundle
 from transformer_jax.bundle import Translation, Translator, load
 from transformer_jax.cli import main
-from transformer_jax.metrics import translation_scores
+from transformer_jax.metrics import exact_match, translation_scores
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +185,7 @@ def test_the_report(run, folder, files):
     nll = -sum(score.log_prob for score in scores)
     expected = {
         **translation_scores(model.translate(TEXTS), REFERENCES),
+        "exact_match": exact_match(model.translate(TEXTS), REFERENCES),
         "perplexity_per_token": pytest.approx(math.exp(nll / sum(len(r) + 1 for r in REFERENCES))),
         "perplexity_per_character": pytest.approx(math.exp(nll / sum(len(r) for r in REFERENCES))),
         "lines": 7,

@@ -88,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         help="score a model against reference translations",
         description="Translate a test set and print one JSON object: sacreBLEU cased and lower-cased, chrF, their "
-        "signatures, perplexity of the references per token and per character, lines, and the seconds that translating "
-        "took, compilation included.",
+        "signatures, the share of exact matches, perplexity of the references per token and per character, lines, and "
+        "the seconds that translating took, compilation included.",
         allow_abbrev=False,
     )
     evaluate.set_defaults(command=_evaluate)
@@ -182,7 +182,7 @@ def _as_json(number: int, translation: "Translation") -> str:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from transformer_jax.bundle import load
-    from transformer_jax.metrics import perplexity, translation_scores
+    from transformer_jax.metrics import exact_match, perplexity, translation_scores
 
     model = load(arguments.model)
     pairs = _evaluation_pairs(arguments, model)
@@ -199,6 +199,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     decoding = model.settings.decoding
     report = {
         **translation_scores(hypotheses, references),
+        "exact_match": exact_match(hypotheses, references),
         "perplexity_per_token": perplexity(nll, sum(len(score.tokens) for score in scored)),
         "perplexity_per_character": perplexity(nll, sum(map(len, references))),
         "lines": len(pairs),
