@@ -135,3 +135,8 @@ def resolve(name):
         except ModuleNotFoundError:
             found = getattr(found, part)
     return found
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_no_figure_is_left_to_be_filled_in(name):
+    assert "{{" not in (REPOSITORY / name).read_text(encoding="utf-8")
