@@ -324,6 +324,15 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     return graphdef, nnx.to_pure_dict(state)
 
 
+def structure(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """The graph of a model, and the shapes of its parameters in place of them; nothing is drawn.
+
+    Raises:
+        UserError: if two fields of `config` contradict each other.
+    """
+    return split(nnx.eval_shape(lambda: Seq2Seq(config, rngs=nnx.Rngs(0))))
+
+
 def _segments(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return (tokens != 0).astype(jnp.int32)
 

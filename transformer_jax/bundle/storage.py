@@ -16,12 +16,12 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from transformer_jax.bundle.translator import Translator, TranslatorSettings, structure
+from transformer_jax.bundle.translator import Translator, TranslatorSettings
 from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
 from transformer_jax.files import replace_folder
-from transformer_jax.models import ModelConfig
+from transformer_jax.models import ModelConfig, structure
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"

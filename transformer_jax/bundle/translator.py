@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
 from transformer_jax.config import DecodingConfig
 from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair
 from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator, Hypothesis, SearchOptions
-from transformer_jax.models import ModelConfig, Seq2Seq, split
+from transformer_jax.models import ModelConfig, structure
 
 
 @dataclass(frozen=True)
@@ -257,16 +256,6 @@ class Translator:
         weights = np.asarray(generator.attention(self.params, source, target).cross)
         pieces = self.tokenizer.source.piece, self.tokenizer.target.piece
         return Alignment(list(map(pieces[0], source)), list(map(pieces[1], target)), weights)
-
-
-def structure(config: ModelConfig) -> tuple[nnx.GraphDef[Any], dict[str, Any]]:
-    """The graph of a model, and the shapes of its parameters in place of them; nothing is drawn.
-
-    Raises:
-        UserError: if two fields of `config` contradict each other.
-    """
-    graphdef, shapes = split(nnx.eval_shape(lambda: Seq2Seq(config, rngs=nnx.Rngs(0))))
-    return graphdef, shapes
 
 
 def _require(condition: bool, name: str, value: object, remedy: str) -> None:

@@ -20,7 +20,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator, SearchOptions
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.metrics import exact_match, perplexity, translation_scores
-from transformer_jax.models import Seq2Seq, split
+from transformer_jax.models import Seq2Seq, split, structure
 from transformer_jax.sharding import make_mesh, row_shards
 from transformer_jax.steps import Params, Sums, eval_step
 from transformer_jax.tasks.base import Evaluation
@@ -101,15 +101,14 @@ class TranslationTask:
             tokens_per_batch=max(data.tokens_per_batch, max(longest, data.row_length) * row_multiple),
             shuffle=False,
         )
-        self.graphdef, _ = split(nnx.eval_shape(lambda: self._model(nnx.Rngs(0))))
+        self.graphdef, _ = structure(self.model_config)
         limit = config.model.position_limit
         if limit is not None and data.max_length > limit:
             raise UserError(
                 f"config.data.max_length is {data.max_length}, but config.model.max_positions only {limit}; raise that."
             )
         # The fused kernel wants masks that a step of beam search does not have.
-        plain = replace(self.model_config, attention_implementation="xla")
-        searched, _ = split(nnx.eval_shape(lambda: Seq2Seq(plain, rngs=nnx.Rngs(0))))
+        searched, _ = structure(replace(self.model_config, attention_implementation="xla"))
         self.generator = Generator(searched, batch_size=config.decoding.batch_size, max_positions=limit)
         self._validation_sums = jax.jit(partial(eval_step, loss_fn=partial(self._loss, smoothing=0.0)))
 
@@ -121,7 +120,7 @@ class TranslationTask:
 
     def init_params(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
-        return split(self._model(nnx.Rngs(key)))[1]
+        return split(Seq2Seq(self.model_config, rngs=nnx.Rngs(key)))[1]
 
     def loss(self, params: Params, batch: Seq2SeqBatch, key: Key[Array, ""] | None) -> Sums:
         """Smoothed cross-entropy in nats, and the number of target tokens."""
@@ -165,9 +164,6 @@ class TranslationTask:
                     f"Validation pair {number:,} has {length:,} tokens, but the limit is {limit:,}; shorten it."
                 )
         return max(max(map(len, example)) for example in self.validation_examples)
-
-    def _model(self, rngs: nnx.Rngs) -> Seq2Seq:
-        return Seq2Seq(self.model_config, rngs=rngs)
 
     def _loss(self, params: Params, batch: Any, key: Key[Array, ""] | None, *, smoothing: float) -> Sums:
         model: Seq2Seq = nnx.merge(self.graphdef, params)
