@@ -2,7 +2,8 @@ import hashlib
 
 import pytest
 
-from transformer_jax.data.multi30k import CHECKSUMS, SPLITS, URL, Multi30k, fingerprint, local_files
+from transformer_jax.data.local_files import fingerprint
+from transformer_jax.data.multi30k import CHECKSUMS, SPLITS, URL, Multi30k, local_files
 from transformer_jax.data.text import read_lines
 
 

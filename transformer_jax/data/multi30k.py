@@ -3,9 +3,7 @@
 Importing this module imports tensorflow-datasets, which is slow, and registers `multi30k` with it.
 """
 
-import hashlib
 import itertools
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.utils import Size
 
+from transformer_jax.data.local_files import check_network, checked_folder, find_file
 from transformer_jax.data.text import read_pairs
 from transformer_jax.errors import UserError
 
@@ -91,43 +90,29 @@ class Multi30k(tfds.core.GeneratorBasedBuilder):
             yield line, dict(zip(languages, pair, strict=True))
 
 
-def local_files(folder: str | Path, pair: str) -> dict[str, tuple[Path, Path]]:
+def local_files(folder: str | Path, config: str) -> dict[str, tuple[Path, Path]]:
     """The files of a folder that make up a language pair, by split; either gzip or, without `.gz`, plain.
 
     Args:
         folder: with files named as in the public repository, `train.de.gz` and so on.
-        pair: such as "de-en".
+        config: the language pair, such as "de-en".
 
     Raises:
         UserError: if the folder does not exist, or holds no complete split.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"config.data.manual_dir is {folder}, which is no folder; name the one with Multi30k's files.")
+    folder = checked_folder(folder, "Multi30k")
     found = {}
     for split, (stem, _) in SPLITS.items():
-        candidates = [[folder / f"{stem}.{lang}.gz", folder / f"{stem}.{lang}"] for lang in _languages(pair)]
-        paths = [next((path for path in side if path.is_file()), None) for side in candidates]
-        source, target = paths
+        source, target = (find_file(folder, f"{stem}.{language}") for language in _languages(config))
         if source is not None and target is not None:
             found[split] = (source, target)
     if not found:
-        source_language, target_language = _languages(pair)
+        source_language, target_language = _languages(config)
         raise UserError(
-            f"{folder} has no Multi30k files for {pair}; copy train.{source_language}.gz, "
+            f"{folder} has no Multi30k files for {config}; copy train.{source_language}.gz, "
             f"train.{target_language}.gz and their like from {URL} into it."
         )
     return found
-
-
-def fingerprint(files: dict[str, tuple[Path, Path]]) -> str:
-    """A short name for what the files of a folder hold: other splits or other text, another name."""
-    digest = hashlib.sha256()
-    for split, paths in sorted(files.items()):
-        for path in paths:
-            digest.update(f"{split} {path.name} {path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _languages(pair: str) -> tuple[str, str]:
@@ -140,7 +125,7 @@ def _download(dl_manager: tfds.download.DownloadManager, languages: tuple[str, s
     urls = {
         split: {language: f"{URL}{stem}.{language}.gz" for language in languages} for split, (stem, _) in SPLITS.items()
     }
-    _check_network()
+    check_network(URL + "val.en.gz", "Multi30k")
     downloaded = dl_manager.download(urls)
     files = {}
     for split, (_, expected) in SPLITS.items():
@@ -153,16 +138,6 @@ def _download(dl_manager: tfds.download.DownloadManager, languages: tuple[str, s
             )
         files[split] = (source, target)
     return files
-
-
-def _check_network() -> None:
-    """Fail at once without a network: TFDS would try again for many minutes."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(URL + "val.en.gz", method="HEAD"), timeout=20).close()
-    except OSError as error:
-        raise UserError(
-            f"{URL} cannot be reached ({error}); name a folder with Multi30k's files in config.data.manual_dir."
-        ) from error
 
 
 _CITATION = """\

@@ -1,0 +1,50 @@
+"""What our own TFDS builders share: files from a folder of a person's own, or from the network."""
+
+import hashlib
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformer_jax.errors import UserError
+
+
+def checked_folder(folder: str | Path, title: str) -> Path:
+    """The folder of `config.data.manual_dir`.
+
+    Raises:
+        UserError: if there is no such folder; `title` is what its message calls the set.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"config.data.manual_dir is {folder}, which is no folder; name the one with {title}'s files.")
+    return folder
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file `name` of a folder, gzip (with `.gz` after its name) or plain; None if there is neither."""
+    candidates = (folder / f"{name}.gz", folder / name)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def fingerprint(files: Mapping[str, tuple[Path, ...]]) -> str:
+    """A short name for what files hold, by split: other splits or other text, another name."""
+    digest = hashlib.sha256()
+    for split, paths in sorted(files.items()):
+        for path in paths:
+            digest.update(f"{split} {path.name} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def check_network(url: str, title: str) -> None:
+    """Fail at once without a network: TFDS would try again for many minutes.
+
+    Raises:
+        UserError: if `url` cannot be reached; `title` is what its message calls the set.
+    """
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
+    except OSError as error:
+        raise UserError(
+            f"{url} cannot be reached ({error}); name a folder with {title}'s files in config.data.manual_dir."
+        ) from error

@@ -1,0 +1,146 @@
+# ruff: noqa: D102  (the fields are documented in config.DataConfig)
+"""TFDS sets by name, our own and public ones, as random access to raw records; no TensorFlow."""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+from transformer_jax.data.local_files import fingerprint
+from transformer_jax.errors import UserError
+
+OWN_SETS = {
+    "multi30k": "transformer_jax.data.multi30k",
+    "couplet": "transformer_jax.data.couplet",
+    "ag_news": "transformer_jax.data.ag_news",
+}
+"""Name of a set to the module, an `OwnSet`, that registers its builder with TFDS when imported."""
+
+
+class OwnSet(Protocol):
+    """The module of a builder of ours, a TFDS builder class under the name of the set beside this function."""
+
+    def local_files(self, folder: str | Path, config: str) -> Mapping[str, tuple[Path, ...]]:
+        """The files of a `manual_dir` by split, for a configuration of the builder (empty: it has none).
+
+        Raises:
+            UserError: if the folder does not exist, or lacks files.
+        """
+
+
+@runtime_checkable
+class TfdsConfig(Protocol):
+    """What is read here of `config.DataConfig`, whose fields these are."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def manual_dir(self) -> str: ...
+    @property
+    def data_dir(self) -> str: ...
+
+
+def load_records(
+    config: TfdsConfig, split: str, *, expected: str, check: Callable[[Any], None], wanted: Sequence[str] = ()
+) -> Sequence[Mapping[str, Any]]:
+    """A split of a set as records with TFDS's values (text as bytes), prepared first if need be.
+
+    Args:
+        config: `name` is one of `OWN_SETS` or any TFDS set; its configuration may follow a slash.
+        split: as TFDS writes it, such as `train` or `train[:1000]`.
+        expected: what `config.data.name` may be, for the error that tells it.
+        check: raises UserError if the set, given as its `DatasetInfo`, has not the features that are needed; called
+            before anything is downloaded.
+        wanted: configurations of which the first that the set has is taken where `name` has none; empty: its default.
+
+    Raises:
+        UserError: for an unknown set, configuration or split, files that are missing or broken, and no network.
+    """
+    builder = _builder(config, expected, wanted)
+    check(builder.info)
+    _prepare(builder, config.manual_dir)
+    splits = builder.info.splits
+    if split.partition("[")[0] not in splits:
+        raise UserError(f"{builder.info.full_name} has no split {split!r}, only {', '.join(splits)}.")
+    try:
+        records: Sequence[Mapping[str, Any]] = builder.as_data_source(split=split)
+    except (NotImplementedError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"{split!r} of {builder.data_dir} cannot be read at random ({error}); delete that folder to have it "
+            "prepared anew, or mend the split's name."
+        ) from error
+    return records
+
+
+def _builder(config: TfdsConfig, expected: str, wanted: Sequence[str]) -> Any:
+    import tensorflow_datasets as tfds
+
+    name, _, chosen = config.name.partition("/")
+    try:
+        builder_configs = _builder_class(name).builder_configs
+    except (ValueError, ImportError) as error:
+        raise UserError(f"config.data.name is {config.name!r}, but must be {expected}.") from error
+    if chosen and not builder_configs:
+        raise UserError(f"config.data.name is {config.name!r}, but {name} has no configurations; drop the slash.")
+    if builder_configs and (chosen or wanted):
+        candidates = [chosen] if chosen else wanted
+        chosen = next((candidate for candidate in candidates if candidate in builder_configs), "")
+        if not chosen:
+            raise UserError(
+                f"{name} has only {', '.join(sorted(builder_configs))}, but {' or '.join(candidates)} is asked for; "
+                "name one that it has after a slash in config.data.name."
+            )
+    data_dir = config.data_dir
+    if config.manual_dir and name in OWN_SETS:
+        # TFDS prepares a set once per data folder, and would not see that the files are others now.
+        files = cast(OwnSet, importlib.import_module(OWN_SETS[name])).local_files(config.manual_dir, chosen)
+        data_dir = str(_data_root(data_dir) / f"manual-{fingerprint(files)}")
+    try:
+        return tfds.builder(name, config=chosen or None, data_dir=data_dir or None, file_format="array_record")
+    except ValueError as error:  # prepared there before, in TFDS's other format
+        raise UserError(
+            f"{name} under {_data_root(data_dir)} was not prepared as array_record; delete that folder or name another "
+            "in config.data.data_dir."
+        ) from error
+
+
+def _builder_class(name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    if name in OWN_SETS:
+        importlib.import_module(OWN_SETS[name])  # here and not above, as TFDS is slow to import
+    # TFDS registers its translation sets only after others, some of which need TensorFlow and stop it.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tensorflow_datasets.translate")
+    return tfds.builder_cls(name)
+
+
+def _data_root(data_dir: str) -> Path:
+    import tensorflow_datasets as tfds
+
+    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+
+
+def _prepare(builder: Any, manual_dir: str) -> None:
+    """Download and write the set unless that has been done; TFDS shows it under its name only when complete."""
+    import tensorflow_datasets as tfds
+
+    if builder.is_prepared():
+        return
+    settings = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+            builder.download_and_prepare(download_config=settings, file_format="array_record")
+    except UserError:
+        raise
+    except Exception as error:  # of the network, the disk, or the builder's own code
+        if Path(builder.data_dir).exists():  # another process was faster
+            builder.info.read_from_directory(builder.data_dir)
+            return
+        cause = str(error).partition("\n")[0]
+        raise UserError(
+            f"{builder.info.full_name} could not be prepared ({type(error).__name__}: {cause}); check the network, "
+            "or name a folder with its files in config.data.manual_dir."
+        ) from error
