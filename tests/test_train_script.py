@@ -85,7 +85,7 @@ def test_mistakes_in_flags(refused, tmp_path, monkeypatch, arguments, named):
     from transformer_jax.tasks import translation
 
     # A tokenizer that learns from few sentences is as good here, and quick.
-    monkeypatch.setattr(translation, "TOKENIZER_SENTENCES", 500)
+    monkeypatch.setattr(translation.TranslationTask, "TOKENIZER_PAIRS", 500)
     workdir = tmp_path / "run"
     assert named in refused(*arguments, f"--workdir={workdir}")
     assert not workdir.exists()

@@ -17,7 +17,8 @@ class DataConfig:
     """Where examples come from and how they become batches."""
 
     name: str = "numerals"
-    """numerals (embedded), text (your own files), multi30k, or any TFDS translation set by name."""
+    """An embedded set (numerals; headlines; antitheses), text (your own files), or a set of TFDS by name: multi30k or any
+    of its translation sets; ag_news, ag_news_subset or any set of labelled texts; couplet."""
     source_language: str = "de"
     target_language: str = "en"
     manual_dir: str = ""
@@ -26,15 +27,26 @@ class DataConfig:
     """Where TFDS keeps prepared sets; empty: TFDS's own default."""
     train_split: str = "train"
     validation_split: str = "validation"
+    """Empty: cut `validation_percent` % out of the training data (classification and couplets)."""
+    validation_percent: float = 5.0
+    """Chosen by a hash of what is read, so that equal texts stay together."""
     train_source: str = ""
-    """Files of `name="text"`: plain or gzip, one sentence a line, aligned line by line."""
+    """Files of `name="text"`: plain or gzip, one sentence or couplet line a line, aligned line by line."""
     train_target: str = ""
     validation_source: str = ""
     validation_target: str = ""
+    train_file: str = ""
+    """Files of `name="text"` for classification: CSV, TSV or JSON lines, plain or gzip."""
+    validation_file: str = ""
+    extra_train: str = ""
+    """Further training data: a file of labelled texts, or a folder of couplets."""
+    blocklist: str = ""
+    """A file of words, one a line: couplets that have one are left out."""
     lowercase: bool = False
     """Let the model read and write lower-cased text; references are scored as they are."""
     max_length: int = 128
-    """Tokens of one sentence, end of sentence included; longer training pairs are left out and counted."""
+    """Tokens of one sentence, end of sentence included; longer training pairs are left out and counted, longer texts
+    to classify are cut short."""
     batching: str = "pack"
     """pack: several sentences a row, kept apart by segment masks; bucket: one a row, by length."""
     tokens_per_batch: int = 2048
@@ -111,6 +123,8 @@ class DecodingConfig:
     max_extra_tokens: int = 50
     """An output is at most this many tokens longer than its input."""
     batch_size: int = 64
+    rules: str = "length,punctuation,repetition,distinct,tones=1"
+    """What the lower line of a couplet keeps to, see `couplets.rules.Rules.parse`."""
 
 
 @dataclass(frozen=True)

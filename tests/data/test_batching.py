@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from transformer_jax.data.batching import Batches, Position, Seq2SeqBatch, collate_pairs, prefetch, real_token_share
+from transformer_jax.data.batching import Batches, Position, prefetch
+from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs, real_token_share
 from transformer_jax.data.text import read_pairs
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, train_pair
 from transformer_jax.errors import UserError

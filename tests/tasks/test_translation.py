@@ -16,7 +16,7 @@ from transformer_jax.generation import Hypothesis, SearchOptions
 from transformer_jax.losses import smoothed_cross_entropy
 from transformer_jax.models import ModelConfig
 from transformer_jax.tasks import Task, make_task
-from transformer_jax.tasks.translation import MAX_SOURCE_LENGTH
+from transformer_jax.tasks.seq2seq import MAX_SOURCE_LENGTH
 
 VALIDATION = 11
 """A number that no batch size here divides."""

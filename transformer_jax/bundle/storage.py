@@ -21,7 +21,7 @@ from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
 from transformer_jax.files import replace_folder
-from transformer_jax.models import ModelConfig, structure
+from transformer_jax.models import ModelConfig, Seq2Seq, structure
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -190,7 +190,7 @@ def _read_params(folder: Path, config: _BundleConfig) -> Any:
     if layers > len(tensors):  # lest a mere number keep us building layers for ever
         raise UserError(f"{path} has {len(tensors):,} tensors, too few for {layers:,} layers; copy the model again.")
     try:
-        _, expected = structure(config.model)
+        _, expected = structure(Seq2Seq, config.model)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder / CONFIG_FILE}: model describes none that can be built ({error}).") from error
     flat = traverse_util.flatten_dict(expected)

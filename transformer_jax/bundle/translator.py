@@ -11,7 +11,7 @@ from transformer_jax.config import DecodingConfig
 from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair
 from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator, Hypothesis, SearchOptions
-from transformer_jax.models import ModelConfig, structure
+from transformer_jax.models import ModelConfig, Seq2Seq, structure
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Translator:
         self.params = params
         self.tokenizer = tokenizer
         self.settings = TranslatorSettings() if settings is None else settings
-        self.graphdef, _ = structure(model_config)
+        self.graphdef, _ = structure(Seq2Seq, model_config)
 
     @overload
     def translate(

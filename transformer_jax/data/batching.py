@@ -6,11 +6,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int32
 
 from transformer_jax.data.packing import bucket_rows, pack_rows
 from transformer_jax.data.records import read_records
-from transformer_jax.data.tokenizers import BOS
 from transformer_jax.errors import UserError
 
 Record = TypeVar("Record")
@@ -29,54 +27,6 @@ class Position(NamedTuple):
     epoch: int = 0
     window: int = 0
     batch: int = 0
-
-
-class Seq2SeqBatch(NamedTuple):
-    """Rows of sentence pairs.
-
-    Segments number the sentences of a row 1, 2, ...; 0 is padding. Positions restart at 0 in each sentence. `target`
-    is the decoder's input, `labels` the same shifted left by one token (section 3.1).
-    """
-
-    source: Int32[np.ndarray, "B S"]
-    source_segments: Int32[np.ndarray, "B S"]
-    source_positions: Int32[np.ndarray, "B S"]
-    target: Int32[np.ndarray, "B T"]
-    target_segments: Int32[np.ndarray, "B T"]
-    target_positions: Int32[np.ndarray, "B T"]
-    labels: Int32[np.ndarray, "B T"]
-
-
-def collate_pairs(rows: Sequence[Sequence[Example]], row_length: int, num_rows: int) -> Seq2SeqBatch:
-    """Write rows of examples into one batch; rows that are not given stay padding.
-
-    Args:
-        rows: at most `num_rows` rows of (source ids + end, target ids + end).
-        row_length: token slots of a row, on each side.
-        num_rows: rows of the batch.
-    """
-    batch = Seq2SeqBatch(*(np.zeros((num_rows, row_length), np.int32) for _ in Seq2SeqBatch._fields))
-    for r, row in enumerate(rows):
-        source_start = target_start = 0
-        for segment, (source, target) in enumerate(row, start=1):
-            of_source = slice(source_start, source_start + len(source))
-            batch.source[r, of_source] = source
-            batch.source_segments[r, of_source] = segment
-            batch.source_positions[r, of_source] = np.arange(len(source))
-            of_target = slice(target_start, target_start + len(target))
-            batch.labels[r, of_target] = target
-            batch.target[r, target_start] = BOS
-            batch.target[r, target_start + 1 : of_target.stop] = target[:-1]
-            batch.target_segments[r, of_target] = segment
-            batch.target_positions[r, of_target] = np.arange(len(target))
-            source_start, target_start = of_source.stop, of_target.stop
-    return batch
-
-
-def real_token_share(batch: Seq2SeqBatch) -> float:
-    """Share of the token slots, on both sides together, that hold tokens and not padding."""
-    sides = (batch.source_segments, batch.target_segments)
-    return sum(np.count_nonzero(side) for side in sides) / sum(side.size for side in sides)
 
 
 class Batches(Generic[Record, Batch]):

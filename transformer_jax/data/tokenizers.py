@@ -215,6 +215,11 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     raise UserError(f"The tokenizer's file is missing: one of {names} is needed.")
 
 
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Ids of texts that are to be classified: a beginning, so that none is empty, and what fits of the text."""
+    return [[BOS, *ids[: max_length - 1]] for ids in tokenizer.encode_batch(texts)]
+
+
 @dataclass(frozen=True)
 class TokenizerPair:
     """The tokenizers of both sides; one and the same object if `joint`."""

@@ -1,13 +1,15 @@
 """The contract between a task and the training loop."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Key
 
 from transformer_jax.config import Config
-from transformer_jax.data.batching import Batches
+from transformer_jax.data.batching import Batches, Example
 from transformer_jax.models import ModelConfig
+from transformer_jax.sharding import make_mesh, row_shards
 from transformer_jax.steps import Batch, Params, Sums
 
 
@@ -34,6 +36,8 @@ class Task(Protocol):
     """To be stored with the model."""
     settings: dict[str, Any]
     """What a trained model must know besides its parameters."""
+    data_name: str
+    """What the model is trained on, for its card."""
     notes: list[str]
     """What a person should know of the data, a line each."""
 
@@ -55,3 +59,40 @@ class Task(Protocol):
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Score on validation data: with a quick search during training, with the configured one if `final`."""
         ...
+
+
+def make_batches(
+    config: Config,
+    records: Sequence[Any],
+    encode: Callable[[list[Any]], list[Example]],
+    collate: Callable[[list[list[Example]], int, int], Any],
+    *,
+    longest: int | None = None,
+) -> Batches:
+    """Batches of a set of records as the fields of `config.data` say, for the mesh of `config`.
+
+    Args:
+        config: of the experiment.
+        records: see `Batches`, like the next two.
+        encode: records to examples.
+        collate: rows of examples to a batch.
+        longest: of validation examples, all of which count however long they are, in the order given. None: training.
+    """
+    data = config.data
+    row_multiple = row_shards(make_mesh(config.mesh)) * config.optim.accumulate_steps
+    slots = data.tokens_per_batch
+    if longest is not None:
+        slots = max(slots, max(longest, data.row_length) * row_multiple)
+    return Batches(
+        records,
+        encode,
+        collate,
+        batching=data.batching,
+        tokens_per_batch=slots,
+        row_length=data.row_length,
+        bucket_lengths=data.bucket_lengths,
+        max_length=data.max_length if longest is None else longest,
+        row_multiple=row_multiple,
+        seed=config.seed,
+        shuffle=longest is None,
+    )

@@ -17,7 +17,8 @@ import ml_collections
 
 from transformer_jax.bundle import save_bundle
 from transformer_jax.config import Config, from_config_dict
-from transformer_jax.data.batching import Position, prefetch, real_token_share
+from transformer_jax.data.batching import Position, prefetch
+from transformer_jax.data.collate import real_token_share
 from transformer_jax.errors import UserError
 from transformer_jax.optim import make_optimizer, make_schedule
 from transformer_jax.sharding import make_mesh, place, state_shardings
@@ -212,11 +213,11 @@ class _Run:
     def _score(self, evaluation: Evaluation) -> float:
         metric = self.config.training.metric
         value = float(evaluation.scores[metric])
-        return -value if metric in ("loss", "perplexity") else value
+        return -value if metric in ("loss", "perplexity", "calibration_error") else value
 
     def _finish(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> Outcome:
         """Choose among the last, the best and the averaged parameters on validation data, and write the model."""
-        training, data = self.config.training, self.config.data
+        training = self.config.training
         candidates: dict[str, Callable[[], Params]] = {f"step {step:,}": lambda: _averaged(state)}
         if progress.best_step not in (0, step):
             best = progress.best_step
@@ -254,10 +255,7 @@ class _Run:
             tokenizer_files=self.task.tokenizer_files,
             settings=self.task.settings,
             scores=scores,
-            origin={
-                "data": f"{data.name}, {data.source_language}-{data.target_language}",
-                "command": shlex.join(["python", *sys.argv]),
-            },
+            origin={"data": self.task.data_name, "command": shlex.join(["python", *sys.argv])},
         )
         log.say(f"The model is in {path}, after {self._minutes():.1f} minutes")
         return Outcome(step, scores, path)

@@ -1,0 +1,38 @@
+"""The models as Flax NNX modules, and how to use one functionally."""
+
+from typing import Any
+
+from flax import nnx
+
+from transformer_jax.models.classifier import Classifier
+from transformer_jax.models.config import ModelConfig
+from transformer_jax.models.seq2seq import AttentionWeights, Cache, Memory, Seq2Seq
+from transformer_jax.models.stacks import Decoder, Encoder
+
+__all__ = [
+    "AttentionWeights",
+    "Cache",
+    "Classifier",
+    "Decoder",
+    "Encoder",
+    "Memory",
+    "ModelConfig",
+    "Seq2Seq",
+    "split",
+    "structure",
+]
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """A module as its static structure and its parameters, a nested dict of arrays."""
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def structure(model: type[Seq2Seq] | type[Classifier], config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """The graph of a model, and the shapes of its parameters in place of them; nothing is drawn.
+
+    Raises:
+        UserError: if two fields of `config` contradict each other.
+    """
+    return split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))

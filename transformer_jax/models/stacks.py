@@ -1,0 +1,114 @@
+"""What all models are built of: embedded tokens, a stack of encoder layers, a stack of decoder layers (figure 1)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from transformer_jax.attention import dropout
+from transformer_jax.layers import DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm, split_key
+from transformer_jax.models.config import ModelConfig
+from transformer_jax.positions import sinusoidal_positions
+
+
+class Embedder(nnx.Module):
+    """Token embeddings plus positions, with dropout on the sum (sections 3.4, 3.5 and 5.4)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.learned = None if config.positions == "sinusoidal" else _position_table(config, rngs)
+
+    def __call__(
+        self,
+        embedding: Embedding,
+        tokens: Int[Array, "*batch"],
+        positions: Int[Array, "*batch"],
+        dropout_key: DropoutKey = None,
+    ) -> Float[Array, "*batch D"]:
+        x = embedding(tokens)
+        if self.config.token_dropout_rate:
+            token_key, dropout_key = split_key(dropout_key, 2)
+            x = x * dropout(jnp.ones((*tokens.shape, 1), x.dtype), self.config.token_dropout_rate, token_key)
+        if self.learned is None:
+            encoding = sinusoidal_positions(positions, self.config.d_model)
+        else:
+            encoding = self.learned[...][positions]
+        return dropout(x + encoding.astype(x.dtype), self.config.dropout_rate, dropout_key)
+
+
+class Encoder(nnx.Module):
+    """The stack of encoder layers (section 3.1), over embedded tokens."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List(
+            [EncoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_encoder_layers)]
+        )
+        self.norm = LayerNorm(config.d_model) if config.norm_first else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "#B 1 #S S"] | None = None,
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B S D"]:
+        for layer, key in zip(self.layers, split_key(dropout_key, len(self.layers)), strict=True):
+            x = layer(x, mask, dropout_key=key, record=record)
+        return x if self.norm is None else self.norm(x)
+
+
+class Decoder(nnx.Module):
+    """The stack of decoder layers (section 3.1), over embedded tokens."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List(
+            [DecoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_decoder_layers)]
+        )
+        self.norm = LayerNorm(config.d_model) if config.norm_first else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        memory: Float[Array, "B S D"],
+        mask: Bool[Array, "#B 1 #T T"] | None = None,
+        memory_mask: Bool[Array, "#B 1 #T S"] | None = None,
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B T D"]:
+        for layer, key in zip(self.layers, split_key(dropout_key, len(self.layers)), strict=True):
+            x = layer(x, memory, mask, memory_mask, dropout_key=key, record=record)
+        return x if self.norm is None else self.norm(x)
+
+
+def segments_of(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """One sentence a row: 1 where there is a token, 0 where there is padding."""
+    return (tokens != 0).astype(jnp.int32)
+
+
+def positions_of(tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Int[Array, "B T"]:
+    """`positions` or, without, those counted from the start of each row."""
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+
+
+def token_embedding(config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> Embedding:
+    """An embedding matrix with the options of `config`."""
+    return Embedding(
+        vocab_size, config.d_model, scale=config.scale_embeddings, dtype=jnp.dtype(config.dtype), rngs=rngs
+    )
+
+
+def _position_table(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
+    shape = (config.max_positions, config.d_model)
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+
+
+def _layer_options(config: ModelConfig) -> dict[str, Any]:
+    names = ("d_model", "num_heads", "d_ff", "dropout_rate", "attention_dropout_rate", "norm_first", "activation")
+    return {name: getattr(config, name) for name in names} | {
+        "dtype": jnp.dtype(config.dtype),
+        "implementation": config.attention_implementation,
+    }

@@ -1,0 +1,148 @@
+"""What all tasks with an encoder-decoder model share: pairs to batches, cross-entropy, a generator."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key
+
+from transformer_jax.config import Config
+from transformer_jax.data.batching import Example
+from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
+from transformer_jax.data.tokenizers import EOS, TokenizerPair, pair_from_files, train_pair
+from transformer_jax.errors import UserError
+from transformer_jax.generation import Generator
+from transformer_jax.losses import chunked_cross_entropy
+from transformer_jax.metrics import perplexity
+from transformer_jax.models import Seq2Seq, split, structure
+from transformer_jax.steps import Params, Sums, eval_step
+from transformer_jax.tasks.base import make_batches
+
+MAX_SOURCE_LENGTH = 1024
+"""Tokens of what is read, at most: a bound for memory, not of the model."""
+
+
+class Seq2SeqTask:
+    """A task whose examples are pairs of texts; a subclass adds its data, its scores and its settings."""
+
+    TOKENIZER_PAIRS = 200_000
+    """The tokenizer is trained on at most so many pairs, spread evenly over the training data."""
+
+    def __init__(
+        self,
+        config: Config,
+        train: Sequence[tuple[str, str]],
+        validation: Sequence[tuple[str, str]],
+        tokenizer_files: dict[str, bytes] | None,
+        notes: list[str],
+    ) -> None:
+        """Train a tokenizer unless given one, and make batches of the data.
+
+        Args:
+            config: of the experiment.
+            train: pairs of texts to learn from.
+            validation: pairs to choose on; every one counts, however long.
+            tokenizer_files: of a tokenizer trained before, or None.
+            notes: on the data.
+
+        Raises:
+            UserError: if there is no data, or the fields of the config contradict each other.
+        """
+        self.config, self.validation = config, list(validation)
+        self.notes = [f"{len(train):,} training pairs, {len(self.validation):,} validation pairs", *notes]
+        for part, pairs in (("training", train), ("validation", self.validation)):
+            if not len(pairs):
+                raise UserError(f"The {part} data has no sentence pairs; check the files under config.data.")
+        if tokenizer_files is None:
+            stride = -(-len(train) // self.TOKENIZER_PAIRS)
+            sources, targets = self._sides([train[i] for i in range(0, len(train), stride)])
+            spec = config.tokenizer
+            self.tokenizer = train_pair(spec.kind, sources, targets, spec.vocab_size, spec.joint)
+        else:
+            self.tokenizer = pair_from_files(tokenizer_files)
+        self.tokenizer_files = self.tokenizer.files()
+        self.model_config = replace(
+            config.model,
+            source_vocab_size=self.tokenizer.source.vocab_size,
+            target_vocab_size=self.tokenizer.target.vocab_size,
+        )
+        self.settings: dict[str, Any] = {
+            "max_source_length": MAX_SOURCE_LENGTH,
+            "decoding": asdict(config.decoding),
+        }
+        self.validation_examples = self.encode(self.validation)
+        self.batches = make_batches(config, train, self.encode, collate_pairs)
+        self.validation_batches = make_batches(
+            config, self.validation_examples, list, collate_pairs, longest=self._longest_validation()
+        )
+        self.graphdef, _ = structure(Seq2Seq, self.model_config)
+        limit = config.model.position_limit
+        if limit is not None and config.data.max_length > limit:
+            raise UserError(
+                f"config.data.max_length is {config.data.max_length}, but config.model.max_positions only {limit}; "
+                "raise that."
+            )
+        # The fused kernel wants masks that a step of beam search does not have.
+        searched, _ = structure(Seq2Seq, replace(self.model_config, attention_implementation="xla"))
+        self.generator = Generator(searched, batch_size=config.decoding.batch_size, max_positions=limit)
+        self._validation_sums = jax.jit(partial(eval_step, loss_fn=partial(self._loss, smoothing=0.0)))
+
+    def encode(self, pairs: list[tuple[str, str]]) -> list[Example]:
+        """Token ids of source and target, end of sentence included."""
+        tokenizers = self.tokenizer.source, self.tokenizer.target
+        encoded = [t.encode_batch(side) for t, side in zip(tokenizers, self._sides(pairs), strict=True)]
+        return [tuple(np.array([*ids, EOS], np.int32) for ids in example) for example in zip(*encoded, strict=True)]
+
+    def init_params(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters."""
+        return split(Seq2Seq(self.model_config, rngs=nnx.Rngs(key)))[1]
+
+    def loss(self, params: Params, batch: Seq2SeqBatch, key: Key[Array, ""] | None) -> Sums:
+        """Smoothed cross-entropy in nats, and the number of target tokens."""
+        return self._loss(params, batch, key, smoothing=self.config.optim.label_smoothing)
+
+    def likelihood(self, params: Params) -> dict[str, float | str]:
+        """Loss and perplexity per token on the validation data, without smoothing."""
+        totals = {"loss": 0.0, "weight": 0.0}
+        for batch, _ in self.validation_batches.iterate(epochs=1):
+            for name, value in self._validation_sums(params, batch).items():
+                totals[name] += float(value)
+        return {
+            "loss": totals["loss"] / totals["weight"],
+            "perplexity": perplexity(totals["loss"], totals["weight"]),
+        }
+
+    def _sides(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+        """The sources and the targets as the model is to see them."""
+        sources, targets = zip(*pairs, strict=True)
+        return list(sources), list(targets)
+
+    def _longest_validation(self) -> int:
+        limit = self.config.model.position_limit or MAX_SOURCE_LENGTH
+        for number, example in enumerate(self.validation_examples, start=1):
+            length = max(map(len, example))
+            if length > limit:
+                raise UserError(
+                    f"Validation pair {number:,} has {length:,} tokens, but the limit is {limit:,}; shorten it."
+                )
+        return max(max(map(len, example)) for example in self.validation_examples)
+
+    def _loss(self, params: Params, batch: Any, key: Key[Array, ""] | None, *, smoothing: float) -> Sums:
+        model: Seq2Seq = nnx.merge(self.graphdef, params)
+        hidden = model.hidden(
+            batch.source,
+            batch.target,
+            source_segments=batch.source_segments,
+            target_segments=batch.target_segments,
+            source_positions=batch.source_positions,
+            target_positions=batch.target_positions,
+            dropout_key=key,
+        )
+        weights = (batch.target_segments != 0).astype(jnp.float32)
+        loss = chunked_cross_entropy(hidden, model.output_table, batch.labels, weights, smoothing)
+        return {"loss": loss, "weight": weights.sum()}
