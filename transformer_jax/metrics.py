@@ -1,9 +1,35 @@
-"""Scores of outputs against references: BLEU, chrF, exact matches, perplexity."""
+"""Scores of outputs against references: BLEU, chrF, exact matches, perplexity; accuracy, F1, calibration."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Bool, Float, Int
 from sacrebleu.metrics import BLEU, CHRF
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class ClassificationScores:
+    """Scores of a classifier; shares are from 0 to 1, and a share of nothing is 0."""
+
+    class_names: tuple[str, ...]
+    accuracy: float
+    macro_f1: float
+    """Mean of the classes' F1, each counting the same."""
+    expected_calibration_error: float
+    precision: Float[np.ndarray, "C"]
+    """Per class: the share of its predictions that are right."""
+    recall: Float[np.ndarray, "C"]
+    """Per class: the share of its examples that are found."""
+    f1: Float[np.ndarray, "C"]
+    """Per class: harmonic mean of precision and recall."""
+    support: Int[np.ndarray, "C"]
+    """Per class: how many examples it has."""
+    confusion: Int[np.ndarray, "C C"]
+    """Examples by their class (rows) and the predicted one (columns)."""
 
 
 def translation_scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
@@ -47,6 +73,65 @@ def perplexity(total_nll: float, count: int | float) -> float:
     """
     mean = total_nll / count
     return math.exp(mean) if mean < 700.0 else math.inf  # exp overflows a little later
+
+
+def classification_scores(
+    labels: Int[np.ndarray, "n"], probabilities: Float[np.ndarray, "n C"], class_names: Sequence[str]
+) -> ClassificationScores:
+    """Scores of predicted probabilities; the prediction is the most probable class, the first of equals.
+
+    Args:
+        labels: number of the right class of each example, from 0.
+        probabilities: of each class, for each example.
+        class_names: in the order of their numbers.
+
+    Raises:
+        ValueError: if there are no examples, or labels, probabilities and names don't fit together.
+    """
+    examples, classes = probabilities.shape
+    if len(labels) != examples or not examples:
+        raise ValueError(f"{examples:,} predictions cannot be scored against {len(labels):,} labels.")
+    if len(class_names) != classes:
+        raise ValueError(f"There are {classes:,} classes, but {len(class_names):,} names of classes.")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"Labels must be from 0 to {classes - 1:,}, but are from {labels.min():,} to {labels.max():,}."
+        )
+    predictions = probabilities.argmax(axis=1)
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (labels, predictions), 1)
+    right, support = confusion.diagonal(), confusion.sum(axis=1)
+    f1 = _shares(2 * right, support + confusion.sum(axis=0))
+    return ClassificationScores(
+        class_names=tuple(class_names),
+        accuracy=float(right.sum() / examples),
+        macro_f1=float(f1.mean()),
+        expected_calibration_error=expected_calibration_error(probabilities.max(axis=1), predictions == labels),
+        precision=_shares(right, confusion.sum(axis=0)),
+        recall=_shares(right, support),
+        f1=f1,
+        support=support,
+        confusion=confusion,
+    )
+
+
+def expected_calibration_error(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"]) -> float:
+    """By how much confidence differs from accuracy (Guo et al., 2017), from 0 to 1.
+
+    The mean, over 15 bins of equal width weighted by their examples, of the difference between a bin's accuracy and
+    its mean confidence.
+
+    Args:
+        confidence: probability of the predicted class; a bin holds those above its lower edge, up to the upper one.
+        correct: whether that class was right.
+    """
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, weights=correct - confidence.astype(np.float64), minlength=CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def _shares(part: Int[np.ndarray, "C"], whole: Int[np.ndarray, "C"]) -> Float[np.ndarray, "C"]:
+    return part / np.maximum(whole, 1)
 
 
 def _check_aligned(hypotheses: Sequence[str], references: Sequence[str]) -> None:

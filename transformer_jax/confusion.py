@@ -1,0 +1,130 @@
+"""Confusion matrices to look at: as a text table and as a picture."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from rich.cells import cell_len
+
+from transformer_jax.errors import UserError
+from transformer_jax.files import write_atomically
+
+PICTURE_SUFFIXES = (".png", ".svg")
+_CORNER = "true \\ predicted"
+_LONG_NAME = 10
+_FONTS = (
+    "DejaVu Sans",
+    # For Chinese names, whichever of these is installed.
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "SimHei",
+    "Arial Unicode MS",
+)
+
+
+def confusion_table(matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> str:
+    """A confusion matrix as aligned lines of text, without a newline at the end.
+
+    Args:
+        matrix: examples by their class (rows) and the predicted one (columns).
+        names: of the classes. Characters may be wide, as Chinese ones are.
+
+    Raises:
+        ValueError: if there are not as many names as classes.
+    """
+    _check_names(matrix, names)
+    rows = [[_CORNER, *names]]
+    rows += [[name, *(f"{count:,}" for count in counts)] for name, counts in zip(names, matrix, strict=True)]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        padded = [first + " " * (widths[0] - cell_len(first))]
+        padded += [" " * (width - cell_len(cell)) + cell for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(padded))
+    return "\n".join(lines)
+
+
+def save_confusion_picture(path: str | Path, matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> None:
+    """Draw a confusion matrix: each cell with its count and its share of the row, which also sets its colour.
+
+    Names in a script that no installed font has become boxes in a PNG; an SVG leaves the fonts to its viewer.
+
+    Args:
+        path: of the picture, a PNG or an SVG as its name ends.
+        matrix: examples by their class (rows) and the predicted one (columns).
+        names: of the classes.
+
+    Raises:
+        UserError: if the name ends otherwise, the file cannot be written, or matplotlib is not installed.
+        ValueError: if there are not as many names as classes.
+    """
+    _check_names(matrix, names)
+    path = Path(path)
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise UserError(f"{path} cannot be drawn; name a picture that ends in {' or '.join(PICTURE_SUFFIXES)}.")
+    content = _draw(matrix, names, path.suffix.lower().removeprefix("."))
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name a file in a folder of yours.") from error
+
+
+def _draw(matrix: Int[np.ndarray, "C C"], names: Sequence[str], form: str) -> bytes:
+    try:
+        import matplotlib  # here and not above, as it is slow to import
+        from matplotlib import font_manager
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.colors import PowerNorm
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("Pictures need matplotlib; install it with `pip install matplotlib`.") from error
+
+    count, total = len(names), int(matrix.sum())
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    norm = PowerNorm(0.5, vmin=0.0, vmax=1.0)  # so that a class's few mistakes show beside what it gets right
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    style: dict[Any, Any] = {
+        "font.family": [font for font in _FONTS if font in installed],
+        "text.parse_math": False,  # a name may hold dollar signs
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": "confusion",  # the same matrix gives the same file
+    }
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure = Figure(figsize=(1.8 + 0.95 * count, 1.4 + 0.95 * count), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.imshow(shares, cmap="Blues", norm=norm)
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "white" if norm(share) > 0.6 else "black"
+            number = f"{matrix[row, column]:,}"
+            axes.text(column, row, number, ha="center", va="bottom", fontsize=11, fontweight="bold", color=colour)
+            axes.text(column, row + 0.08, f"{share:.1%}", ha="center", va="top", fontsize=8, color=colour)
+        axes.set_xticks(range(count), names)
+        axes.set_yticks(range(count), names)
+        if max(map(cell_len, names)) > _LONG_NAME:
+            axes.tick_params("x", rotation=90)
+        axes.set(xlabel="predicted class", ylabel="true class")
+        axes.set_title(f"accuracy {np.trace(matrix) / max(total, 1):.2%} of {total:,}", fontsize=11)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for border in range(1, count):
+            axes.axhline(border - 0.5, color="white", linewidth=2)
+            axes.axvline(border - 0.5, color="white", linewidth=2)
+        content = io.BytesIO()
+        metadata = {"Date": None} if form == "svg" else {}
+        figure.savefig(content, format=form, bbox_inches="tight", metadata=metadata)
+    return content.getvalue()
+
+
+def _check_names(matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> None:
+    if len(names) != len(matrix):
+        raise ValueError(f"There are {len(matrix):,} classes, but {len(names):,} names of classes.")
