@@ -1,4 +1,4 @@
-"""Which records are kept from training, decided by what they say and not by where they stand."""
+"""A part held out of the training data by a fixed hash of the text: the same on every machine, in every order."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -6,19 +6,23 @@ from typing import TypeVar
 
 Record = TypeVar("Record")
 
+_BITS = 64
+
 
 def is_held_out(text: str, percent: float) -> bool:
-    """Whether a text belongs to the `percent` % that validation gets; the same on every machine."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < percent / 100 * 2**64
+    """Whether a text is among the `percent` % of all texts that are held out; more percent only add to them.
+
+    Args:
+        text: any; equal texts have the same fate.
+        percent: 0 (none) to 100 (all).
+    """
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_BITS // 8).digest()
+    return int.from_bytes(digest, "big") < percent / 100 * 2**_BITS
 
 
-def cut(
-    records: Iterable[Record], key: Callable[[Record], str], percent: float
-) -> tuple[list[Record], list[Record]]:
-    """Part records into those for training and those held out; records of equal keys stay together."""
-    kept: list[Record] = []
-    held_out: list[Record] = []
+def cut(records: Iterable[Record], key: Callable[[Record], str], percent: float) -> tuple[list[Record], list[Record]]:
+    """Records apart as (kept, held out), in their order; those with the same key end on the same side."""
+    parts: tuple[list[Record], list[Record]] = [], []
     for record in records:
-        (held_out if is_held_out(key(record), percent) else kept).append(record)
-    return kept, held_out
+        parts[is_held_out(key(record), percent)].append(record)
+    return parts

@@ -1,0 +1,152 @@
+# ruff: noqa: D102  (the fields are documented in config.DataConfig)
+"""Couplets by the name of their set, and the training and validation data made of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from transformer_jax.data.antitheses import antitheses
+from transformer_jax.data.couplet_text import Couplet, Fit, leave_out_unfit, read_blocklist, read_couplets
+from transformer_jax.data.held_out import cut
+from transformer_jax.data.local_files import find_file
+from transformer_jax.data.records import MappedRecords
+from transformer_jax.data.tfds_sets import TfdsConfig, load_records
+from transformer_jax.errors import UserError
+
+
+@runtime_checkable
+class CoupletsConfig(TfdsConfig, Protocol):
+    """What is read here of `config.DataConfig`, whose fields these are."""
+
+    @property
+    def train_split(self) -> str: ...
+    @property
+    def validation_split(self) -> str: ...
+    @property
+    def validation_percent(self) -> float: ...
+    @property
+    def extra_train(self) -> str: ...
+    @property
+    def blocklist(self) -> str: ...
+    @property
+    def train_source(self) -> str: ...
+    @property
+    def train_target(self) -> str: ...
+    @property
+    def validation_source(self) -> str: ...
+    @property
+    def validation_target(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class CoupletData:
+    """What a model learns from and is judged by."""
+
+    train: list[Couplet]
+    validation: list[Couplet]
+    notes: list[str]
+    """What was read, left out and held out: a sentence each, for a person to read."""
+
+
+def load_couplets(config: CoupletsConfig, split: str) -> list[Couplet]:
+    """All couplets of a split, as they are in the set.
+
+    Args:
+        config: `name` is antitheses (embedded), couplet, or text (files of your own, uppers as source).
+        split: of the set, as TFDS writes it; antitheses has train, validation and test, text train and validation.
+
+    Raises:
+        UserError: for an unknown set or split, and for files that are missing or broken.
+    """
+    if config.name == "antitheses":
+        return list(antitheses(split))
+    if config.name == "text":
+        return _text_couplets(config, split)
+    records = load_records(config, split, expected="antitheses, text or couplet", check=_check_features)
+    return list(MappedRecords(records, lambda record: (record["upper"].decode("utf-8"), record["lower"].decode("utf-8"))))
+
+
+def load_training_data(config: CoupletsConfig) -> CoupletData:
+    """Couplets for training and validation, those unfit to learn from left out of both.
+
+    Without a `validation_split`, `validation_percent` % of the upper lines of the training data are held out, with all
+    lower lines that answer them. No couplet of `extra_train` answers an upper line of the validation part.
+
+    Raises:
+        UserError: as `load_couplets`, and if either part is left without couplets.
+    """
+    blocklist = read_blocklist(config.blocklist) if config.blocklist else []
+    fit = leave_out_unfit(load_couplets(config, config.train_split), blocklist)
+    notes = [_note(f"Training data {config.name} {config.train_split}", fit)]
+    if config.validation_split:
+        train = fit.couplets
+        fit_validation = leave_out_unfit(load_couplets(config, config.validation_split), blocklist)
+        validation = fit_validation.couplets
+        notes.append(_note(f"Validation data {config.name} {config.validation_split}", fit_validation))
+    else:
+        train, validation = _cut_validation(fit.couplets, config.validation_percent)
+        notes.append(
+            f"Validation: {len(validation):,} of these, {config.validation_percent:g} % of the upper lines, are held out."
+        )
+    if config.extra_train:
+        fit_extra = leave_out_unfit(_extra_couplets(config.extra_train), blocklist)
+        held_out = {upper for upper, _ in validation}
+        extra = [couplet for couplet in fit_extra.couplets if couplet[0] not in held_out]
+        notes.append(_note(f"Further training data {config.extra_train}", fit_extra))
+        notes.append(f"{len(fit_extra.couplets) - len(extra):,} of these answer an upper line of validation: left out.")
+        train = train + extra
+    for part, couplets in (("training", train), ("validation", validation)):
+        if not couplets:
+            raise UserError(f"No couplets are left for {part}; check the files under config.data and its blocklist.")
+    return CoupletData(train, validation, notes)
+
+
+def seen_uppers(uppers: Iterable[str], train: Iterable[Couplet]) -> list[bool]:
+    """For each upper line whether it also stands in the training data, where it may have another answer."""
+    known = {upper for upper, _ in train}
+    return [upper in known for upper in uppers]
+
+
+def _text_couplets(config: CoupletsConfig, split: str) -> list[Couplet]:
+    files = {
+        "train": (config.train_source, config.train_target),
+        "validation": (config.validation_source, config.validation_target),
+    }
+    if split not in files:
+        raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
+    for side, line, path in zip(("source", "target"), ("upper", "lower"), files[split], strict=True):
+        if not path:
+            raise UserError(f"config.data.{split}_{side} is empty; name a text file, one {line} line a line.")
+    return read_couplets(*files[split])
+
+
+def _check_features(info: Any) -> None:
+    missing = [name for name in ("upper", "lower") if name not in info.features]
+    if missing:
+        raise UserError(f"{info.full_name} is no couplet set, it has no {missing[0]!r}; set config.data.name to couplet.")
+
+
+def _cut_validation(couplets: list[Couplet], percent: float) -> tuple[list[Couplet], list[Couplet]]:
+    if not 0 < percent < 100:
+        raise UserError(
+            f"config.data.validation_percent is {percent:g}, but must be above 0 and below 100 where "
+            "config.data.validation_split is empty."
+        )
+    return cut(couplets, lambda couplet: couplet[0], percent)
+
+
+def _extra_couplets(folder: str) -> list[Couplet]:
+    upper, lower = (find_file(Path(folder) / "train", name) for name in ("in.txt", "out.txt"))
+    if upper is None or lower is None:
+        raise UserError(
+            f"config.data.extra_train is {folder}, which has no train/in.txt and train/out.txt (or with .gz); name a "
+            "folder that has both."
+        )
+    return read_couplets(upper, lower)
+
+
+def _note(what: str, fit: Fit) -> str:
+    reasons = {"blank": fit.blank, "of unequal length": fit.unequal, "with a blocked word": fit.blocked}
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
+    return f"{what}: {len(fit.couplets):,} couplets" + (f"; left out: {left_out}." if left_out else ".")
