@@ -1,7 +1,7 @@
 """A model behind the search: sentences of token ids in, hypotheses out, in order."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -86,6 +86,18 @@ class SearchOptions:
         require(0 <= self.seed < 2**32, "seed", "from 0 to 4,294,967,295")
 
 
+class Guide(NamedTuple):
+    """Constraints of a search that differ from sentence to sentence."""
+
+    make_processor: Callable[[Any, Any], LogitsProcessor]
+    """Makes the processor of a batch from the two below. Pass the same function every time: a new one compiles anew."""
+    shared: Any
+    """Arrays that all sentences share, in any structure."""
+    sentences: Sequence[Any]
+    """Arrays of each sentence, in one structure. In a batch they are stacked, and their first axis is padded with zeros
+    to the length of the sources; sentences that only fill a batch up are zero throughout."""
+
+
 class Generator:
     """Searches for the outputs of an encoder-decoder model.
 
@@ -111,6 +123,8 @@ class Generator:
         sources: Sequence[Sequence[int]],
         options: SearchOptions,
         prefixes: Sequence[Sequence[int]] | None = None,
+        *,
+        guide: Guide | None = None,
     ) -> list[list[Hypothesis]]:
         """The `options.n_best` best hypotheses of each sentence, best first, or so many samples.
 
@@ -118,7 +132,8 @@ class Generator:
             params: of the model.
             sources: token ids of each sentence, end of sentence included.
             options: of the search.
-            prefixes: token ids that the outputs must begin with, one prefix a sentence.
+            prefixes: token ids that the outputs must begin with, one prefix a sentence; PAD where any may stand.
+            guide: further constraints, sentence by sentence.
 
         Raises:
             UserError: if the model's outputs are not numbers, or a prefix is longer than its table of positions.
@@ -139,7 +154,19 @@ class Generator:
             places[: len(chosen)] = chosen
             keys = jax.vmap(partial(jax.random.fold_in, root))(places)
             max_length = self._limit(length, prefix.shape[1], options)
-            found = _search(self.graphdef, static, max_length, params, source, prefix, limits, keys)
+            found = _search(
+                self.graphdef,
+                static,
+                max_length,
+                None if guide is None else guide.make_processor,
+                params,
+                source,
+                prefix,
+                limits,
+                keys,
+                None if guide is None else guide.shared,
+                None if guide is None else _stacked([guide.sentences[i] for i in chosen], rows, length),
+            )
             pending.append((chosen, found))
         outputs: list[list[Hypothesis]] = [[] for _ in sources]
         for chosen, found in pending:
@@ -248,26 +275,45 @@ def _padded(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Int[n
     return padded
 
 
+def _stacked(sentences: Sequence[Any], rows: int, length: int) -> Any:
+    """The arrays of a batch, a row each, from those of its sentences; see `Guide`."""
+
+    def stack(*leaves: Any) -> np.ndarray:
+        first = np.asarray(leaves[0])
+        if first.ndim == 0:
+            return np.pad(np.array(leaves), (0, rows - len(leaves)))
+        stacked = np.zeros((rows, length, *first.shape[1:]), first.dtype)
+        for row, leaf in enumerate(leaves):
+            stacked[row, : len(leaf)] = leaf
+        return stacked
+
+    return jax.tree.map(stack, *sentences)
+
+
 @lru_cache  # the same objects each time, so that a stream need not compile anew
 def _processors(ngram: int) -> tuple[LogitsProcessor, ...]:
     never = forbid_tokens([BOS, UNK])
     return (never, no_repeat_ngram(ngram)) if ngram > 0 else (never,)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _search(
     graphdef: nnx.GraphDef,
     options: SearchOptions,
     max_length: int,
+    make_processor: Callable[[Any, Any], LogitsProcessor] | None,
     params: Any,
     source: Int[Array, "B S"],
     prefix: Int[Array, "B P"],
     limits: Int[Array, " B"],
     keys: Key[Array, " B"],
+    shared_arrays: Any,
+    sentence_arrays: Any,
 ) -> SearchResult:
     model: Seq2Seq = nnx.merge(graphdef, params)
     memory = model.remember(source)
     step_fn: StepFn = lambda tokens, cache: model.step(tokens, cache, memory)  # noqa: E731
+    guided = () if make_processor is None else (make_processor(shared_arrays, sentence_arrays),)
     beams = max(options.n_best, 1 if options.temperature > 0 else options.beam_size)
     shared: dict[str, Any] = {
         "batch_size": source.shape[0],
@@ -278,7 +324,7 @@ def _search(
         "max_lengths": limits,
         "min_lengths": options.min_length + 1,
         "prefix": prefix,
-        "processors": _processors(options.no_repeat_ngram),
+        "processors": (*_processors(options.no_repeat_ngram), *guided),
     }
     cache = model.empty_cache(source.shape[0], beams, max_length)
     if options.temperature > 0:

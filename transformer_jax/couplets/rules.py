@@ -1,0 +1,83 @@
+"""Which rules a lower line is held to, and how firmly."""
+
+import math
+from dataclasses import dataclass, fields
+
+from transformer_jax.errors import UserError
+
+HARD = math.inf
+OFF = 0.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A weight for each rule: infinite for a hard one, 0 for one that is off.
+
+    Between them it is the penalty, in nats, for every place that breaks the rule. `judge` says what breaks one.
+
+    Raises:
+        UserError: if a weight is negative or no number.
+    """
+
+    length: float = HARD
+    """As many characters as the upper line."""
+    punctuation: float = HARD
+    """The marks of the upper line at their places, and no others."""
+    repetition: float = HARD
+    """Places with equal characters in the upper line have equal ones in the lower, and no other places do."""
+    distinct: float = HARD
+    """No character of the upper line."""
+    tones: float = 1.0
+    """Level against oblique (平仄): the last characters, and those at even places."""
+
+    def __post_init__(self) -> None:
+        for name in NAMES:
+            if not getattr(self, name) >= 0:
+                raise UserError(f"The weight of the rule {name} is {getattr(self, name)}, but must be at least 0.")
+
+    @classmethod
+    def parse(cls, text: str) -> "Rules":
+        """Read rules as a person writes them: `length,tones=2,distinct=off`.
+
+        A name alone, or `name=hard`, makes a rule hard; `name=2` gives its weight; `name=off` drops it. Rules that are
+        not named keep their default. `none` drops all, `all` makes all hard, and what follows may differ from that.
+
+        Raises:
+            UserError: if a name is unknown, a rule named twice, or a weight no number of at least 0.
+        """
+        weights: dict[str, float] = {}
+        base: dict[str, float] = {}
+        for index, item in enumerate(part.strip() for part in text.split(",") if part.strip()):
+            name, equals, value = (part.strip() for part in item.partition("="))
+            if item in ("none", "all") and index == 0:
+                base = dict.fromkeys(NAMES, OFF if item == "none" else HARD)
+            elif name not in NAMES:
+                raise UserError(f"{item!r} is no rule; known: {', '.join(NAMES)}, and at the beginning none or all.")
+            elif name in weights:
+                raise UserError(f"The rule {name} is named twice in {text!r}; name it once.")
+            else:
+                weights[name] = _weight(name, value) if equals else HARD
+        return cls(**{**base, **weights})
+
+    def __str__(self) -> str:
+        """What `parse` reads back."""
+        named = {HARD: "hard", OFF: "off"}
+        return ",".join(f"{name}={named.get(getattr(self, name), getattr(self, name))}" for name in NAMES)
+
+    def is_hard(self, name: str) -> bool:
+        """Whether the rule of this name is hard."""
+        return bool(getattr(self, name) == HARD)
+
+
+NAMES = tuple(field.name for field in fields(Rules))
+"""The rules, in the order in which they are told."""
+
+
+def _weight(name: str, value: str) -> float:
+    named = {"hard": HARD, "off": OFF}
+    if value in named:
+        return named[value]
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f"{name}={value} gives no weight; write a number of at least 0, hard or off.") from None
