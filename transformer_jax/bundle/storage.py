@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,14 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from transformer_jax.bundle.translator import Translator, TranslatorSettings
+from transformer_jax.bundle.classifier import TextClassifier
+from transformer_jax.bundle.couplet_writer import CoupletWriter
+from transformer_jax.bundle.translator import Translator
 from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
 from transformer_jax.files import replace_folder
-from transformer_jax.models import ModelConfig, Seq2Seq, structure
+from transformer_jax.models import Classifier, ModelConfig, Seq2Seq, structure
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -33,8 +35,24 @@ _LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
 
 
-_TASKS = {"translation": Translator}
-"""What each task's bundle is loaded as."""
+class _TrainedModel(Protocol):
+    """What a bundle is loaded as."""
+
+    settings_type: type
+    """A dataclass with the properties `title` and `limits`, for the model's card."""
+    model_type: type[Seq2Seq] | type[Classifier]
+
+    def __init__(self, model_config: ModelConfig, params: Any, tokenizer: TokenizerPair, settings: Any) -> None: ...
+
+
+_TASKS: dict[str, type[_TrainedModel]] = {
+    "translation": Translator,
+    "classification": TextClassifier,
+    "couplet": CoupletWriter,
+}
+
+_MAY_BE_ZERO = ("target_vocab_size", "num_classes")
+"""Sizes that not every kind of model has; whether it has, the model itself checks."""
 
 
 def save_bundle(
@@ -52,11 +70,11 @@ def save_bundle(
 
     Args:
         path: the folder to write.
-        task: of the model: translation.
+        task: of the model: translation, classification or couplet.
         model_config: of the model, vocabulary sizes included.
         params: of the model, as `models.split` gives them.
         tokenizer_files: as `TokenizerPair.files` gives them.
-        settings: fields of the task's settings (`TranslatorSettings`).
+        settings: fields of the task's settings, such as `TranslatorSettings`.
         scores: of the model on its validation or test data, with their signatures, for the model's card.
         origin: what made the model, for its card: data, command.
 
@@ -86,17 +104,20 @@ def save_bundle(
     }
     files[CONFIG_FILE] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     num_parameters = sum(tensor.size for tensor in tensors.values())
-    files[CARD_FILE] = _card(config, num_parameters, {**(origin or {}), **scores}).encode()
+    files[CARD_FILE] = _card(config, checked, num_parameters, {**(origin or {}), **scores}).encode()
     try:
         replace_folder(folder, files)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); make room, or name another folder.") from error
 
 
-def load(path: str | Path) -> Translator:
+def load(path: str | Path) -> Any:
     """Read a trained model, such as the `model` folder of a run.
 
     Nothing in the folder is run, and everything is checked before it is used.
+
+    Returns:
+        A `Translator`, `TextClassifier` or `CoupletWriter`, as the model's task is.
 
     Raises:
         UserError: if a file is missing, damaged, of another version, or does not belong to the others.
@@ -116,7 +137,7 @@ class _BundleConfig:
 
     task: str
     model: ModelConfig
-    settings: TranslatorSettings
+    settings: Any
     sha256: dict[str, str]
 
 
@@ -148,8 +169,9 @@ def _read_config(folder: Path) -> _BundleConfig:
         raise UserError(f"{path}: task is {values['task']!r}, but must be one of {', '.join(_TASKS)}.")
     model = build(ModelConfig, values["model"], f"{path}: model")
     for name, value in dataclasses.asdict(model).items():
-        if type(value) is int and not 1 <= value < 2**31:
-            raise UserError(f"{path}: model.{name} is {value}, but must be a size from 1 on.")
+        smallest = 0 if name in _MAY_BE_ZERO else 1
+        if type(value) is int and not smallest <= value < 2**31:
+            raise UserError(f"{path}: model.{name} is {value}, but must be a size from {smallest} on.")
     settings = build(_TASKS[values["task"]].settings_type, values["settings"], f"{path}: settings")
     sha256 = values["sha256"]
     if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or len(sha256) < 2:
@@ -171,7 +193,7 @@ def _read_tokenizer(folder: Path, config: _BundleConfig) -> TokenizerPair:
     pair = pair_from_files(files)
     for side in ("source", "target"):
         size, expected = getattr(pair, side).vocab_size, getattr(config.model, f"{side}_vocab_size")
-        if size != expected:
+        if expected and size != expected:
             raise UserError(
                 f"{folder} has another vocabulary than the model was trained with: {size:,} {side} tokens instead of "
                 f"{expected:,}; copy the right one to its place."
@@ -190,7 +212,7 @@ def _read_params(folder: Path, config: _BundleConfig) -> Any:
     if layers > len(tensors):  # lest a mere number keep us building layers for ever
         raise UserError(f"{path} has {len(tensors):,} tensors, too few for {layers:,} layers; copy the model again.")
     try:
-        _, expected = structure(Seq2Seq, config.model)
+        _, expected = structure(_TASKS[config.task].model_type, config.model)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder / CONFIG_FILE}: model describes none that can be built ({error}).") from error
     flat = traverse_util.flatten_dict(expected)
@@ -229,22 +251,18 @@ def _package_version() -> str:
         return "unknown"
 
 
-def _card(config: Mapping[str, Any], num_parameters: int, facts: Mapping[str, object]) -> str:
-    settings, model = config["settings"], config["model"]
-    languages = (
-        f" from {settings['source_language']} to {settings['target_language']}" if settings["source_language"] else ""
-    )
+def _card(config: Mapping[str, Any], settings: Any, num_parameters: int, facts: Mapping[str, object]) -> str:
+    model = config["model"]
     sizes = {
         "parameters": f"{num_parameters:,} (float32)",
-        "layers": f"{model['num_encoder_layers']} + {model['num_decoder_layers']}",
+        "layers": f"{model['num_encoder_layers']} + {0 if model['num_classes'] else model['num_decoder_layers']}",
         "d_model, d_ff, heads": f"{model['d_model']}, {model['d_ff']}, {model['num_heads']}",
         "vocabulary": f"{model['source_vocab_size']:,} source, {model['target_vocab_size']:,} target tokens",
     }
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in {**facts, **sizes}.items())
-    case = "It reads and writes lower-cased text. " if settings["lowercase"] else ""
-    return f"""# A model for {config["task"]}{languages}
+    return f"""# {settings.title}
 
-An encoder-decoder Transformer, trained with transformer-jax, version {config["package_version"]}.
+A Transformer, trained with transformer-jax, version {config["package_version"]}.
 
 | | |
 | --- | --- |
@@ -260,8 +278,7 @@ model = transformer_jax.load("path/of/this/folder")
 
 ## Limits
 
-{case}It takes one sentence at a time, of at most {settings["max_source_length"]:,} tokens, and knows only what is in
-the data that it was trained on. Its output can be wrong or made up, the more so the less a text is like that data.
+{settings.limits}
 """
 
 

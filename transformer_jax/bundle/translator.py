@@ -1,31 +1,41 @@
 """A trained translation model: text in, text out."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Float
 
-from transformer_jax.config import DecodingConfig
-from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair
-from transformer_jax.errors import UserError
-from transformer_jax.generation import Generator, Hypothesis, SearchOptions
-from transformer_jax.models import ModelConfig, Seq2Seq, structure
+from transformer_jax.bundle.seq2seq import Seq2SeqModel, Seq2SeqSettings
+from transformer_jax.data.tokenizers import EOS
+from transformer_jax.generation import Generator, Hypothesis
 
 
 @dataclass(frozen=True)
-class TranslatorSettings:
+class TranslatorSettings(Seq2SeqSettings):
     """What a translation model knows beside its sizes, vocabulary and parameters."""
 
     source_language: str = ""
     target_language: str = ""
     lowercase: bool = False
     """It was trained on lower-cased text, so what it reads is lower-cased too."""
-    max_source_length: int = 1024
-    """Tokens of the longest text taken, end of sentence included."""
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    """How to search unless a call says otherwise."""
+
+    @property
+    def title(self) -> str:
+        """Of the model's card."""
+        languages = f" from {self.source_language} to {self.target_language}" if self.source_language else ""
+        return f"A model for translation{languages}"
+
+    @property
+    def limits(self) -> str:
+        """Of the model, for its card."""
+        case = "It reads and writes lower-cased text. " if self.lowercase else ""
+        return (
+            f"{case}It takes one sentence at a time, of at most {self.max_source_length:,} tokens, and knows only what "
+            "is in\nthe data that it was trained on. Its output can be wrong or made up, the more so the less a text "
+            "is like that data."
+        )
 
 
 class Alignment(NamedTuple):
@@ -49,37 +59,10 @@ class Translation(NamedTuple):
     alignment: Alignment | None = None
 
 
-class Score(NamedTuple):
-    """How likely a model holds a given translation."""
-
-    log_prob: float
-    tokens: list[str]
-    """The pieces of the target, end of sentence included."""
-    token_log_probs: Float[np.ndarray, " T"]
-
-
-CHARACTERS_PER_TOKEN = 32
-"""A text may have at most so many characters for each token that the model takes."""
-
-
-class Translator:
+class Translator(Seq2SeqModel[TranslatorSettings]):
     """A trained translation model: text in, text out. Safe to call from several threads."""
 
     settings_type = TranslatorSettings
-
-    def __init__(
-        self,
-        model_config: ModelConfig,
-        params: Any,
-        tokenizer: TokenizerPair,
-        settings: TranslatorSettings | None = None,
-    ) -> None:
-        """Put the parts together; `params` is the nested dict of `models.split`."""
-        self.model_config = model_config
-        self.params = params
-        self.tokenizer = tokenizer
-        self.settings = TranslatorSettings() if settings is None else settings
-        self.graphdef, _ = structure(Seq2Seq, model_config)
 
     @overload
     def translate(
@@ -194,70 +177,11 @@ class Translator:
             yield so_far[len(shown) :]
             shown = so_far
 
-    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Score]:
-        """The log-probability of each target as the translation of its source.
-
-        Raises:
-            TypeError: if a text is no string.
-            UserError: if a text is longer than the model takes, or there are more of one than of the other.
-        """
-        if len(sources) != len(targets):
-            raise UserError(f"There are {len(sources):,} sources, but {len(targets):,} targets; give one for each.")
-        source_ids = self._encode(self.tokenizer.source, sources, "Source line")
-        target_ids = self._encode(self.tokenizer.target, targets, "Target line")
-        scores = self._generator(None).score(self.params, source_ids, target_ids)
-        piece = self.tokenizer.target.piece
-        return [
-            Score(float(log_probs.sum(dtype=np.float64)), [piece(token) for token in ids], log_probs)
-            for ids, log_probs in zip(target_ids, scores, strict=True)
-        ]
-
-    def _generator(self, batch_size: int | None) -> Generator:
-        size = self.settings.decoding.batch_size if batch_size is None else batch_size
-        _require(size >= 1, "batch_size", size, "at least 1")
-        return Generator(self.graphdef, batch_size=size, max_positions=self.model_config.position_limit)
-
-    def _search_options(self, *, beam_size: int | None, alpha: float | None, **options: Any) -> SearchOptions:
-        decoding = self.settings.decoding
-        options = {"max_extra_tokens": decoding.max_extra_tokens} | options
-        return SearchOptions(
-            beam_size=decoding.beam_size if beam_size is None else beam_size,
-            alpha=decoding.alpha if alpha is None else alpha,
-            **options,
-        )
-
-    def _normalised(self, text: str) -> str:
-        return text.lower() if self.settings.lowercase else text
-
-    def _encode(self, tokenizer: Tokenizer, texts: Sequence[str], what: str) -> list[list[int]]:
-        if isinstance(texts, str):
-            raise TypeError("texts is one string, but must be a list of strings")
-        for text in texts:
-            if not isinstance(text, str):
-                raise TypeError(f"a text is of type {type(text).__name__}, but must be a str")
-        longest = self.settings.max_source_length
-        if self.model_config.position_limit is not None:
-            longest = min(longest, self.model_config.position_limit)
-        for number, text in enumerate(texts, start=1):
-            # sentencepiece makes one token of any run of unknown characters, so tokens alone would not bound a line.
-            if len(text) > longest * CHARACTERS_PER_TOKEN:
-                raise UserError(
-                    f"{what} {number:,} has {len(text):,} characters, but the limit is "
-                    f"{longest * CHARACTERS_PER_TOKEN:,}; split it."
-                )
-        encoded = [[*ids, EOS] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
-        for number, ids in enumerate(encoded, start=1):
-            if len(ids) > longest:
-                raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; split it.")
-        return encoded
-
     def _alignment(self, generator: Generator, source: list[int], hypothesis: Hypothesis) -> Alignment:
         target = [*hypothesis.tokens, EOS]
         weights = np.asarray(generator.attention(self.params, source, target).cross)
         pieces = self.tokenizer.source.piece, self.tokenizer.target.piece
         return Alignment(list(map(pieces[0], source)), list(map(pieces[1], target)), weights)
 
-
-def _require(condition: bool, name: str, value: object, remedy: str) -> None:
-    if not condition:
-        raise UserError(f"{name} is {value}, but must be {remedy}.")
+    def _normalised(self, text: str) -> str:
+        return text.lower() if self.settings.lowercase else text

@@ -1,6 +1,6 @@
 """The rules of Chinese couplets (对联): a judge of finished lines, and constraints on the search for them."""
 
-from transformer_jax.couplets.judge import Verdict, asked_tones, judge
+from transformer_jax.couplets.judge import Verdict, asked_tones, judge, rule_shares
 from transformer_jax.couplets.plan import Plan, UpperLine, make_plan
 from transformer_jax.couplets.processor import keep_rules
 from transformer_jax.couplets.rules import NAMES, Rules
@@ -19,6 +19,7 @@ __all__ = [
     "judge",
     "keep_rules",
     "make_plan",
+    "rule_shares",
     "tone",
     "vocabulary_of",
 ]

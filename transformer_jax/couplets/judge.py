@@ -1,6 +1,7 @@
 """Whether a lower line keeps the rules, and where it does not: on text alone, without a model or a vocabulary."""
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformer_jax.couplets.rules import NAMES
@@ -66,6 +67,12 @@ def judge(upper: str, lower: str) -> Verdict:
     }
     last = _last_character(upper)
     return Verdict(broken, last is not None and tone(upper[last]) == Tone.LEVEL)
+
+
+def rule_shares(uppers: Sequence[str], lowers: Sequence[str]) -> dict[str, float]:
+    """For each rule the share of the couplets, at least one, that keep it."""
+    verdicts = [judge(upper, lower) for upper, lower in zip(uppers, lowers, strict=True)]
+    return {name: sum(verdict.keeps(name) for verdict in verdicts) / len(verdicts) for name in NAMES}
 
 
 def is_mark(character: str) -> bool:

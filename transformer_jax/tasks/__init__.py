@@ -3,9 +3,15 @@
 from transformer_jax.config import Config
 from transformer_jax.errors import UserError
 from transformer_jax.tasks.base import Evaluation, Task
+from transformer_jax.tasks.classification import ClassificationTask
+from transformer_jax.tasks.couplet import CoupletTask
 from transformer_jax.tasks.translation import TranslationTask
 
-TASKS: dict[str, type[Task]] = {"translation": TranslationTask}
+TASKS: dict[str, type[Task]] = {
+    "translation": TranslationTask,
+    "classification": ClassificationTask,
+    "couplet": CoupletTask,
+}
 
 __all__ = ["TASKS", "Evaluation", "Task", "make_task"]
 

@@ -10,11 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from transformer_jax.config import Config
-from transformer_jax.data.ag_news import read_extra
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import NO_LABEL, TextBatch, collate_texts
 from transformer_jax.data.held_out import cut
-from transformer_jax.data.labelled import Labelled
+from transformer_jax.data.labelled import Labelled, read_extra
 from transformer_jax.data.texts import load_texts
 from transformer_jax.data.tokenizers import encode_texts, tokenizer_from_files, train_tokenizer
 from transformer_jax.errors import UserError
@@ -29,7 +28,7 @@ from transformer_jax.tasks.base import Evaluation, make_batches
 class ClassificationTask:
     """Texts to classes; see `tasks.base.Task`."""
 
-    metrics = ("loss", "accuracy", "macro_f1", "calibration_error")
+    metrics = ("loss", "accuracy", "macro_f1", "expected_calibration_error")
 
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None:
         """Load the data, and train a tokenizer unless given one.
@@ -93,7 +92,13 @@ class ClassificationTask:
         probabilities = self.predictor.predict(params, [tokens.tolist() for tokens, _ in self.validation_examples])
         labels = np.array([label[0] for _, label in self.validation_examples])
         report = classification_scores(labels, probabilities, self.classes)
-        scores = {name: getattr(report, name) for name in self.metrics}
+        likelihoods = np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float32).tiny)
+        scores: dict[str, float | str] = {
+            "loss": float(-np.log(likelihoods).mean()),
+            "accuracy": report.accuracy,
+            "macro_f1": report.macro_f1,
+            "expected_calibration_error": report.expected_calibration_error,
+        }
         chosen = [self.classes[best] for best in probabilities.argmax(axis=1)]
         samples = [(text, said, label) for (text, label), said in zip(self.validation, chosen, strict=True)]
         return Evaluation(scores, samples)

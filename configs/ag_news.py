@@ -1,0 +1,22 @@
+"""AG News: the topic of a news item, of four.
+
+Command: python train.py --config=configs/ag_news.py --config.data.manual_dir=FOLDER_WITH_THE_FILES
+"""
+
+from ml_collections import ConfigDict
+
+from transformer_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """A small pre-norm encoder under a mean."""
+    config = default_config()
+    config.task = "classification"
+    config.data.update(name="ag_news", validation_split="", lowercase=True, max_length=128, row_length=128)
+    config.data.tokens_per_batch = 4096
+    config.tokenizer.vocab_size = 16000
+    config.model.update(d_model=192, num_heads=4, d_ff=384, num_encoder_layers=2, dropout_rate=0.3, norm_first=True)
+    config.model.token_dropout_rate = 0.2
+    config.optim.update(schedule="cosine", lr=1e-3, warmup_steps=200, label_smoothing=0.1)
+    config.training.update(num_steps=3000, eval_every=250, checkpoint_every=250, metric="accuracy", ema_decay=0.998)
+    return config

@@ -1,0 +1,22 @@
+"""Headlines in four topics: the embedded data set of classification, for a first look.
+
+Command: python train.py --config=configs/classification_sample.py
+"""
+
+from ml_collections import ConfigDict
+
+from transformer_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """A small encoder under a mean."""
+    config = default_config()
+    config.task = "classification"
+    config.data.update(name="headlines", max_length=64, row_length=64)
+    config.tokenizer.vocab_size = 1000
+    config.model.update(d_model=64, num_heads=4, d_ff=128, num_encoder_layers=2, dropout_rate=0.1, norm_first=True)
+    config.optim.update(schedule="cosine", lr=3e-3, warmup_steps=30, label_smoothing=0.0)
+    config.training.update(
+        num_steps=300, log_every=50, eval_every=100, checkpoint_every=100, metric="accuracy", num_samples=5
+    )
+    return config

@@ -1,0 +1,123 @@
+"""What all trained encoder-decoder models share: texts to tokens, search options, scores of given outputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from transformer_jax.config import DecodingConfig
+from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair
+from transformer_jax.errors import UserError
+from transformer_jax.generation import Generator, SearchOptions
+from transformer_jax.models import ModelConfig, Seq2Seq, structure
+
+CHARACTERS_PER_TOKEN = 32
+"""A text may have at most so many characters for each token that the model takes."""
+
+
+@dataclass(frozen=True)
+class Seq2SeqSettings:
+    """What every encoder-decoder model knows beside its sizes, vocabulary and parameters."""
+
+    max_source_length: int = 1024
+    """Tokens of the longest text taken, end of sentence included."""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    """How to search unless a call says otherwise."""
+
+
+Settings = TypeVar("Settings", bound=Seq2SeqSettings)
+
+
+class Score(NamedTuple):
+    """How likely a model holds a given translation."""
+
+    log_prob: float
+    tokens: list[str]
+    """The pieces of the target, end of sentence included."""
+    token_log_probs: Float[np.ndarray, " T"]
+
+
+class Seq2SeqModel(Generic[Settings]):
+    """A trained encoder-decoder model. Safe to call from several threads."""
+
+    settings_type: type[Settings]
+    model_type = Seq2Seq
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        params: Any,
+        tokenizer: TokenizerPair,
+        settings: Settings | None = None,
+    ) -> None:
+        """Put the parts together; `params` is the nested dict of `models.split`."""
+        self.model_config = model_config
+        self.params = params
+        self.tokenizer = tokenizer
+        self.settings = self.settings_type() if settings is None else settings
+        self.graphdef, _ = structure(Seq2Seq, model_config)
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Score]:
+        """The log-probability of each target as the translation of its source.
+
+        Raises:
+            TypeError: if a text is no string.
+            UserError: if a text is longer than the model takes, or there are more of one than of the other.
+        """
+        if len(sources) != len(targets):
+            raise UserError(f"There are {len(sources):,} sources, but {len(targets):,} targets; give one for each.")
+        source_ids = self._encode(self.tokenizer.source, sources, "Source line")
+        target_ids = self._encode(self.tokenizer.target, targets, "Target line")
+        scores = self._generator(None).score(self.params, source_ids, target_ids)
+        piece = self.tokenizer.target.piece
+        return [
+            Score(float(log_probs.sum(dtype=np.float64)), [piece(token) for token in ids], log_probs)
+            for ids, log_probs in zip(target_ids, scores, strict=True)
+        ]
+
+    def _generator(self, batch_size: int | None) -> Generator:
+        size = self.settings.decoding.batch_size if batch_size is None else batch_size
+        _require(size >= 1, "batch_size", size, "at least 1")
+        return Generator(self.graphdef, batch_size=size, max_positions=self.model_config.position_limit)
+
+    def _search_options(self, *, beam_size: int | None, alpha: float | None, **options: Any) -> SearchOptions:
+        decoding = self.settings.decoding
+        options = {"max_extra_tokens": decoding.max_extra_tokens} | options
+        return SearchOptions(
+            beam_size=decoding.beam_size if beam_size is None else beam_size,
+            alpha=decoding.alpha if alpha is None else alpha,
+            **options,
+        )
+
+    def _normalised(self, text: str) -> str:
+        """A text as the model is to read it."""
+        return text
+
+    def _encode(self, tokenizer: Tokenizer, texts: Sequence[str], what: str) -> list[list[int]]:
+        if isinstance(texts, str):
+            raise TypeError("texts is one string, but must be a list of strings")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"a text is of type {type(text).__name__}, but must be a str")
+        longest = self.settings.max_source_length
+        if self.model_config.position_limit is not None:
+            longest = min(longest, self.model_config.position_limit)
+        for number, text in enumerate(texts, start=1):
+            # sentencepiece makes one token of any run of unknown characters, so tokens alone would not bound a line.
+            if len(text) > longest * CHARACTERS_PER_TOKEN:
+                raise UserError(
+                    f"{what} {number:,} has {len(text):,} characters, but the limit is "
+                    f"{longest * CHARACTERS_PER_TOKEN:,}; split it."
+                )
+        encoded = [[*ids, EOS] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
+        for number, ids in enumerate(encoded, start=1):
+            if len(ids) > longest:
+                raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; split it.")
+        return encoded
+
+
+def _require(condition: bool, name: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise UserError(f"{name} is {value}, but must be {remedy}.")

@@ -1,0 +1,47 @@
+"""Couplets (对联): upper lines to lower lines, cross-entropy over characters, rules."""
+
+from transformer_jax.config import Config
+from transformer_jax.couplets import Rules, rule_shares
+from transformer_jax.data.couplets import load_training_data
+from transformer_jax.errors import UserError
+from transformer_jax.generation import SearchOptions
+from transformer_jax.metrics import couplet_scores
+from transformer_jax.steps import Params
+from transformer_jax.tasks.base import Evaluation
+from transformer_jax.tasks.seq2seq import Seq2SeqTask
+from transformer_jax.writing import write
+
+
+class CoupletTask(Seq2SeqTask):
+    """Upper lines to lower lines; see `tasks.base.Task`."""
+
+    TOKENIZER_PAIRS = 2_000_000  # counting characters is quick, and every rare one counts
+    metrics = ("loss", "perplexity", "exact_match", "bleu", "distinct_1", "distinct_2")
+
+    def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None:
+        """Load the data, and make a list of its characters unless given one.
+
+        Raises:
+            UserError: if the data can't be read or the fields of the config contradict each other.
+        """
+        if config.tokenizer.kind != "char" or not config.tokenizer.joint:
+            raise UserError(
+                "config.tokenizer must be kind='char', joint=True for couplets: their rules are about characters."
+            )
+        self.rules = Rules.parse(config.decoding.rules)
+        data = load_training_data(config.data)
+        super().__init__(config, data.train, data.validation, tokenizer_files, data.notes)
+        self.data_name = config.data.name
+
+    def evaluate(self, params: Params, *, final: bool) -> Evaluation:
+        """Perplexity, BLEU and the share of kept rules on the validation data; greedy search unless `final`."""
+        uppers, references = (list(side) for side in zip(*self.validation, strict=True))
+        options = SearchOptions(beam_size=self.config.decoding.beam_size if final else 1)
+        found = write(self.generator, params, self.tokenizer.target, uppers, options, self.rules)
+        outputs = [best.text for best, *_ in found]
+        scores = {
+            **self.likelihood(params),
+            **couplet_scores(outputs, references),
+            **{f"keeps_{name}": share for name, share in rule_shares(uppers, outputs).items()},
+        }
+        return Evaluation(scores, list(zip(uppers, outputs, references, strict=True)))
