@@ -1,13 +1,14 @@
 """Couplets from a lexicon of antitheses of our own: a set that needs no download and has one right answer each.
 
 An upper line is put together from words by a pattern; the lower line answers each word with its opposite. No character
-stands in two antitheses, so every character has exactly one opposite, and couplets keep the rules: lines of one length,
+stands in two antitheses, so that each has exactly one opposite, and couplets keep the rules: lines of one length, with
 punctuation at the same places, characters repeated at the same places, none shared. Words at even places and at the end
-of a line are of opposite tone (平仄), the upper line ending oblique and the lower one level. What a line says is another
+of a line are of opposite tone (平仄), the upper line ending oblique and the lower one level. What a line says is no
 matter: the set shows that a model learns to answer in form, for words in combinations that it has not seen.
 """
 
 import random
+import re
 from functools import cache
 
 from transformer_jax.data.held_out import is_held_out
@@ -56,7 +57,7 @@ PATTERNS = (
 )  # fmt: skip
 """Word classes of 4, 5 or 7 characters, or of two clauses; a digit marks places that hold one and the same word."""
 
-_VALIDATION_PERCENT, _HELD_OUT_PERCENT = 5, 10  # of all couplets
+_VALIDATION_PERCENT, _HELD_OUT_PERCENT = 5.0, 10.0  # of all couplets
 
 
 @cache
@@ -77,9 +78,10 @@ def antitheses(split: str) -> tuple[tuple[str, str], ...]:
     return tuple(couplets.items())
 
 
-def words(word_class: str) -> list[tuple[str, str]]:
+@cache
+def words(word_class: str) -> tuple[tuple[str, str], ...]:
     """The antitheses of a word class of `LEXICON`."""
-    return [(both[: len(both) // 2], both[len(both) // 2 :]) for both in LEXICON[word_class].split()]
+    return tuple((both[: len(both) // 2], both[len(both) // 2 :]) for both in LEXICON[word_class].split())
 
 
 def split_of(upper: str) -> str:
@@ -90,42 +92,24 @@ def split_of(upper: str) -> str:
 
 
 def _compose(pattern: str, rng: random.Random) -> tuple[str, str]:
-    """Upper and lower line of a pattern; no antithesis stands at two places that the pattern does not make one."""
-    slots = _slots(pattern)
-    chosen: dict[str, tuple[str, str]] = {}
-    upper = lower = ""
-    for place, slot in enumerate(slots):
-        if slot == "，":
-            upper, lower = upper + slot, lower + slot
-            continue
-        # Places without a digit are words of their own.
-        name = slot if len(slot) > 1 else f"{slot} at {place}"
+    """Upper and lower line of a pattern; places that it does not make one hold words of different antitheses."""
+    slots = re.findall(r"[A-Z]\d?|，", pattern)
+    chosen = {"，": ("，", "，")}
+    taken: set[tuple[str, str]] = set()
+    sides: list[tuple[str, str]] = []
+    # Places without a digit are words of their own.
+    names = [slot if len(slot) > 1 or slot == "，" else f"{slot} at {place}" for place, slot in enumerate(slots)]
+    for name in names:
         if name not in chosen:
-            first, second = _pick(slot[0], rng, {word for pair in chosen.values() for word in pair})
+            free = [antithesis for antithesis in words(name[0]) if antithesis not in taken]
+            first, second = free[_below(rng, len(free))]
+            taken.add((first, second))
             # The last word of the upper line is its oblique side; others may be either.
-            swap = place == len(slots) - 1 or rng.random() < 0.5
+            swap = name == names[-1] or rng.random() < 0.5
             chosen[name] = (second, first) if swap else (first, second)
-        upper, lower = upper + chosen[name][0], lower + chosen[name][1]
+        sides.append(chosen[name])
+    upper, lower = ("".join(side) for side in zip(*sides, strict=True))
     return upper, lower
-
-
-def _slots(pattern: str) -> list[str]:
-    """The places of a pattern: a comma, or a word class with its digit, if any."""
-    slots: list[str] = []
-    for sign in pattern:
-        if sign.isdigit():
-            slots[-1] += sign
-        else:
-            slots.append(sign)
-    return slots
-
-
-def _pick(word_class: str, rng: random.Random, taken: set[str]) -> tuple[str, str]:
-    free = [pair for pair in _words(word_class) if pair[0] not in taken]
-    return free[_below(rng, len(free))]
-
-
-_words = cache(words)
 
 
 def _below(rng: random.Random, bound: int) -> int:

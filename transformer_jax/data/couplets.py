@@ -10,9 +10,10 @@ from transformer_jax.data.antitheses import antitheses
 from transformer_jax.data.couplet_text import Couplet, Fit, leave_out_unfit, read_blocklist, read_couplets
 from transformer_jax.data.held_out import cut
 from transformer_jax.data.local_files import find_file
-from transformer_jax.data.records import MappedRecords
 from transformer_jax.data.tfds_sets import TfdsConfig, load_records
 from transformer_jax.errors import UserError
+
+_CHUNK = 65_536
 
 
 @runtime_checkable
@@ -64,7 +65,12 @@ def load_couplets(config: CoupletsConfig, split: str) -> list[Couplet]:
     if config.name == "text":
         return _text_couplets(config, split)
     records = load_records(config, split, expected="antitheses, text or couplet", check=_check_features)
-    return list(MappedRecords(records, lambda record: (record["upper"].decode("utf-8"), record["lower"].decode("utf-8"))))
+    return [
+        (record["upper"].decode("utf-8"), record["lower"].decode("utf-8"))
+        # Many at once, as that is faster, but not all, as that takes memory.
+        for start in range(0, len(records), _CHUNK)
+        for record in records[start : start + _CHUNK]
+    ]
 
 
 def load_training_data(config: CoupletsConfig) -> CoupletData:
@@ -86,9 +92,8 @@ def load_training_data(config: CoupletsConfig) -> CoupletData:
         notes.append(_note(f"Validation data {config.name} {config.validation_split}", fit_validation))
     else:
         train, validation = _cut_validation(fit.couplets, config.validation_percent)
-        notes.append(
-            f"Validation: {len(validation):,} of these, {config.validation_percent:g} % of the upper lines, are held out."
-        )
+        share = f"{config.validation_percent:g} % of the upper lines"
+        notes.append(f"Validation data: {len(validation):,} of these, {share}, are held out.")
     if config.extra_train:
         fit_extra = leave_out_unfit(_extra_couplets(config.extra_train), blocklist)
         held_out = {upper for upper, _ in validation}
@@ -124,7 +129,7 @@ def _text_couplets(config: CoupletsConfig, split: str) -> list[Couplet]:
 def _check_features(info: Any) -> None:
     missing = [name for name in ("upper", "lower") if name not in info.features]
     if missing:
-        raise UserError(f"{info.full_name} is no couplet set, it has no {missing[0]!r}; set config.data.name to couplet.")
+        raise UserError(f"{info.full_name} is no couplet set, it has no {missing[0]!r}; name one in config.data.name.")
 
 
 def _cut_validation(couplets: list[Couplet], percent: float) -> tuple[list[Couplet], list[Couplet]]:
