@@ -93,7 +93,9 @@ def _from_tfds(config: TextsConfig, split: str) -> tuple[Sequence[Labelled], tup
             raise UserError(f"{config.name} has records without a label in {split!r}; name another split.")
         return Labelled(join_columns(record[text].decode("utf-8") for text in texts), classes[number])
 
-    return MappedRecords(records, labelled), classes
+    mapped = MappedRecords(records, labelled)
+    _ = mapped[:1]  # so that a split without labels is told at once
+    return mapped, classes
 
 
 def _form(info: Any) -> _Form:
