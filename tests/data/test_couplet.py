@@ -1,6 +1,7 @@
 import gzip
 
 import pytest
+import tensorflow_datasets as tfds
 
 from transformer_jax.config import DataConfig
 from transformer_jax.data import couplet
@@ -22,7 +23,7 @@ def write(tmp_path):
     return write
 
 
-class Downloads:
+class Downloads(tfds.download.DownloadManager):
     """Stands in for TFDS's download manager on a machine with a network."""
 
     def __init__(self, folder):

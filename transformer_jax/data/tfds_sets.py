@@ -54,7 +54,7 @@ def load_records(
         expected: what `config.data.name` may be, for the error that tells it.
         check: raises UserError if the set, given as its `DatasetInfo`, has not the features that are needed; called
             before anything is downloaded.
-        wanted: configurations of which the first that the set has is taken where `name` has none; empty: its default.
+        wanted: configurations of which the first that the set has is taken where `name` has none; empty: its first one.
 
     Raises:
         UserError: for an unknown set, configuration or split, files that are missing or broken, and no network.
@@ -101,8 +101,8 @@ def _builder(config: TfdsConfig, expected: str, wanted: Sequence[str]) -> Any:
         raise UserError(f"config.data.name is {config.name!r}, but must be {expected}.") from error
     if chosen and not builder_configs:
         raise UserError(f"config.data.name is {config.name!r}, but {name} has no configurations; drop the slash.")
-    if builder_configs and (chosen or wanted):
-        candidates = [chosen] if chosen else wanted
+    if builder_configs:
+        candidates = [chosen] if chosen else list(wanted or builder_configs)
         chosen = next((candidate for candidate in candidates if candidate in builder_configs), "")
         if not chosen:
             raise UserError(
