@@ -47,7 +47,7 @@ def test_splits_are_as_said():
 
 def test_the_same_on_every_machine():
     assert COUPLETS["test"][0] == ("圆鱼干谷", "方鸟湿溪")
-    assert antitheses.__wrapped__("test") == COUPLETS["test"]
+    assert COUPLETS["train"][-1] == ("雅弦胆里见", "俗管心边闻")
 
 
 def test_every_character_has_one_answer():

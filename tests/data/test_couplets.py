@@ -114,6 +114,7 @@ def test_mistakes_are_told(text, write, tmp_path):
     fails(r"config\.data\.extra_train is .*half, which has no train/in\.txt and", extra_train=str(tmp_path / "half"))
 
 
+@pytest.mark.slow
 def test_the_real_verse(data_dir, text):
     data = load_training_data(dataclasses.replace(text, extra_train=str(data_dir / "couplet_verse")))
     assert data.notes[2].endswith("couplet_verse: 205,716 couplets.")
