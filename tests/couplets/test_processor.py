@@ -1,8 +1,10 @@
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from transformer_jax.generation import _stacked
 
 ALPHA = 0.6
 MOST = 4  # tokens of a line whose length is free
+MARKS = "，；！"
 IDS = {"bos_id": toys.BOS, "eos_id": EOS, "pad_id": PAD}
 
 
@@ -67,7 +70,7 @@ def verdicts(upper, pieces, most):
     for length in range(most + 1):
         # Where the upper line has a mark outside the vocabulary the lower one can have it too, as UNK.
         alphabets = [
-            [*enumerate(pieces, start=4), *([(UNK, mark)] if mark in "；！，" and mark not in pieces else [])]
+            [*enumerate(pieces, start=4), *([(UNK, mark)] if mark in MARKS and mark not in pieces else [])]
             for mark in (upper + " " * most)[:length]
         ]
         for line in itertools.product(*alphabets):
@@ -119,8 +122,8 @@ VOCABULARIES = {
     "no mark": "花树水春",
     "no level": "树水月，",
     "contrary": "花树长地",
-    "one": "树，",
-    "marks alone": "，；",
+    "one": "树，；：",
+    "marks alone": "，；：！",
 }
 UPPERS = ["树", "月，花", "水树水", "花！花地", "春，", "树月龘龘", "龘水，树"]
 
@@ -145,3 +148,65 @@ def test_a_wide_beam_equals_brute_force(pieces):
         assert set(found) == {tokens for _, tokens in expected}, (upper, rules)
         dead_ends += bool(gave_up)
     assert 0 < dead_ends < len(cases) / 2
+
+
+def lines_by_class(upper, pieces):
+    """Every line that keeps length, punctuation and repetition: each class of equal characters gets one of its own."""
+    classes = sorted({character for character in upper if character not in MARKS})
+    for chosen in itertools.permutations(pieces, len(classes)):
+        lower = dict(zip(classes, chosen, strict=True))
+        yield "".join(lower.get(character, character) for character in upper)
+
+
+LONG_UPPERS = [
+    "天花天地花",
+    "东，龘月龘",
+    "春一南一，东七",
+    "东东南南西西",
+    "树花花，树龘",
+    "一三五七南",
+    "七，一五天",
+    "长行乐",
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("arguments", [{"beam_size": 1}, {"beam_size": 3}, {"num_samples": 3, "seed": 4}])
+def test_no_search_runs_into_a_dead_end(seed, arguments):
+    """However few lines there are, all that is found is among them: beams too narrow to hold every one."""
+    pieces = ["花天树地长，", "春风水月地，", "风花树水乐，"][seed]
+    tokenizer = tokenizer_of(pieces)
+    hard = Rules.parse("all")
+    cases = [(upper, rules) for upper in LONG_UPPERS for rules in (hard, replace(hard, tones=0.0))]
+    toy = Toy(seed=seed, batch_size=len(cases), vocab_size=4 + len(pieces))
+    plans, result = search(toy, *zip(*cases, strict=True), tokenizer, places=9, max_length=9, **arguments)
+    solved = 0
+    for sentence, ((upper, rules), plan) in enumerate(zip(cases, plans, strict=True)):
+        names = [name for name in NAMES if rules.is_hard(name)]
+        lines = [line for line in lines_by_class(upper, pieces[:-1]) if set(names) <= set(judge(upper, line).kept)]
+        found = [text_of(tokens, upper, tokenizer) for tokens in outputs_of(result, sentence)]
+        assert bool(plan.gave_up) == (not lines)
+        assert found
+        if lines:
+            solved += 1
+            assert set(found) <= set(lines)
+            if "beam_size" in arguments:
+                assert len(set(found)) == min(len(lines), arguments["beam_size"])
+        else:
+            kept = set(names) - set(plan.gave_up)
+            assert all(kept <= set(judge(upper, line).kept) for line in found)
+    assert 0 < solved < len(cases)
+
+
+def test_rules_that_are_off_leave_log_probs_as_they_are():
+    tokenizer = tokenizer_of("花水长，")
+    vocabulary = vocabulary_of(tokenizer)
+    plan = make_plan("月，花", Rules.parse("none"), tokenizer, vocabulary)
+    rng = np.random.default_rng(0)
+    history, log_probs = rng.integers(4, 8, (1, 3, 5)), rng.normal(size=(1, 3, 8)).astype(np.float32)
+    process = keep_rules(vocabulary, _stacked([plan.line], 1, 4))
+    for step in range(5):
+        allowed = process(jnp.array(history, jnp.int32), jnp.array(step), jnp.array(log_probs))
+        np.testing.assert_array_equal(allowed[..., 4:], log_probs[..., 4:])
+        np.testing.assert_array_equal(allowed[..., EOS], log_probs[..., EOS])
+        assert np.all(np.isneginf(allowed[..., [PAD, UNK]]))
