@@ -17,8 +17,8 @@ class DataConfig:
     """Where examples come from and how they become batches."""
 
     name: str = "numerals"
-    """An embedded set (numerals; headlines; antitheses), text (your own files), or a set of TFDS by name: multi30k or any
-    of its translation sets; ag_news, ag_news_subset or any set of labelled texts; couplet."""
+    """Embedded: numerals, headlines, antitheses. Your own files: text. By TFDS: multi30k or any of its translation
+    sets; ag_news, ag_news_subset or any of its sets of labelled texts; couplet."""
     source_language: str = "de"
     target_language: str = "en"
     manual_dir: str = ""

@@ -24,8 +24,8 @@ class CoupletWriterSettings(Seq2SeqSettings):
     def limits(self) -> str:
         """Of the model, for its card."""
         return (
-            f"It takes one upper line at a time, of at most {self.max_source_length - 1:,} characters, and answers with "
-            "a lower line.\nIt knows only what is in the data that it was trained on, which nobody may have read: its "
+            f"It takes one upper line at a time, of at most {self.max_source_length - 1:,} characters, and answers "
+            "with a lower line.\nIt knows only what is in the data that it was trained on, which nobody may have read: its "
             "lines can be\nmeaningless or improper. The rules are kept by the search, not by the model."
         )
 

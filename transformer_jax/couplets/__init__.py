@@ -1,5 +1,6 @@
 """The rules of Chinese couplets (对联): a judge of finished lines, and constraints on the search for them."""
 
+from transformer_jax.couplets.explain import explain
 from transformer_jax.couplets.judge import Verdict, asked_tones, judge, rule_shares
 from transformer_jax.couplets.plan import Plan, UpperLine, make_plan
 from transformer_jax.couplets.processor import keep_rules
@@ -16,6 +17,7 @@ __all__ = [
     "Verdict",
     "Vocabulary",
     "asked_tones",
+    "explain",
     "judge",
     "keep_rules",
     "make_plan",

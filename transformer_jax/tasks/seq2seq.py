@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
-from transformer_jax.data.tokenizers import EOS, TokenizerPair, pair_from_files, train_pair
+from transformer_jax.data.tokenizers import EOS, pair_from_files, train_pair
 from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator
 from transformer_jax.losses import chunked_cross_entropy

@@ -1,0 +1,47 @@
+"""The command line: `transformer-jax COMMAND ...`.
+
+JAX takes seconds to import; functions that need what is built on it import it late, so that --help is quick.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from transformer_jax.cli import classify, couplet, evaluate, translate
+from transformer_jax.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status.
+
+    0: done. 2: a mistake in the command line or its files, told in one sentence on stderr with nothing written.
+    130: interrupted. 141: nobody reads the output any more.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except UserError as error:
+        print(f"transformer-jax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more as it ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="transformer-jax",
+        description="Translate, classify and write couplets with a trained Transformer, and score one.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (translate, classify, couplet, evaluate):
+        command.add_command(commands)
+    return parser

@@ -1,0 +1,64 @@
+"""What the commands read and write."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from transformer_jax.errors import UserError
+from transformer_jax.files import write_atomically
+
+
+def texts_to_read(arguments: Sequence[str]) -> list[str]:
+    """The texts given as arguments or, without any, the lines of standard input.
+
+    Raises:
+        UserError: if one is not UTF-8.
+    """
+    from transformer_jax.data.text import decode_lines
+
+    if arguments:
+        return [checked_argument(text) for text in arguments]
+    return decode_lines(sys.stdin.buffer.read(), "<stdin>")
+
+
+def checked_argument(text: str) -> str:
+    """The argument.
+
+    Raises:
+        UserError: if it is not UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # bytes that are not UTF-8 reach Python as lone surrogates
+        raise UserError(f"The argument {text!r} is not UTF-8; mend it, or set the terminal to UTF-8.") from error
+    return text
+
+
+def write(text: str, path: str | None = None) -> None:
+    """Write UTF-8, whatever the locale, to standard output or, whole or not at all, to a file.
+
+    Raises:
+        UserError: if the file can't be written.
+    """
+    content = text.encode("utf-8")
+    if path is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        write_atomically(Path(path), content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
+
+
+def write_report(report: Mapping[str, object]) -> None:
+    """Write one JSON object, null in place of what JSON has no word for."""
+    finite = {name: None if value in (math.inf, -math.inf) else value for name, value in report.items()}
+    write(json.dumps(finite, ensure_ascii=False) + "\n")
+
+
+def progress(message: str) -> None:
+    """Tell a person, on standard error."""
+    print(f"transformer-jax: {message}", file=sys.stderr, flush=True)

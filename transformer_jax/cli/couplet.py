@@ -1,0 +1,83 @@
+"""transformer-jax couplet: upper lines to lower lines."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from transformer_jax.cli.console import progress, texts_to_read, write
+from transformer_jax.cli.options import add_model, add_sampling, add_search, load_as
+from transformer_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformer_jax.writing import Reply
+
+
+def add_command(commands: Any) -> None:
+    """Add this command to those of the parser."""
+    couplet = commands.add_parser(
+        "couplet",
+        help="write the lower line of a couplet (对联)",
+        description="Write the lower line to each UPPER line, or to each line of standard input (UTF-8): one line of "
+        "standard output each, LOWER<TAB>SCORE, the score being the log-probability over the length penalty. White "
+        "space within a line does not count.",
+        epilog="The rules are length, punctuation, repetition, distinct (no character of the upper line) and tones. "
+        "RULES is a list such as length,tones=2,distinct=off: a name alone makes a rule hard, a number is the penalty "
+        "in nats for each place that breaks it; none and all may begin the list. Where no line can keep all hard "
+        "rules, a message on standard error says which were given up.",
+        allow_abbrev=False,
+    )
+    couplet.set_defaults(command=_couplet)
+    add_model(couplet)
+    add_search(couplet)
+    couplet.add_argument("uppers", nargs="*", metavar="UPPER", help="an upper line")
+    couplet.add_argument(
+        "-n",
+        "--n",
+        type=int,
+        default=1,
+        metavar="N",
+        help="lower lines to each [1]; above 1, the output is LINE<TAB>LOWER<TAB>SCORE",
+    )
+    couplet.add_argument("--rules", metavar="RULES", help="what lower lines keep to, see below [the model's]")
+    couplet.add_argument("--explain", action="store_true", help="print a table of which rule holds where")
+    couplet.add_argument("--sample", action="store_true", help="draw instead of search, at temperature 1 unless given")
+    add_sampling(couplet)
+    couplet.add_argument("--output", metavar="FILE", help="write to FILE instead, whole or not at all")
+
+
+def _couplet(arguments: argparse.Namespace) -> None:
+    from transformer_jax.bundle import CoupletWriter
+    from transformer_jax.couplets import explain
+
+    if arguments.n < 1:
+        raise UserError(f"--n is {arguments.n}, but must be at least 1.")
+    uppers = texts_to_read(arguments.uppers)
+    model = load_as(CoupletWriter, arguments.model)
+    options = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    if arguments.sample and not arguments.temperature:
+        options["temperature"] = 1.0
+    found = model.search(
+        uppers,
+        rules=arguments.rules,
+        beam_size=arguments.beam,
+        batch_size=arguments.batch_size,
+        n_best=arguments.n,
+        **options,
+    )
+    lines = []
+    for number, (upper, replies) in enumerate(zip(uppers, found, strict=True), start=1):
+        upper = "".join(upper.split())
+        for reply in replies:
+            lines.append(f"{number}\t" * (arguments.n > 1) + f"{reply.text}\t{reply.score:.4f}")
+            if arguments.explain:
+                lines.append(explain(upper, reply.text, reply.gave_up))
+        _remark(number, replies, model.known_share(upper))
+    write("".join(line + "\n" for line in lines), arguments.output)
+
+
+def _remark(number: int, replies: "list[Reply]", known_share: float) -> None:
+    """Tell what a person should know of one answer."""
+    given_up = sorted({name for reply in replies for name in reply.gave_up})
+    if given_up:
+        progress(f"line {number:,}: no lower line can keep all hard rules; given up: {', '.join(given_up)}")
+    if known_share < 0.5:
+        progress(f"line {number:,}: the model knows only {known_share:.0%} of its characters")

@@ -1,0 +1,223 @@
+"""transformer-jax evaluate: a model's scores on a test set."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformer_jax.cli.console import progress, write_report
+from transformer_jax.cli.options import ALPHA_HELP, add_model, add_search
+from transformer_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator
+    from transformer_jax.config import DataConfig
+
+Pairs = Sequence[tuple[str, str]]
+
+
+def add_command(commands: Any) -> None:
+    """Add this command to those of the parser."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on a test set",
+        description="Score a model on a test set and print one JSON object. Translation: sacreBLEU cased and "
+        "lower-cased, chrF, their signatures, exact matches, perplexity of the references per token and per character. "
+        "Classification: accuracy, macro-F1, precision, recall and F1 of each class, confusion matrix, expected "
+        "calibration error. Couplets: perplexity per character, sacreBLEU over characters, distinct-n, the share of "
+        "lines that keep each rule; with --config also for upper lines apart that training has (seen) and has not "
+        "seen (unseen). Seconds include compilation.",
+        allow_abbrev=False,
+    )
+    evaluate.set_defaults(command=_evaluate)
+    add_model(evaluate)
+    add_search(evaluate)
+    evaluate.add_argument("--alpha", type=float, metavar="X", help=ALPHA_HELP)
+    evaluate.add_argument("--rules", metavar="RULES", help="of couplets, see transformer-jax couplet [the model's]")
+    evaluate.add_argument("--data", metavar="FILE", help="labelled texts: CSV, TSV or JSON Lines, plain or gzip")
+    evaluate.add_argument("--picture", metavar="FILE", help="draw the confusion matrix, as PNG or SVG")
+    evaluate.add_argument("--source", metavar="FILE", help="sentences or upper lines, one a line, plain or gzip")
+    evaluate.add_argument("--reference", metavar="FILE", help="what answers them, aligned line by line")
+    evaluate.add_argument("--config", metavar="FILE[:ARG]", help="take the data of this configuration instead")
+    evaluate.add_argument("--split", metavar="NAME", help="which split of it, such as test_2016_flickr")
+    evaluate.add_argument("--manual-dir", metavar="DIR", help="folder with the set's raw files")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from transformer_jax.bundle import CoupletWriter, TextClassifier, load
+
+    model = load(arguments.model)
+    if isinstance(model, TextClassifier):
+        report = _classification(arguments, model)
+    elif isinstance(model, CoupletWriter):
+        report = _couplets(arguments, model)
+    else:
+        report = _translation(arguments, model)
+    write_report(report | {"model": arguments.model})
+
+
+def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str, Any]:
+    from transformer_jax.data.sources import load_pairs
+    from transformer_jax.metrics import exact_match, translation_scores
+
+    _refuse(arguments, "translation", "data", "picture", "rules")
+
+    def load_split(data: "DataConfig", split: str) -> Pairs:
+        for side in ("source_language", "target_language"):
+            ours, theirs = getattr(model.settings, side), getattr(data, side)
+            if ours and theirs != ours:
+                raise UserError(f"{arguments.config}: config.data.{side} is {theirs!r}, but the model's is {ours!r}.")
+        return load_pairs(data, split)
+
+    pairs = _pairs(arguments, load_split)
+    sources, references = [source for source, _ in pairs], [reference for _, reference in pairs]
+    likelihood = _likelihood(model, sources, references)
+    progress(f"translating {len(pairs):,} lines")
+    start = time.perf_counter()
+    outputs = model.translate(sources, beam_size=arguments.beam, alpha=arguments.alpha, batch_size=arguments.batch_size)
+    seconds = time.perf_counter() - start
+    decoding = model.settings.decoding
+    return {
+        **translation_scores(outputs, references),
+        "exact_match": exact_match(outputs, references),
+        **likelihood,
+        "lines": len(pairs),
+        "seconds": round(seconds, 3),
+        "beam": decoding.beam_size if arguments.beam is None else arguments.beam,
+        "alpha": decoding.alpha if arguments.alpha is None else arguments.alpha,
+    }
+
+
+def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str, Any]:
+    from transformer_jax.couplets import Rules, rule_shares
+    from transformer_jax.data.couplets import load_couplets, seen_uppers
+    from transformer_jax.metrics import couplet_scores
+
+    _refuse(arguments, "couplets", "data", "picture", "alpha")
+    pairs = [("".join(u.split()), "".join(v.split())) for u, v in _pairs(arguments, load_couplets)]
+    uppers = [upper for upper, _ in pairs]
+    progress(f"writing lower lines to {len(pairs):,} upper lines")
+    start = time.perf_counter()
+    found = model.search(uppers, rules=arguments.rules, beam_size=arguments.beam, batch_size=arguments.batch_size)
+    seconds = time.perf_counter() - start
+    groups = {"all": list(range(len(pairs)))}
+    if arguments.config:
+        data = _data_of(arguments)
+        seen = seen_uppers(uppers, load_couplets(data, data.train_split))
+        groups |= {
+            name: [i for i, known in enumerate(seen) if known == wanted]
+            for name, wanted in (("unseen", False), ("seen", True))
+        }
+    report: dict[str, Any] = {}
+    for name, members in groups.items():
+        if not members:
+            continue
+        asked, written = [uppers[i] for i in members], [found[i][0].text for i in members]
+        references = [pairs[i][1] for i in members]
+        report[name] = {
+            "lines": len(members),
+            **_likelihood(model, asked, references),
+            **couplet_scores(written, references),
+            "keeps": rule_shares(asked, written),
+            "references_keep": rule_shares(asked, references),
+            "gave_up": sum(bool(found[i][0].gave_up) for i in members),
+        }
+    decoding = model.settings.decoding
+    return report | {
+        "rules": str(Rules.parse(decoding.rules if arguments.rules is None else arguments.rules)),
+        "seconds": round(seconds, 3),
+        "beam": decoding.beam_size if arguments.beam is None else arguments.beam,
+    }
+
+
+def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> dict[str, Any]:
+    import numpy as np
+
+    from transformer_jax.confusion import confusion_table, save_confusion_picture
+    from transformer_jax.data.labelled import read_labelled
+    from transformer_jax.data.texts import load_texts
+    from transformer_jax.metrics import classification_scores
+
+    _refuse(arguments, "classification", "source", "reference", "beam", "alpha", "rules")
+    classes = model.settings.classes
+    if arguments.data and not any((arguments.config, arguments.split, arguments.manual_dir)):
+        records = read_labelled(arguments.data, classes=classes)
+    elif arguments.config and arguments.split and not arguments.data:
+        split, theirs = load_texts(_data_of(arguments), arguments.split)
+        if set(theirs) - set(classes):
+            unknown = ", ".join(sorted(set(theirs) - set(classes)))
+            raise UserError(f"{arguments.config} has classes that the model has not seen ({unknown}); take another.")
+        records = list(split)
+    else:
+        raise UserError("evaluate needs, for a model of classification, either --data, or --config and --split.")
+    progress(f"classifying {len(records):,} texts")
+    start = time.perf_counter()
+    batch_size = {} if arguments.batch_size is None else {"batch_size": arguments.batch_size}
+    probabilities = model.probabilities([record.text for record in records], **batch_size)
+    seconds = time.perf_counter() - start
+    scores = classification_scores(np.array([classes.index(r.label) for r in records]), probabilities, classes)
+    progress("confusion matrix\n" + confusion_table(scores.confusion, classes))
+    if arguments.picture:
+        save_confusion_picture(arguments.picture, scores.confusion, classes)
+    per_class = {
+        name: {
+            "precision": float(scores.precision[c]),
+            "recall": float(scores.recall[c]),
+            "f1": float(scores.f1[c]),
+            "support": int(scores.support[c]),
+        }
+        for c, name in enumerate(classes)
+    }
+    return {
+        "accuracy": scores.accuracy,
+        "macro_f1": scores.macro_f1,
+        "expected_calibration_error": scores.expected_calibration_error,
+        "classes": per_class,
+        "confusion": scores.confusion.tolist(),
+        "texts": len(records),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _likelihood(model: "Translator | CoupletWriter", sources: list[str], references: list[str]) -> dict[str, float]:
+    """Perplexity of the references: end of sentence included, over tokens with it and characters without."""
+    from transformer_jax.metrics import perplexity
+
+    progress(f"scoring {len(references):,} references")
+    scored = model.score(sources, references)
+    nll = -sum(score.log_prob for score in scored)
+    return {
+        "perplexity_per_token": perplexity(nll, sum(len(score.tokens) for score in scored)),
+        "perplexity_per_character": perplexity(nll, sum(map(len, references))),
+    }
+
+
+def _pairs(arguments: argparse.Namespace, load_split: Callable[["DataConfig", str], Pairs]) -> Pairs:
+    """The pairs of the files, or of the split of a configuration, that the arguments name."""
+    from transformer_jax.data.text import read_pairs
+
+    files, experiment = (arguments.source, arguments.reference), (arguments.config, arguments.split)
+    if all(files) and not any((*experiment, arguments.manual_dir)):
+        pairs: Pairs = read_pairs(*files)
+    elif all(experiment) and not any(files):
+        split = load_split(_data_of(arguments), arguments.split)
+        pairs = [split[i] for i in range(len(split))]
+    else:
+        raise UserError("evaluate needs either --source and --reference, or --config and --split.")
+    if not any(reference for _, reference in pairs):
+        raise UserError(f"{arguments.reference or arguments.split} has no reference text to score against.")
+    return pairs
+
+
+def _data_of(arguments: argparse.Namespace) -> "DataConfig":
+    from transformer_jax.config import from_config_dict, load_config_file
+
+    data = from_config_dict(load_config_file(arguments.config)).data
+    return data if arguments.manual_dir is None else dataclasses.replace(data, manual_dir=arguments.manual_dir)
+
+
+def _refuse(arguments: argparse.Namespace, task: str, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name} means nothing for a model of {task}; drop it.")

@@ -1,0 +1,48 @@
+"""Options that several commands share, and the loading of a model of the right kind."""
+
+import argparse
+from typing import TypeVar
+
+from transformer_jax.errors import UserError
+
+Model = TypeVar("Model")
+
+ALPHA_HELP = "of the length penalty [the model's, usually 0.6]"
+
+_COMMANDS = {"Translator": "translate", "TextClassifier": "classify", "CoupletWriter": "couplet"}
+"""What a model is loaded as, to the command that it is for."""
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how much of the work it does at a time."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, such as runs/numerals/model")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="texts at a time; changes speed, not results")
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """How widely to search."""
+    parser.add_argument("--beam", type=int, metavar="K", help="hypotheses kept in the search [the model's, usually 4]")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How to draw."""
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="X", help="above 0: draw instead of search [0]"
+    )
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens [all]")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest P of all [1]")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn [0]")
+
+
+def load_as(kind: type[Model], path: str) -> Model:
+    """The trained model in a folder.
+
+    Raises:
+        UserError: if it can't be read, or is for another command than that of `kind`.
+    """
+    from transformer_jax.bundle import load
+
+    model = load(path)
+    if not isinstance(model, kind):
+        raise UserError(f"{path} holds a model for transformer-jax {_COMMANDS[type(model).__name__]}; use that.")
+    return model
