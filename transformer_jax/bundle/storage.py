@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
 from transformer_jax.files import replace_folder
-from transformer_jax.models import Classifier, ModelConfig, Seq2Seq, structure
+from transformer_jax.models import ModelConfig, structure
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -35,21 +35,12 @@ _LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
 
 
-class _TrainedModel(Protocol):
-    """What a bundle is loaded as."""
-
-    settings_type: type
-    """A dataclass with the properties `title` and `limits`, for the model's card."""
-    model_type: type[Seq2Seq] | type[Classifier]
-
-    def __init__(self, model_config: ModelConfig, params: Any, tokenizer: TokenizerPair, settings: Any) -> None: ...
-
-
-_TASKS: dict[str, type[_TrainedModel]] = {
+_TASKS: dict[str, type[Translator | TextClassifier | CoupletWriter]] = {
     "translation": Translator,
     "classification": TextClassifier,
     "couplet": CoupletWriter,
 }
+"""What each task's bundle is loaded as."""
 
 _MAY_BE_ZERO = ("target_vocab_size", "num_classes")
 """Sizes that not every kind of model has; whether it has, the model itself checks."""
