@@ -25,8 +25,8 @@ class CoupletWriterSettings(Seq2SeqSettings):
         """Of the model, for its card."""
         return (
             f"It takes one upper line at a time, of at most {self.max_source_length - 1:,} characters, and answers "
-            "with a lower line.\nIt knows only what is in the data that it was trained on, which nobody may have read: its "
-            "lines can be\nmeaningless or improper. The rules are kept by the search, not by the model."
+            "with a lower line.\nIt knows only what is in the data that it was trained on, which nobody has read "
+            "through: its\nlines can be meaningless or improper. The rules are kept by the search, not by the model."
         )
 
 
@@ -88,9 +88,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         for number, line in enumerate(lines, start=1):
             if not line:
                 raise UserError(f"Line {number:,} is blank; write an upper line of at least one character.")
-        return write(
-            self._generator(batch_size), self.params, self.tokenizer.target, lines, search_options, rules
-        )
+        return write(self._generator(batch_size), self.params, self.tokenizer.target, lines, search_options, rules)
 
     def known_share(self, upper: str) -> float:
         """Share of the characters of a line, which is not blank, that are in the model's vocabulary."""
