@@ -48,7 +48,7 @@ def writer():
 
 
 def random_uppers(count, longest=34, seed=0):
-    """Characters from a small choice, so that they repeat, with rare ones, and marks within and beyond the vocabulary."""
+    """Characters from a small choice, so that they repeat, rare ones, and marks within and beyond the vocabulary."""
     rng = np.random.default_rng(seed)
     uppers = []
     for _ in range(count):
@@ -81,9 +81,10 @@ def test_tones_may_be_hard_too_and_what_is_given_up_is_told(writer, options):
         for reply in found:
             assert set(NAMES) - set(reply.gave_up) <= set(judge(upper, reply.text).kept), (upper, reply)
     gave_up = {found[0].gave_up for found in replies}
-    assert gave_up >= {()} and any(gave_up), "some do and some do not"
-    alone = [writer([upper], options, rules, batch_size=1)[0] for upper in uppers[:2]]
+    assert () in gave_up
+    assert any(gave_up)
     if options is BEAM:
+        alone = [writer([upper], options, rules, batch_size=1)[0] for upper in uppers[:2]]
         assert [[r.text for r in found] for found in alone] == [[r.text for r in found] for found in replies[:2]]
 
 

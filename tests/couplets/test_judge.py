@@ -66,12 +66,12 @@ def test_where_rules_are_broken(upper, lower, expected):
     ("upper", "asked"),
     [
         # Even places oppose, and the end is level.
-        ("白日依山尽", " L O L"),
+        ("白日依山尽", " L OL"),
         # Places are counted anew after every mark; the end may be at an odd place.
         ("天，天天天，天月", "   O   L"),
-        ("月月、月月月！", " L  LL "[:3] + " LL "),
+        ("月月、月月月！", " L  LL "),
         # What can be read either way asks nothing, but at the end.
-        ("天长月长", " " * 3 + "L"),
+        ("天长月长", "   L"),
         # An upper line that ends level is opposed all the same.
         ("月天天", " OO"),
         ("AB", " L"),
@@ -85,7 +85,7 @@ def test_asked_tones(upper, asked):
 
 
 def test_broken_tones():
-    assert broken("白日依山尽", "黄月入花月") == {"tones": (1, 3, 4)}
+    assert broken("白日依山尽", "黄月入花水") == {"tones": (1, 3, 4)}
     assert broken("白日依山尽", "黄长入行长") == {"repetition": (4,)}, "one reading in the right tone is enough"
     assert broken("白日依山尽", "黄A入BC") == {}, "what has no reading can't be wrong"
     assert broken("白日，依山尽", "黄河，入月") == {"length": (5,)}, "what is missing breaks no tone"
