@@ -91,7 +91,7 @@ def load_training_data(config: CoupletsConfig) -> CoupletData:
         validation = fit_validation.couplets
         notes.append(_note(f"Validation data {config.name} {config.validation_split}", fit_validation))
     else:
-        train, validation = _cut_validation(fit.couplets, config.validation_percent)
+        train, validation = cut(fit.couplets, lambda couplet: couplet[0], config.validation_percent)
         share = f"{config.validation_percent:g} % of the upper lines"
         notes.append(f"Validation data: {len(validation):,} of these, {share}, are held out.")
     if config.extra_train:
@@ -130,15 +130,6 @@ def _check_features(info: Any) -> None:
     missing = [name for name in ("upper", "lower") if name not in info.features]
     if missing:
         raise UserError(f"{info.full_name} is no couplet set, it has no {missing[0]!r}; name one in config.data.name.")
-
-
-def _cut_validation(couplets: list[Couplet], percent: float) -> tuple[list[Couplet], list[Couplet]]:
-    if not 0 < percent < 100:
-        raise UserError(
-            f"config.data.validation_percent is {percent:g}, but must be above 0 and below 100 where "
-            "config.data.validation_split is empty."
-        )
-    return cut(couplets, lambda couplet: couplet[0], percent)
 
 
 def _extra_couplets(folder: str) -> list[Couplet]:

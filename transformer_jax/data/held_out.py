@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from transformer_jax.errors import UserError
+
 Record = TypeVar("Record")
 
 _BITS = 64
@@ -21,7 +23,16 @@ def is_held_out(text: str, percent: float) -> bool:
 
 
 def cut(records: Iterable[Record], key: Callable[[Record], str], percent: float) -> tuple[list[Record], list[Record]]:
-    """Records apart as (kept, held out), in their order; those with the same key end on the same side."""
+    """Records apart as (kept, held out), in their order; those with the same key end on the same side.
+
+    Raises:
+        UserError: if `percent` leaves nothing on either side.
+    """
+    if not 0 < percent < 100:
+        raise UserError(
+            f"config.data.validation_percent is {percent:g}, but must be above 0 and below 100 where "
+            "config.data.validation_split is empty."
+        )
     parts: tuple[list[Record], list[Record]] = [], []
     for record in records:
         parts[is_held_out(key(record), percent)].append(record)
