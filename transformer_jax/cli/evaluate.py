@@ -42,6 +42,9 @@ def add_command(commands: Any) -> None:
     evaluate.add_argument("--config", metavar="FILE[:ARG]", help="take the data of this configuration instead")
     evaluate.add_argument("--split", metavar="NAME", help="which split of it, such as test_2016_flickr")
     evaluate.add_argument("--manual-dir", metavar="DIR", help="folder with the set's raw files")
+    evaluate.add_argument(
+        "--samples", type=int, default=0, metavar="N", help="report the first N inputs, outputs and references too [0]"
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -83,6 +86,7 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
         "exact_match": exact_match(outputs, references),
         **likelihood,
         "lines": len(pairs),
+        **_samples(arguments, sources, outputs, references),
         "seconds": round(seconds, 3),
         "beam": decoding.beam_size if arguments.beam is None else arguments.beam,
         "alpha": decoding.alpha if arguments.alpha is None else arguments.alpha,
@@ -122,6 +126,7 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
             "keeps": rule_shares(asked, written),
             "references_keep": rule_shares(asked, references),
             "gave_up": sum(bool(found[i][0].gave_up) for i in members),
+            **_samples(arguments, asked, written, references),
         }
     decoding = model.settings.decoding
     return report | {
@@ -176,6 +181,12 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
         "classes": per_class,
         "confusion": scores.confusion.tolist(),
         "texts": len(records),
+        **_samples(
+            arguments,
+            [record.text for record in records],
+            [classes[best] for best in probabilities.argmax(axis=1)],
+            [record.label for record in records],
+        ),
         "seconds": round(seconds, 3),
     }
 
@@ -191,6 +202,15 @@ def _likelihood(model: "Translator | CoupletWriter", sources: list[str], referen
         "perplexity_per_token": perplexity(nll, sum(len(score.tokens) for score in scored)),
         "perplexity_per_character": perplexity(nll, sum(map(len, references))),
     }
+
+
+def _samples(
+    arguments: argparse.Namespace, inputs: Sequence[str], outputs: Sequence[str], references: Sequence[str]
+) -> dict[str, Any]:
+    """What was read, said and expected, for the first few."""
+    rows = list(zip(inputs, outputs, references, strict=True))[: max(0, arguments.samples)]
+    names = ("input", "output", "reference")
+    return {"samples": [dict(zip(names, row, strict=True)) for row in rows]} if rows else {}
 
 
 def _pairs(arguments: argparse.Namespace, load_split: Callable[["DataConfig", str], Pairs]) -> Pairs:
