@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax import generation
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK
 from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator, SearchOptions
@@ -357,18 +356,3 @@ def test_a_prefix_longer_than_the_table_of_positions_is_told(learned):
         generator.generate(params, [[5, EOS]] * 2, GREEDY, [[4], [4] * 10])
     with pytest.raises(UserError, match="prefix has 10 tokens"):
         list(generator.stream(params, [5, EOS], GREEDY, [4] * 10))
-
-
-def test_a_batch_has_no_more_tokens_than_fit(monkeypatch):
-    monkeypatch.setattr(generation, "TOKENS_AT_A_TIME", 128)
-    lengths = np.random.default_rng(0).integers(1, 300, 200).tolist()
-    seen = []
-    for length, rows, chosen in generation._batches(lengths, 64):
-        assert len(chosen) <= rows
-        # A single sentence is read however long it is.
-        assert rows * length <= 128 or rows == 1
-        assert all(lengths[i] <= length for i in chosen)
-        seen += chosen
-    assert sorted(seen) == list(range(200))
-    assert {rows for _, rows, _ in generation._batches([16] * 20, 64)} == {8}
-    assert {rows for _, rows, _ in generation._batches([16] * 20, 4)} == {4}

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from transformer_jax.data.by_length import batches_by_length, padded, round_up
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK
 from transformer_jax.decoding import (
     LogitsProcessor,
@@ -26,11 +27,6 @@ from transformer_jax.decoding import (
 from transformer_jax.errors import UserError
 from transformer_jax.losses import smoothed_cross_entropy
 from transformer_jax.models import AttentionWeights, Cache, Memory, Seq2Seq
-
-LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
-"""Sentences are padded to the next of these, longer ones to a multiple of the last; one compilation each."""
-TOKENS_AT_A_TIME = 16_384
-"""A batch has at most so many source tokens, padding included, which bounds memory."""
 
 
 class Hypothesis(NamedTuple):
@@ -144,9 +140,9 @@ class Generator:
         root = jax.random.key(options.seed)
         static = replace(options, seed=0)
         pending = []
-        for length, rows, chosen in _batches([len(s) for s in sources], self.batch_size):
-            source = _padded([sources[i] for i in chosen], rows, length)
-            prefix = _padded([prefixes[i] for i in chosen], rows, _round_up(max(len(prefixes[i]) for i in chosen)))
+        for length, rows, chosen in batches_by_length([len(s) for s in sources], self.batch_size):
+            source = padded([sources[i] for i in chosen], rows, length)
+            prefix = padded([prefixes[i] for i in chosen], rows, round_up(max(len(prefixes[i]) for i in chosen)))
             limits = np.ones(rows, np.int32)
             limits[: len(chosen)] = [self._limit(len(sources[i]), len(prefixes[i]), options) for i in chosen]
             # A sentence draws by its place among all, not by its place in the batch.
@@ -192,9 +188,9 @@ class Generator:
             UserError: if the prefix is longer than the model's table of positions.
         """
         self._check_prefix(prefix)
-        memory = _remember(self.graphdef, params, _padded([source], 1, _round_up(len(source))))
+        memory = _remember(self.graphdef, params, padded([source], 1, round_up(len(source))))
         limit = self._limit(len(source), len(prefix), options)
-        max_length = _round_up(limit)
+        max_length = round_up(limit)
         draws = options.temperature > 0
         tokens = stream(
             lambda tokens, cache: _step(self.graphdef, params, tokens, cache, memory),
@@ -220,9 +216,9 @@ class Generator:
         """The log-probability of each token of each target; all end with the end of sentence."""
         scores: list[Float[np.ndarray, " T"]] = [np.zeros(0, np.float32)] * len(sources)
         lengths = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
-        for length, rows, chosen in _batches(lengths, self.batch_size):
-            source = _padded([sources[i] for i in chosen], rows, length)
-            labels = _padded([targets[i] for i in chosen], rows, length)
+        for length, rows, chosen in batches_by_length(lengths, self.batch_size):
+            source = padded([sources[i] for i in chosen], rows, length)
+            labels = padded([targets[i] for i in chosen], rows, length)
             found = np.asarray(_score(self.graphdef, params, source, labels))
             for row, i in enumerate(chosen):
                 scores[i] = found[row, : len(targets[i])]
@@ -231,8 +227,8 @@ class Generator:
     def attention(self, params: Any, source: Sequence[int], target: Sequence[int]) -> AttentionWeights:
         """Every attention weight of one sentence pair; both end with the end of sentence. No batch axis."""
         s, t = len(source), len(target)
-        padded = _padded([source], 1, _round_up(s)), _padded([[BOS, *target[:-1]]], 1, _round_up(t))
-        encoder, decoder, cross = (np.asarray(part)[0] for part in _attention(self.graphdef, params, *padded))
+        sides = padded([source], 1, round_up(s)), padded([[BOS, *target[:-1]]], 1, round_up(t))
+        encoder, decoder, cross = (np.asarray(part)[0] for part in _attention(self.graphdef, params, *sides))
         return AttentionWeights(encoder[..., :s, :s], decoder[..., :t, :t], cross[..., :t, :s])
 
     def _check_prefix(self, prefix: Sequence[int]) -> None:
@@ -248,31 +244,6 @@ class Generator:
         if options.max_length is not None:
             limits.append(options.max_length + 1)
         return max(min(limit for limit in limits if limit is not None), prefix_length + 1)
-
-
-def _round_up(length: int) -> int:
-    """The padded length."""
-    return next((n for n in LENGTHS if n >= length), -(-length // LENGTHS[-1]) * LENGTHS[-1])
-
-
-def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, list[int]]]:
-    """Cut sentences into batches of one padded length: (length, rows, which sentences)."""
-    groups: dict[int, list[int]] = {}
-    for i, length in enumerate(lengths):
-        groups.setdefault(_round_up(length), []).append(i)
-    for length, members in sorted(groups.items()):
-        most = max(1, min(batch_size, TOKENS_AT_A_TIME // length))
-        for start in range(0, len(members), most):
-            chosen = members[start : start + most]
-            rows = next(n for n in (1, min(8, most), most) if n >= len(chosen))
-            yield length, rows, chosen
-
-
-def _padded(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Int[np.ndarray, "B T"]:
-    padded = np.full((rows, length), PAD, np.int32)
-    for row, sentence in enumerate(sentences):
-        padded[row, : len(sentence)] = sentence
-    return padded
 
 
 def _stacked(sentences: Sequence[Any], rows: int, length: int) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.data.batching import Batches, Position, prefetch
-from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs, real_token_share
+from transformer_jax.data.collate import collate_pairs, real_token_share
 from transformer_jax.data.text import read_pairs
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, train_pair
 from transformer_jax.errors import UserError
@@ -63,20 +63,6 @@ def take(batches, count, position=None):
 
 def equal(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def test_collate_by_hand():
-    rows = [[(np.array([7, 8, EOS]), np.array([9, EOS])), (np.array([5, EOS]), np.array([6, 4, EOS]))]]
-    batch = collate_pairs(rows, row_length=6, num_rows=2)
-    assert batch.source.tolist() == [[7, 8, EOS, 5, EOS, 0], [0] * 6]
-    assert batch.source_segments.tolist() == [[1, 1, 1, 2, 2, 0], [0] * 6]
-    assert batch.source_positions.tolist() == [[0, 1, 2, 0, 1, 0], [0] * 6]
-    assert batch.target.tolist() == [[BOS, 9, BOS, 6, 4, 0], [0] * 6]
-    assert batch.labels.tolist() == [[9, EOS, 6, 4, EOS, 0], [0] * 6]
-    assert batch.target_segments.tolist() == [[1, 1, 2, 2, 2, 0], [0] * 6]
-    assert batch.target_positions.tolist() == [[0, 1, 0, 1, 2, 0], [0] * 6]
-    assert all(field.dtype == np.int32 for field in batch)
-    assert real_token_share(batch) == 10 / 24
 
 
 @pytest.mark.parametrize("batching", ["pack", "bucket"])
@@ -279,15 +265,3 @@ def test_prefetch_raises_in_turn():
     with pytest.raises(UserError, match="broken"):
         next(stream)
     assert not prefetch_threads()
-
-
-def test_batch_fields_are_those_documented():
-    assert Seq2SeqBatch._fields == (
-        "source",
-        "source_segments",
-        "source_positions",
-        "target",
-        "target_segments",
-        "target_positions",
-        "labels",
-    )
