@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from transformer_jax.attention import padding_mask as padding_mask
     from transformer_jax.attention import scaled_dot_product_attention as scaled_dot_product_attention
     from transformer_jax.attention import segment_mask as segment_mask
+    from transformer_jax.bundle import Classification as Classification
+    from transformer_jax.bundle import CoupletWriter as CoupletWriter
+    from transformer_jax.bundle import TextClassifier as TextClassifier
     from transformer_jax.bundle import Translation as Translation
     from transformer_jax.bundle import Translator as Translator
     from transformer_jax.bundle import load as load
     from transformer_jax.bundle import save_bundle as save_bundle
+    from transformer_jax.couplets import Rules as Rules
+    from transformer_jax.couplets import judge as judge
     from transformer_jax.errors import UserError as UserError
     from transformer_jax.generation import Generator as Generator
     from transformer_jax.generation import SearchOptions as SearchOptions
@@ -25,12 +30,15 @@ if TYPE_CHECKING:
     from transformer_jax.layers import EncoderLayer as EncoderLayer
     from transformer_jax.layers import FeedForward as FeedForward
     from transformer_jax.layers import MultiHeadAttention as MultiHeadAttention
+    from transformer_jax.models import Classifier as Classifier
     from transformer_jax.models import Decoder as Decoder
     from transformer_jax.models import Encoder as Encoder
     from transformer_jax.models import ModelConfig as ModelConfig
     from transformer_jax.models import Seq2Seq as Seq2Seq
     from transformer_jax.models import split as split
     from transformer_jax.positions import sinusoidal_positions as sinusoidal_positions
+    from transformer_jax.prediction import Predictor as Predictor
+    from transformer_jax.writing import Reply as Reply
 
 _NAMES = {
     "attention": (
@@ -40,12 +48,23 @@ _NAMES = {
         "scaled_dot_product_attention",
         "segment_mask",
     ),
-    "bundle": ("Translation", "Translator", "load", "save_bundle"),
+    "bundle": (
+        "Classification",
+        "CoupletWriter",
+        "TextClassifier",
+        "Translation",
+        "Translator",
+        "load",
+        "save_bundle",
+    ),
+    "couplets": ("Rules", "judge"),
     "errors": ("UserError",),
     "generation": ("Generator", "SearchOptions"),
     "layers": ("DecoderLayer", "EncoderLayer", "FeedForward", "MultiHeadAttention"),
-    "models": ("Decoder", "Encoder", "ModelConfig", "Seq2Seq", "split"),
+    "models": ("Classifier", "Decoder", "Encoder", "ModelConfig", "Seq2Seq", "split"),
     "positions": ("sinusoidal_positions",),
+    "prediction": ("Predictor",),
+    "writing": ("Reply",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
