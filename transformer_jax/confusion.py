@@ -67,14 +67,26 @@ def save_confusion_picture(path: str | Path, matrix: Int[np.ndarray, "C C"], nam
         ValueError: if there are not as many names as classes.
     """
     _check_names(matrix, names)
+    check_picture(path)
     path = Path(path)
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise UserError(f"{path} cannot be drawn; name a picture that ends in {' or '.join(PICTURE_SUFFIXES)}.")
     content = _draw(matrix, names, path.suffix.lower().removeprefix("."))
     try:
         write_atomically(path, content)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name a file in a folder of yours.") from error
+
+
+def check_picture(path: str | Path) -> None:
+    """Do nothing, unless there could not be a picture of this name; to be asked before the work that it shows.
+
+    Raises:
+        UserError: if the name ends otherwise than `PICTURE_SUFFIXES`, or its folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise UserError(f"{path} cannot be drawn; name a picture that ends in {' or '.join(PICTURE_SUFFIXES)}.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written (No such file or directory); name a file in a folder of yours.")
 
 
 def _draw(matrix: Int[np.ndarray, "C C"], names: Sequence[str], form: str) -> bytes:

@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.bundle.toys import SETTINGS, tiny_config, tiny_params, tiny_tokenizer, write_bundle
-from transformer_jax.bundle import load, save_bundle
+from tests.bundle.toys import (
+    SETTINGS,
+    tiny_config,
+    tiny_params,
+    tiny_tokenizer,
+    write_bundle,
+    write_classifier,
+    write_couplet_writer,
+)
+from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator, load, save_bundle
 from transformer_jax.errors import UserError
 
 
@@ -48,6 +56,14 @@ def test_what_was_saved_is_loaded(folder):
     assert (model.settings.source_language, model.settings.target_language) == ("de", "en")
     assert (model.settings.decoding.beam_size, model.settings.decoding.alpha) == (2, 0.6)
     assert jax.tree.all(jax.tree.map(np.array_equal, model.params, tiny_params(config)))
+
+
+@pytest.mark.parametrize(
+    ("write_model", "kind"),
+    [(write_bundle, Translator), (write_classifier, TextClassifier), (write_couplet_writer, CoupletWriter)],
+)
+def test_the_task_tells_what_a_model_is_loaded_as(tmp_path, write_model, kind):
+    assert type(load(write_model(tmp_path / "model"))) is kind
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(folder, tmp_path):
@@ -101,6 +117,23 @@ def test_the_card_tells_facts_sizes_and_limits(folder):
     )
     for text in expected:
         assert text in card
+
+
+def test_the_card_of_a_classifier(tmp_path):
+    card = (write_classifier(tmp_path / "model", max_length=1000) / "README.md").read_text(encoding="utf-8")
+    expected = (
+        "# A model for text classification: bee, cat, dog\n",
+        "| layers | 1 + 0 |",
+        "| vocabulary | 15 source, 0 target tokens |",
+        "the first 1,000 tokens",
+    )
+    assert [text for text in expected if text not in card] == []
+
+
+def test_the_card_of_a_couplet_model(tmp_path):
+    card = (write_couplet_writer(tmp_path / "model") / "README.md").read_text(encoding="utf-8")
+    expected = ("# A model for Chinese couplets (对联)\n", "1,023 characters", "| layers | 1 + 1 |")
+    assert [text for text in expected if text not in card] == []
 
 
 def edit(path: Path, change) -> None:
@@ -183,6 +216,7 @@ BROKEN = {
     "model is a number": (in_config(lambda c: c.update(model=3)), ["config.json: model"]),
     "ill-typed size": (in_config(lambda c: c["model"].update(d_ff="8")), ["model.d_ff", "'8'", "int"]),
     "negative size": (in_config(lambda c: c["model"].update(d_ff=-8)), ["model.d_ff", "-8"]),
+    "no target vocabulary": (in_config(lambda c: c["model"].update(target_vocab_size=0)), ["target_vocab_size", "0"]),
     "no divisor": (in_config(lambda c: c["model"].update(num_heads=3)), ["model.num_heads", "3"]),
     "endless layers": (in_config(lambda c: c["model"].update(num_encoder_layers=10**9)), ["1,000,000,001 layers"]),
     "giant width": (in_config(lambda c: c["model"].update(d_model=2**30)), ["model.safetensors", "1073741824"]),
@@ -214,6 +248,28 @@ def test_a_broken_model_is_refused_in_one_sentence(folder, case):
     assert [text for text in expected if text not in message] == []
     assert "\n" not in message
     assert time.monotonic() - start < 10
+
+
+CLASSIFIERS = {
+    "another number of classes": (lambda c: c["settings"]["classes"].append("emu"), ["3 outputs", "4 classes"]),
+    "one class": (lambda c: c["model"].update(num_classes=1), ["num_classes", "at least 2"]),
+    "no classes": (lambda c: c["model"].update(num_classes=0), ["num_classes", "at least 2"]),
+    "a class that is no name": (lambda c: c["settings"]["classes"].append(3), ["settings.classes", "3", "str"]),
+    "another task": (lambda c: c.update(task="translation"), ["settings.classes"]),
+    "unknown pooling": (lambda c: c["model"].update(pooling="max"), ["pooling", "'max'"]),
+}
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_a_broken_classifier_is_refused_in_one_sentence(tmp_path, case):
+    change, expected = CLASSIFIERS[case]
+    folder = write_classifier(tmp_path / "model")
+    edit(folder / "config.json", change)
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    message = str(caught.value)
+    assert [text for text in expected if text not in message] == []
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["nowhere", "config.json"])

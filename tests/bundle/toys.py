@@ -1,4 +1,4 @@
-"""A tiny translation model with random weights: quick to compile, and different outputs for different inputs."""
+"""Tiny models with random weights: quick to compile, and different outputs for different inputs."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from flax import nnx
 
 from transformer_jax.bundle import save_bundle
 from transformer_jax.data.tokenizers import TokenizerPair, train_pair
-from transformer_jax.models import ModelConfig, Seq2Seq, split
+from transformer_jax.models import Classifier, ModelConfig, Seq2Seq, split
 
 SETTINGS = {
     "source_language": "de",
@@ -16,13 +16,16 @@ SETTINGS = {
 }
 TEXTS = ["abc", "", "cab ab", "Bad", " \t", "decade", "??"]
 """At most seven characters, so that all are searched in one padded length, which is compiled once."""
+CLASSES = ("bee", "cat", "dog")
+CHARACTERS = "天地花草春秋风雨山水日月云霞江海松竹梅兰东西南北一二三四五六七八九十大小长短高低来去有无前后古今红绿青白黑黄金玉石铁"
+MARKS = "，、；"
 
 
-def tiny_tokenizer() -> TokenizerPair:
-    return train_pair("char", ["abcde ABCDE"], [], vocab_size=50, joint=True)
+def tiny_tokenizer(characters: str = "abcde ABCDE") -> TokenizerPair:
+    return train_pair("char", [characters], [], vocab_size=200, joint=True)
 
 
-def tiny_config(tokenizer: TokenizerPair) -> ModelConfig:
+def tiny_config(tokenizer: TokenizerPair, *, num_classes: int = 0) -> ModelConfig:
     return ModelConfig(
         d_model=8,
         num_heads=2,
@@ -30,26 +33,40 @@ def tiny_config(tokenizer: TokenizerPair) -> ModelConfig:
         num_encoder_layers=1,
         num_decoder_layers=1,
         source_vocab_size=tokenizer.source.vocab_size,
-        target_vocab_size=tokenizer.target.vocab_size,
+        target_vocab_size=0 if num_classes else tokenizer.target.vocab_size,
+        num_classes=num_classes,
     )
 
 
 def tiny_params(config: ModelConfig, seed: int = 0) -> dict:
-    _, params = split(Seq2Seq(config, rngs=nnx.Rngs(seed)))
+    _, params = split((Classifier if config.num_classes else Seq2Seq)(config, rngs=nnx.Rngs(seed)))
     # Larger weights than those a training starts from make decided outputs.
     return jax.tree.map(lambda x: 3 * x, params)
 
 
 def write_bundle(path: Path, *, seed: int = 0, **settings: object) -> Path:
-    tokenizer = tiny_tokenizer()
-    config = tiny_config(tokenizer)
+    """A translator."""
+    return _write(path, "translation", tiny_tokenizer(), SETTINGS | settings, seed=seed)
+
+
+def write_classifier(path: Path, **settings: object) -> Path:
+    return _write(path, "classification", tiny_tokenizer(), {"classes": CLASSES} | settings)
+
+
+def write_couplet_writer(path: Path, **settings: object) -> Path:
+    decoding = {"beam_size": 2, "batch_size": 8}
+    return _write(path, "couplet", tiny_tokenizer(CHARACTERS + MARKS), {"decoding": decoding} | settings)
+
+
+def _write(path: Path, task: str, tokenizer: TokenizerPair, settings: dict[str, object], *, seed: int = 0) -> Path:
+    config = tiny_config(tokenizer, num_classes=len(CLASSES) if task == "classification" else 0)
     save_bundle(
         path,
-        task="translation",
+        task=task,
         model_config=config,
         params=tiny_params(config, seed),
         tokenizer_files=tokenizer.files(),
-        settings=SETTINGS | settings,
+        settings=settings,
         scores={"bleu": 12.345678, "bleu_signature": "nrefs:1|case:mixed"},
         origin={"data": "random", "command": "pytest tests"},
     )

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformer_jax.errors import UserError
 from transformer_jax.files import write_atomically
@@ -55,10 +56,17 @@ def write(text: str, path: str | None = None) -> None:
 
 def write_report(report: Mapping[str, object]) -> None:
     """Write one JSON object, null in place of what JSON has no word for."""
-    finite = {name: None if value in (math.inf, -math.inf) else value for name, value in report.items()}
-    write(json.dumps(finite, ensure_ascii=False) + "\n")
+    write(json.dumps(_finite(report), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def progress(message: str) -> None:
     """Tell a person, on standard error."""
     print(f"transformer-jax: {message}", file=sys.stderr, flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

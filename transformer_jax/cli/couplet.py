@@ -38,7 +38,12 @@ def add_command(commands: Any) -> None:
         help="lower lines to each [1]; above 1, the output is LINE<TAB>LOWER<TAB>SCORE",
     )
     couplet.add_argument("--rules", metavar="RULES", help="what lower lines keep to, see below [the model's]")
-    couplet.add_argument("--explain", action="store_true", help="print a table of which rule holds where")
+    couplet.add_argument(
+        "--explain",
+        action="store_true",
+        help="print a table below each: the lines with their tones (平 level, 仄 oblique, 通 either), and × where a rule "
+        "is broken",
+    )
     couplet.add_argument("--sample", action="store_true", help="draw instead of search, at temperature 1 unless given")
     add_sampling(couplet)
     couplet.add_argument("--output", metavar="FILE", help="write to FILE instead, whole or not at all")
@@ -69,7 +74,7 @@ def _couplet(arguments: argparse.Namespace) -> None:
         for reply in replies:
             lines.append(f"{number}\t" * (arguments.n > 1) + f"{reply.text}\t{reply.score:.4f}")
             if arguments.explain:
-                lines.append(explain(upper, reply.text, reply.gave_up))
+                lines.append(explain(upper, reply.text, reply.gave_up) + "\n")
         _remark(number, replies, model.known_share(upper))
     write("".join(line + "\n" for line in lines), arguments.output)
 

@@ -100,6 +100,11 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
 
     _refuse(arguments, "couplets", "data", "picture", "alpha")
     pairs = [("".join(u.split()), "".join(v.split())) for u, v in _pairs(arguments, load_couplets)]
+    for number, (upper, lower) in enumerate(pairs, start=1):
+        if not (upper and lower):
+            where = f"{arguments.reference if upper else arguments.source}, line {number:,}"
+            where = f"{arguments.config} {arguments.split}, couplet {number:,}" if arguments.config else where
+            raise UserError(f"{where} is blank; write a line there, or drop the couplet.")
     uppers = [upper for upper, _ in pairs]
     progress(f"writing lower lines to {len(pairs):,} upper lines")
     start = time.perf_counter()
@@ -139,12 +144,14 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
 def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> dict[str, Any]:
     import numpy as np
 
-    from transformer_jax.confusion import confusion_table, save_confusion_picture
+    from transformer_jax.confusion import check_picture, confusion_table, save_confusion_picture
     from transformer_jax.data.labelled import read_labelled
     from transformer_jax.data.texts import load_texts
     from transformer_jax.metrics import classification_scores
 
     _refuse(arguments, "classification", "source", "reference", "beam", "alpha", "rules")
+    if arguments.picture:
+        check_picture(arguments.picture)
     classes = model.settings.classes
     if arguments.data and not any((arguments.config, arguments.split, arguments.manual_dir)):
         records = read_labelled(arguments.data, classes=classes)

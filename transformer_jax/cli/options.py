@@ -44,5 +44,7 @@ def load_as(kind: type[Model], path: str) -> Model:
 
     model = load(path)
     if not isinstance(model, kind):
-        raise UserError(f"{path} holds a model for transformer-jax {_COMMANDS[type(model).__name__]}; use that.")
+        raise UserError(
+            f"{path} holds a model for another task; use transformer-jax {_COMMANDS[type(model).__name__]}."
+        )
     return model

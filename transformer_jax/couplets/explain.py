@@ -31,7 +31,8 @@ def explain(upper: str, lower: str, gave_up: tuple[str, ...] = ()) -> str:
     ]
     for name in NAMES:
         broken = verdict.broken[name]
-        remark = "kept" if not broken else "given up" if name in gave_up else f"broken at {len(broken)}"
+        count = f"broken at {len(broken)} place{'s' * (len(broken) > 1)}"
+        remark = "kept" if not broken else f"{count}, given up" if name in gave_up else count
         rows.append((name, [_BROKEN if place in broken else _KEPT for place in places], remark))
     lines = []
     for name, cells, remark in rows:

@@ -1,0 +1,52 @@
+import sys
+
+import pytest
+
+from transformer_jax.bundle import Translator
+from transformer_jax.cli import main
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])
+def test_quiet_ends(run, monkeypatch, error, status):
+    def raise_it(*_, **__):
+        raise error
+
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # the test's own stdout is still needed
+    monkeypatch.setattr(Translator, "search", raise_it)
+    assert run("translate", "abc") == (status, "", "")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["paint"],
+        ["couplet"],
+        ["couplet", "--model", "x", "--n", "many"],
+        ["translate"],
+        ["translate", "--model", "x", "--beam", "many"],
+    ],
+)
+def test_usage_errors(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("translate", ["LINE<TAB>SCORE<TAB>TEXT"]),
+        ("classify", ["CLASS<TAB>PROBABILITY"]),
+        ("couplet", ["LOWER<TAB>SCORE", "LINE<TAB>LOWER<TAB>SCORE", "length,tones=2,distinct=off", "--explain"]),
+        ("evaluate", ["--data", "--source", "--config", "JSON"]),
+    ],
+)
+def test_help_documents_the_output_and_needs_no_jax(capsys, monkeypatch, command, expected):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert [text for text in expected if text not in shown] == []
