@@ -79,7 +79,7 @@ def test_what_is_too_long_is_cut(model):
 
 @pytest.mark.parametrize("blank", ["", " \t", "\u3000"])
 def test_a_blank_text_has_no_class(model, blank):
-    with pytest.raises(UserError, match="^Line 2 is blank, so it has no class; leave it out"):
+    with pytest.raises(UserError, match=r"^Line 2 is blank, so it has no class; leave it out"):
         model.classify(["abc", blank])
 
 
@@ -90,7 +90,7 @@ def test_what_is_no_text_is_refused(model, texts):
 
 
 def test_a_batch_has_at_least_one_text(model):
-    with pytest.raises(UserError, match="^batch_size is 0, but must be at least 1"):
+    with pytest.raises(UserError, match=r"^batch_size is 0, but must be at least 1"):
         model.classify(["abc"], batch_size=0)
 
 

@@ -127,12 +127,12 @@ def test_a_line_of_200_characters(model):
 
 @pytest.mark.parametrize("blank", ["", " \t", "\u3000"])
 def test_a_blank_line_has_no_answer(model, blank):
-    with pytest.raises(UserError, match="^Line 2 is blank; write an upper line"):
+    with pytest.raises(UserError, match=r"^Line 2 is blank; write an upper line"):
         model.reply(["天", blank])
 
 
 def test_a_line_that_is_too_long_is_named(model):
-    with pytest.raises(UserError, match="^Line 2 has 9 tokens, but the limit is 8; split it"):
+    with pytest.raises(UserError, match=r"^Line 2 has 9 tokens, but the limit is 8; split it"):
         with_settings(model, max_source_length=8).reply(["天地", "天地花草春秋风雨"])
 
 

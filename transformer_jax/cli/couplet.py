@@ -41,8 +41,8 @@ def add_command(commands: Any) -> None:
     couplet.add_argument(
         "--explain",
         action="store_true",
-        help="print a table below each: the lines with their tones (平 level, 仄 oblique, 通 either), and × where a rule "
-        "is broken",
+        help="print a table below each: the lines with their tones (平 level, 仄 oblique, 通 either), and × where a "
+        "rule is broken",
     )
     couplet.add_argument("--sample", action="store_true", help="draw instead of search, at temperature 1 unless given")
     add_sampling(couplet)

@@ -99,6 +99,8 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
     from transformer_jax.metrics import couplet_scores
 
     _refuse(arguments, "couplets", "data", "picture", "alpha")
+    decoding = model.settings.decoding
+    rules = Rules.parse(decoding.rules if arguments.rules is None else arguments.rules)
     pairs = [("".join(u.split()), "".join(v.split())) for u, v in _pairs(arguments, load_couplets)]
     for number, (upper, lower) in enumerate(pairs, start=1):
         if not (upper and lower):
@@ -108,7 +110,7 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
     uppers = [upper for upper, _ in pairs]
     progress(f"writing lower lines to {len(pairs):,} upper lines")
     start = time.perf_counter()
-    found = model.search(uppers, rules=arguments.rules, beam_size=arguments.beam, batch_size=arguments.batch_size)
+    found = model.search(uppers, rules=rules, beam_size=arguments.beam, batch_size=arguments.batch_size)
     seconds = time.perf_counter() - start
     groups = {"all": list(range(len(pairs)))}
     if arguments.config:
@@ -133,9 +135,8 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
             "gave_up": sum(bool(found[i][0].gave_up) for i in members),
             **_samples(arguments, asked, written, references),
         }
-    decoding = model.settings.decoding
     return report | {
-        "rules": str(Rules.parse(decoding.rules if arguments.rules is None else arguments.rules)),
+        "rules": str(rules),
         "seconds": round(seconds, 3),
         "beam": decoding.beam_size if arguments.beam is None else arguments.beam,
     }
