@@ -1,3 +1,4 @@
+import io
 import sys
 
 import pytest
@@ -23,6 +24,7 @@ def test_quiet_ends(run, monkeypatch, error, status):
         ["paint"],
         ["couplet"],
         ["couplet", "--model", "x", "--n", "many"],
+        ["classify", "--model", "x", "--rules", "none"],
         ["translate"],
         ["translate", "--model", "x", "--beam", "many"],
     ],
@@ -50,3 +52,15 @@ def test_help_documents_the_output_and_needs_no_jax(capsys, monkeypatch, command
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert [text for text in expected if text not in shown] == []
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["couplet", "--help"]])
+def test_help_is_shown_in_any_locale(monkeypatch, argv):
+    written = io.BytesIO()
+    stdout = io.TextIOWrapper(written, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    stdout.flush()
+    assert caught.value.code == 0
+    assert b"lower line" in written.getvalue()

@@ -20,7 +20,7 @@ def test_a_table_as_a_person_sees_it():
 
 
 def rows_of(table):
-    return {line.split()[0]: line for line in table.splitlines() if not line.startswith(" ")}
+    return {line.split()[0]: line for line in table.splitlines() if line[:1].strip()}
 
 
 @pytest.mark.parametrize(

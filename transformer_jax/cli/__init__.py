@@ -5,6 +5,7 @@ JAX takes seconds to import; functions that need what is built on it import it l
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: a mistake in the command line or its files, told in one sentence on stderr with nothing written.
     130: interrupted. 141: nobody reads the output any more.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Help names Chinese characters, which not every locale can write.
+        sys.stdout.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)

@@ -17,9 +17,10 @@ def add_command(commands: Any) -> None:
         "couplet",
         help="write the lower line of a couplet (对联)",
         description="Write the lower line to each UPPER line, or to each line of standard input (UTF-8): one line of "
-        "standard output each, LOWER<TAB>SCORE, the score being the log-probability over the length penalty. White "
-        "space within a line does not count.",
-        epilog="The rules are length, punctuation, repetition, distinct (no character of the upper line) and tones. "
+        "standard output each, LOWER<TAB>SCORE, the score being the log-probability, less the penalties of weighted "
+        "rules, over the length penalty. White space within a line does not count.",
+        epilog="The rules are length (equal), punctuation (at the same places), repetition (of characters, at the same "
+        "places and nowhere else), distinct (no character of the upper line) and tones (level against oblique, 平仄). "
         "RULES is a list such as length,tones=2,distinct=off: a name alone makes a rule hard, a number is the penalty "
         "in nats for each place that breaks it; none and all may begin the list. Where no line can keep all hard "
         "rules, a message on standard error says which were given up.",
