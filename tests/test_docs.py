@@ -62,8 +62,22 @@ def test_relative_links_resolve(path):
     assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
+def anchors(path):
+    """What a heading may be linked as: lower case, hyphens for spaces, no other signs."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", read(path), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_links_to_headings_resolve(path):
+    targets = re.findall(r"\]\(([\w./-]*\.md)?#([^)\s]+)\)", read(path))
+    assert [
+        (name, anchor) for name, anchor in targets if anchor not in anchors(path.parent / name if name else path)
+    ] == []
+
+
 def test_there_are_links_to_check():
-    for name in ("README.md", "README.zh-CN.md", "docs/paper.md"):
+    for name in ("README.md", "README.zh-CN.md", "docs/paper.md", "docs/classification.md", "docs/couplets.md"):
         assert LINK.findall(read(REPOSITORY / name))
 
 
@@ -93,7 +107,7 @@ def test_config_flags_name_fields(path):
     assert named <= set(fields())
 
 
-@pytest.mark.parametrize("command", ["translate", "evaluate"])
+@pytest.mark.parametrize("command", ["translate", "classify", "couplet", "evaluate"])
 def test_flags_of_the_command_exist(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
@@ -137,6 +151,6 @@ def resolve(name):
     return found
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_no_figure_is_left_to_be_filled_in(name):
-    assert "{{" not in (REPOSITORY / name).read_text(encoding="utf-8")
+@each_document
+def test_no_figure_is_left_to_be_filled_in(path):
+    assert not re.search(r"\{\{|TODO_", read(path))
