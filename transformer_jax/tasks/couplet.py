@@ -4,7 +4,6 @@ from transformer_jax.config import Config
 from transformer_jax.couplets import Rules, rule_shares
 from transformer_jax.data.couplets import load_training_data
 from transformer_jax.errors import UserError
-from transformer_jax.generation import SearchOptions
 from transformer_jax.metrics import couplet_scores
 from transformer_jax.steps import Params
 from transformer_jax.tasks.base import Evaluation
@@ -36,7 +35,7 @@ class CoupletTask(Seq2SeqTask):
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Perplexity, BLEU and the share of kept rules on the validation data; greedy search unless `final`."""
         uppers, references = (list(side) for side in zip(*self.validation, strict=True))
-        options = SearchOptions(beam_size=self.config.decoding.beam_size if final else 1)
+        options = self.search_options(final=final)
         found = write(self.generator, params, self.tokenizer.target, uppers, options, self.rules)
         outputs = [best.text for best, *_ in found]
         scores = {

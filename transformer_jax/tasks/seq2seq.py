@@ -16,7 +16,7 @@ from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
 from transformer_jax.data.tokenizers import EOS, pair_from_files, train_pair
 from transformer_jax.errors import UserError
-from transformer_jax.generation import Generator
+from transformer_jax.generation import Generator, SearchOptions
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.metrics import perplexity
 from transformer_jax.models import Seq2Seq, split, structure
@@ -116,6 +116,15 @@ class Seq2SeqTask:
             "loss": totals["loss"] / totals["weight"],
             "perplexity": perplexity(totals["loss"], totals["weight"]),
         }
+
+    def search_options(self, *, final: bool) -> SearchOptions:
+        """Of an evaluation: as configured if `final`, otherwise greedy."""
+        decoding = self.config.decoding
+        return SearchOptions(
+            beam_size=decoding.beam_size if final else 1,
+            alpha=decoding.alpha,
+            max_extra_tokens=decoding.max_extra_tokens,
+        )
 
     def _sides(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
         """The sources and the targets as the model is to see them."""

@@ -6,7 +6,6 @@ from transformer_jax.config import Config
 from transformer_jax.data.sources import load_pairs
 from transformer_jax.data.text import drop_blank_pairs
 from transformer_jax.errors import UserError
-from transformer_jax.generation import SearchOptions
 from transformer_jax.metrics import exact_match, translation_scores
 from transformer_jax.steps import Params
 from transformer_jax.tasks.base import Evaluation
@@ -47,13 +46,8 @@ class TranslationTask(Seq2SeqTask):
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Perplexity and BLEU on the validation data; greedy search unless `final`."""
         sources, references = (list(side) for side in zip(*self.validation, strict=True))
-        decoding = self.config.decoding
-        options = SearchOptions(
-            beam_size=decoding.beam_size if final else 1,
-            alpha=decoding.alpha,
-            max_extra_tokens=decoding.max_extra_tokens,
-        )
-        found = self.generator.generate(params, [source.tolist() for source, _ in self.validation_examples], options)
+        ids = [source.tolist() for source, _ in self.validation_examples]
+        found = self.generator.generate(params, ids, self.search_options(final=final))
         outputs = [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
         scores = {
             **self.likelihood(params),
