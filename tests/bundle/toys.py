@@ -54,12 +54,12 @@ def write_classifier(path: Path, **settings: object) -> Path:
 
 
 def write_couplet_writer(path: Path, **settings: object) -> Path:
-    decoding = {"beam_size": 2, "batch_size": 8}
+    decoding = {"beam_size": 2, "batch_size": 64}
     return _write(path, "couplet", tiny_tokenizer(CHARACTERS + MARKS), {"decoding": decoding} | settings)
 
 
-def _write(path: Path, task: str, tokenizer: TokenizerPair, settings: dict[str, object], *, seed: int = 0) -> Path:
-    config = tiny_config(tokenizer, num_classes=len(CLASSES) if task == "classification" else 0)
+def _write(path: Path, task: str, tokenizer: TokenizerPair, settings: dict, *, seed: int = 0) -> Path:
+    config = tiny_config(tokenizer, num_classes=len(settings.get("classes", ())))
     save_bundle(
         path,
         task=task,

@@ -112,7 +112,7 @@ def test_upper_lines_of_training_are_scored_apart(evaluate, couplet_writer, file
 
 def test_antitheses(evaluate, tmp_path):
     config = data_config(tmp_path, name="antitheses")
-    status, out, _ = evaluate("--config", config, "--split", "test", "--beam", 1, "--batch-size", 500)
+    status, out, _ = evaluate("--config", config, "--split", "test", "--beam", 1)
     report = json.loads(out)
     assert status == 0
     assert (report["all"]["lines"], "seen" in report) == (500, False)

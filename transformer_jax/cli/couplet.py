@@ -86,4 +86,5 @@ def _remark(number: int, replies: "list[Reply]", known_share: float) -> None:
     if given_up:
         progress(f"line {number:,}: no lower line can keep all hard rules; given up: {', '.join(given_up)}")
     if known_share < 0.5:
-        progress(f"line {number:,}: the model knows only {known_share:.0%} of its characters")
+        known = f"only {known_share:.0%}" if known_share else "none"
+        progress(f"line {number:,}: the model knows {known} of its characters")
