@@ -7,6 +7,8 @@ import pytest
 
 from transformer_jax.metrics import (
     classification_scores,
+    couplet_scores,
+    distinct,
     exact_match,
     expected_calibration_error,
     perplexity,
@@ -62,6 +64,29 @@ def test_perfect_and_hopeless():
     assert translation_scores(["", "", ""], REFERENCES)["bleu"] == 0
 
 
+def test_couplet_scores_count_characters():
+    lowers, references = ["日月同辉山河在", "春雨细无声"], ["日月同辉江河在", "春雨润无声"]
+    scores = couplet_scores(lowers, references)
+    spaced = [[" ".join(line) for line in lines] for lines in (lowers, references)]
+    assert scores["bleu"] == pytest.approx(bleu_by_definition(*spaced))
+    assert 0 < scores["bleu"] < 100
+    assert "tok:char" in scores["bleu_signature"]
+    assert scores["exact_match"] == 0
+    assert scores["distinct_1"] == 1
+    perfect = couplet_scores(references, references)
+    assert (perfect["bleu"], perfect["exact_match"]) == (pytest.approx(100), 1)
+    assert list(scores) == ["exact_match", "bleu", "bleu_signature", "distinct_1", "distinct_2"]
+
+
+def test_distinct_ngrams_by_hand():
+    lines = ["春风春雨", "春风"]
+    assert distinct(lines, 1) == 3 / 6
+    # 春风, 风春, 春雨 and 春风 again: none reaches from one line into the next.
+    assert distinct(lines, 2) == 3 / 4
+    assert distinct(lines, 5) == 0
+    assert distinct([], 1) == 0
+
+
 def test_exact_match():
     assert exact_match(["a", "b", "c ", "d"], ["a", "x", "c", "d"]) == 0.5
 
@@ -76,7 +101,7 @@ def test_a_perplexity_beyond_what_a_float_holds_is_infinite():
     assert perplexity(1e4, 100) == pytest.approx(math.exp(100))
 
 
-@pytest.mark.parametrize("score", [translation_scores, exact_match])
+@pytest.mark.parametrize("score", [translation_scores, couplet_scores, exact_match])
 @pytest.mark.parametrize(("hypotheses", "references"), [(["a", "b"], ["a"]), ([], [])])
 def test_unaligned_texts_are_refused(score, hypotheses, references):
     with pytest.raises(ValueError, match="cannot be scored"):
