@@ -1,10 +1,11 @@
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
-from transformer_jax.config import Config, default_config, from_config_dict, load_config_file
+from transformer_jax.config import Config, default_config, from_config_dict, load_config_file, read_config
 from transformer_jax.errors import UserError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
@@ -136,3 +137,18 @@ def test_a_config_file_that_gives_none_is_named_in_one_line(tmp_path, source, su
 def test_a_folder_is_no_config_file(tmp_path):
     with pytest.raises(UserError, match="is no file"):
         load_config_file(str(tmp_path))
+
+
+def test_the_config_of_a_run_is_read_back(tmp_path):
+    config = dataclasses.replace(Config(), seed=7)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dataclasses.asdict(config)))
+    assert read_config(str(path)) == config
+
+
+@pytest.mark.parametrize("content", ["{", '{"seed": "x"}', "[]", '{"sed": 1}'])
+def test_a_broken_config_of_a_run_is_told(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="config.json"):
+        read_config(str(path))

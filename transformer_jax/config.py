@@ -1,6 +1,7 @@
 """What an experiment is: frozen dataclasses, and the one crossing from ml_collections into them."""
 
 import dataclasses
+import json
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +182,22 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
         raise UserError(f"{argument} gives no config ({type(error).__name__}: {cause}); see its get_config.") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"get_config of {path} returns {type(config).__name__}, but must return a ConfigDict.")
+    return config
+
+
+def read_config(argument: str) -> Config:
+    """The config of a Python file, see `load_config_file`, or of the `config.json` that a run leaves.
+
+    Raises:
+        UserError: if there is no such file, or it holds no config.
+    """
+    if not argument.endswith(".json"):
+        return from_config_dict(load_config_file(argument))
+    try:
+        values = json.loads(Path(argument).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{argument} is no config of a run ({error}); name the one in a work folder.") from error
+    config: Config = build(Config, values, argument)
     return config
 
 

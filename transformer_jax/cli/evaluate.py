@@ -11,7 +11,7 @@ from transformer_jax.cli.options import ALPHA_HELP, add_model, add_search
 from transformer_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator
+    from transformer_jax.bundle import CoupletWriter, Score, TextClassifier, Translator
     from transformer_jax.config import DataConfig
 
 Pairs = Sequence[tuple[str, str]]
@@ -39,7 +39,7 @@ def add_command(commands: Any) -> None:
     evaluate.add_argument("--picture", metavar="FILE", help="draw the confusion matrix, as PNG or SVG")
     evaluate.add_argument("--source", metavar="FILE", help="sentences or upper lines, one a line, plain or gzip")
     evaluate.add_argument("--reference", metavar="FILE", help="what answers them, aligned line by line")
-    evaluate.add_argument("--config", metavar="FILE[:ARG]", help="take the data of this configuration instead")
+    evaluate.add_argument("--config", metavar="FILE[:ARG]", help="take the data of this configuration (or config.json)")
     evaluate.add_argument("--split", metavar="NAME", help="which split of it, such as test_2016_flickr")
     evaluate.add_argument("--manual-dir", metavar="DIR", help="folder with the set's raw files")
     evaluate.add_argument(
@@ -75,7 +75,7 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
 
     pairs = _pairs(arguments, load_split)
     sources, references = [source for source, _ in pairs], [reference for _, reference in pairs]
-    likelihood = _likelihood(model, sources, references)
+    scored = _scores(model, pairs)
     progress(f"translating {len(pairs):,} lines")
     start = time.perf_counter()
     outputs = model.translate(sources, beam_size=arguments.beam, alpha=arguments.alpha, batch_size=arguments.batch_size)
@@ -84,7 +84,7 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
     return {
         **translation_scores(outputs, references),
         "exact_match": exact_match(outputs, references),
-        **likelihood,
+        **_perplexities(scored, references),
         "lines": len(pairs),
         **_samples(arguments, sources, outputs, references),
         "seconds": round(seconds, 3),
@@ -95,7 +95,7 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
 
 def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str, Any]:
     from transformer_jax.couplets import Rules, rule_shares
-    from transformer_jax.data.couplets import load_couplets, seen_uppers
+    from transformer_jax.data.couplets import load_couplets, load_training_data, seen_uppers
     from transformer_jax.metrics import couplet_scores
 
     _refuse(arguments, "couplets", "data", "picture", "alpha")
@@ -114,12 +114,13 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
     seconds = time.perf_counter() - start
     groups = {"all": list(range(len(pairs)))}
     if arguments.config:
-        data = _data_of(arguments)
-        seen = seen_uppers(uppers, load_couplets(data, data.train_split))
+        data = load_training_data(_data_of(arguments))
+        seen = seen_uppers(uppers, [*data.train, *data.validation])
         groups |= {
             name: [i for i, known in enumerate(seen) if known == wanted]
             for name, wanted in (("unseen", False), ("seen", True))
         }
+    scored = _scores(model, pairs)
     report: dict[str, Any] = {}
     for name, members in groups.items():
         if not members:
@@ -128,7 +129,7 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
         references = [pairs[i][1] for i in members]
         report[name] = {
             "lines": len(members),
-            **_likelihood(model, asked, references),
+            **_perplexities([scored[i] for i in members], references),
             **couplet_scores(written, references),
             "keeps": rule_shares(asked, written),
             "references_keep": rule_shares(asked, references),
@@ -199,12 +200,15 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
     }
 
 
-def _likelihood(model: "Translator | CoupletWriter", sources: list[str], references: list[str]) -> dict[str, float]:
+def _scores(model: "Translator | CoupletWriter", pairs: Pairs) -> "list[Score]":
+    progress(f"scoring {len(pairs):,} references")
+    return model.score([source for source, _ in pairs], [reference for _, reference in pairs])
+
+
+def _perplexities(scored: "Sequence[Score]", references: Sequence[str]) -> dict[str, float]:
     """Perplexity of the references: end of sentence included, over tokens with it and characters without."""
     from transformer_jax.metrics import perplexity
 
-    progress(f"scoring {len(references):,} references")
-    scored = model.score(sources, references)
     nll = -sum(score.log_prob for score in scored)
     return {
         "perplexity_per_token": perplexity(nll, sum(len(score.tokens) for score in scored)),
@@ -229,8 +233,7 @@ def _pairs(arguments: argparse.Namespace, load_split: Callable[["DataConfig", st
     if all(files) and not any((*experiment, arguments.manual_dir)):
         pairs: Pairs = read_pairs(*files)
     elif all(experiment) and not any(files):
-        split = load_split(_data_of(arguments), arguments.split)
-        pairs = [split[i] for i in range(len(split))]
+        pairs = list(load_split(_data_of(arguments), arguments.split))
     else:
         raise UserError("evaluate needs either --source and --reference, or --config and --split.")
     if not any(reference for _, reference in pairs):
@@ -239,9 +242,9 @@ def _pairs(arguments: argparse.Namespace, load_split: Callable[["DataConfig", st
 
 
 def _data_of(arguments: argparse.Namespace) -> "DataConfig":
-    from transformer_jax.config import from_config_dict, load_config_file
+    from transformer_jax.config import read_config
 
-    data = from_config_dict(load_config_file(arguments.config)).data
+    data = read_config(arguments.config).data
     return data if arguments.manual_dir is None else dataclasses.replace(data, manual_dir=arguments.manual_dir)
 
 
