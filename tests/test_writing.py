@@ -59,21 +59,22 @@ def random_uppers(count, longest=34, seed=0):
     return uppers
 
 
-def test_every_one_of_10_000_lines_keeps_the_hard_rules(writer):
-    uppers = random_uppers(10_000)
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_every_line_keeps_the_hard_rules(writer, count):
+    uppers = random_uppers(count)
     replies = writer(uppers)
     assert [len(found) for found in replies] == [1] * len(uppers)
     for upper, [reply] in zip(uppers, replies, strict=True):
         assert set(HARD) <= set(judge(upper, reply.text).kept), (upper, reply)
         assert reply.gave_up == ()
-    assert len({reply.text for [reply] in replies}) > 9_000
-    assert sum(any(character in upper for character in RARE) for upper in uppers) > 5_000
+    assert len({reply.text for [reply] in replies}) > 0.9 * count
+    assert sum(any(character in upper for character in RARE) for upper in uppers) > 0.5 * count
 
 
 @pytest.mark.parametrize("options", [BEAM, SAMPLES], ids=["beam", "sample"])
 def test_tones_may_be_hard_too_and_what_is_given_up_is_told(writer, options):
-    """Classes that need both tones soon run out of characters that have them."""
-    uppers = random_uppers(60, longest=14, seed=1)
+    """More different characters than the vocabulary has others leave none to answer with."""
+    uppers = [*random_uppers(60, longest=14, seed=1), CHARACTERS[:30], CHARACTERS[20:50]]
     rules = Rules.parse("all")
     replies = writer(uppers, options, rules)
     for upper, found in zip(uppers, replies, strict=True):
