@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import numerals
+from configs import classification_sample, numerals
 from transformer_jax.bundle import load
 from transformer_jax.config import from_config_dict
 from transformer_jax.errors import UserError
-from transformer_jax.tasks import Evaluation, translation
+from transformer_jax.tasks import TASKS, Evaluation, classification, translation
 from transformer_jax.training import loop, run
 
 
@@ -37,9 +37,15 @@ def compile_once(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def few_pairs(monkeypatch):
-    load_pairs, sizes = translation.load_pairs, {"train": 200, "validation": 9}
+def few_records(monkeypatch):
+    load_pairs, load_texts, sizes = translation.load_pairs, classification.load_texts, {"train": 200, "validation": 9}
+
+    def few_texts(config, split):
+        texts, classes = load_texts(config, split)
+        return texts[: sizes[split]], classes
+
     monkeypatch.setattr(translation, "load_pairs", lambda config, split: load_pairs(config, split)[: sizes[split]])
+    monkeypatch.setattr(classification, "load_texts", few_texts)
 
 
 @pytest.fixture
@@ -54,13 +60,24 @@ def scores(monkeypatch):
             numbers = dict.fromkeys(self.metrics, score)
             return Evaluation(numbers, [("one", "two", "three")])
 
-        monkeypatch.setattr(translation.TranslationTask, "evaluate", evaluate)
+        for task in TASKS.values():
+            monkeypatch.setattr(task, "evaluate", evaluate)
 
     return replace
 
 
 def small(**training):
-    config = numerals.get_config()
+    return shrunk(numerals.get_config(), training)
+
+
+def small_classifier(**training):
+    config = classification_sample.get_config()
+    config.tokenizer.kind = "word"
+    config.model.token_dropout_rate = 0.1
+    return shrunk(config, training)
+
+
+def shrunk(config, training):
     config.model.update(d_model=16, num_heads=2, d_ff=16, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)
     config.tokenizer.vocab_size = 60
     config.data.update(max_length=32, row_length=32, tokens_per_batch=256)
@@ -145,10 +162,10 @@ def test_a_run_from_config_to_model(tmp_path):
     assert set(task.metrics) == {name for name, value in evaluation.scores.items() if isinstance(value, float)}
 
 
-@pytest.mark.parametrize("killed_at", [5, 11])
-def test_a_killed_run_goes_on_exactly(tmp_path, monkeypatch, scores, killed_at):
+@pytest.mark.parametrize(("make_config", "killed_at"), [(small, 5), (small, 11), (small_classifier, 5)])
+def test_a_killed_run_goes_on_exactly(tmp_path, monkeypatch, scores, make_config, killed_at):
     """Between a line of the log and an evaluation; and after both."""
-    config = small(ema_decay=0.9)
+    config = make_config(ema_decay=0.9)
     scores(1.0, 2.0, 3.0)
     run(config, tmp_path / "whole")
     scores(*([1.0, 2.0, 3.0] if killed_at < 7 else [1.0]))
