@@ -150,5 +150,5 @@ def test_the_config_of_a_run_is_read_back(tmp_path):
 def test_a_broken_config_of_a_run_is_told(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content)
-    with pytest.raises(UserError, match="config.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         read_config(str(path))
