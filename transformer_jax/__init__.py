@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformer_jax.bundle import load as load
     from transformer_jax.bundle import save_bundle as save_bundle
     from transformer_jax.couplets import Rules as Rules
+    from transformer_jax.couplets import Verdict as Verdict
+    from transformer_jax.couplets import explain as explain
     from transformer_jax.couplets import judge as judge
     from transformer_jax.errors import UserError as UserError
     from transformer_jax.generation import Generator as Generator
@@ -57,7 +59,7 @@ _NAMES = {
         "load",
         "save_bundle",
     ),
-    "couplets": ("Rules", "judge"),
+    "couplets": ("Rules", "Verdict", "explain", "judge"),
     "errors": ("UserError",),
     "generation": ("Generator", "SearchOptions"),
     "layers": ("DecoderLayer", "EncoderLayer", "FeedForward", "MultiHeadAttention"),

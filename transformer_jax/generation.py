@@ -142,14 +142,18 @@ class Generator:
         pending = []
         for length, rows, chosen in batches_by_length([len(s) for s in sources], self.batch_size):
             source = padded([sources[i] for i in chosen], rows, length)
-            prefix = padded([prefixes[i] for i in chosen], rows, round_up(max(len(prefixes[i]) for i in chosen)))
+            # Shapes depend on the padded length alone, unless a prefix is longer: others would compile anew.
+            longest_prefix = max(len(prefixes[i]) for i in chosen)
+            prefix = padded([prefixes[i] for i in chosen], rows, max(length, round_up(longest_prefix)))
             limits = np.ones(rows, np.int32)
             limits[: len(chosen)] = [self._limit(len(sources[i]), len(prefixes[i]), options) for i in chosen]
             # A sentence draws by its place among all, not by its place in the batch.
             places = np.zeros(rows, np.int32)
             places[: len(chosen)] = chosen
             keys = jax.vmap(partial(jax.random.fold_in, root))(places)
-            max_length = self._limit(length, prefix.shape[1], options)
+            max_length = self._limit(length, 0, options)
+            if longest_prefix >= max_length:
+                max_length = self._limit(length, prefix.shape[1], options)
             found = _search(
                 self.graphdef,
                 static,

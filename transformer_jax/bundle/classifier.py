@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from transformer_jax.bundle.checks import check_batch_size, check_texts
 from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
 from transformer_jax.errors import UserError
 from transformer_jax.models import Classifier, ModelConfig, structure
@@ -91,13 +92,9 @@ class TextClassifier:
 
     def probabilities(self, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "n C"]:
         """The probability of each class for each text; arguments and errors are those of `classify`."""
-        if isinstance(texts, str):
-            raise TypeError("texts is one string, but must be a list of strings")
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}, but must be at least 1.")
+        check_texts(texts)
+        check_batch_size(batch_size)
         for number, text in enumerate(texts, start=1):
-            if not isinstance(text, str):
-                raise TypeError(f"a text is of type {type(text).__name__}, but must be a str")
             if not text.strip():
                 raise UserError(f"Line {number:,} is blank, so it has no class; leave it out.")
         normalised = [text.lower() if self.settings.lowercase else text for text in texts]

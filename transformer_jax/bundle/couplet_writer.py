@@ -63,6 +63,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         *,
         rules: Rules | str | None = None,
         beam_size: int | None = None,
+        alpha: float | None = None,
         batch_size: int | None = None,
         **options: Any,
     ) -> list[list[Reply]]:
@@ -71,8 +72,9 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         Args:
             uppers: one upper line each; white space in them does not count.
             rules: what lower lines keep to, or the text of it as `Rules.parse` reads it; None: as the model's settings
-                say, like the next two.
+                say, like the next three.
             beam_size: hypotheses kept.
+            alpha: exponent of the length penalty, which matters only without a rule of length.
             batch_size: lines at a time; it changes speed and memory, not results.
             options: further fields of `generation.SearchOptions`.
 
@@ -82,7 +84,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         """
         rules = self.settings.decoding.rules if rules is None else rules
         rules = Rules.parse(rules) if isinstance(rules, str) else rules
-        search_options = self._search_options(beam_size=beam_size, alpha=None, **options)
+        search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
         self._encode(self.tokenizer.source, uppers, "Line")
         lines = [self._normalised(upper) for upper in uppers]
         for number, line in enumerate(lines, start=1):

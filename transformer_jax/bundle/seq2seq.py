@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from transformer_jax.bundle.checks import check_batch_size, check_texts
 from transformer_jax.config import DecodingConfig
 from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair
 from transformer_jax.errors import UserError
@@ -31,7 +32,7 @@ Settings = TypeVar("Settings", bound=Seq2SeqSettings)
 
 
 class Score(NamedTuple):
-    """How likely a model holds a given translation."""
+    """How likely a model holds a given output."""
 
     log_prob: float
     tokens: list[str]
@@ -60,7 +61,7 @@ class Seq2SeqModel(Generic[Settings]):
         self.graphdef, _ = structure(Seq2Seq, model_config)
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Score]:
-        """The log-probability of each target as the translation of its source.
+        """The log-probability of each target as the answer to its source.
 
         Raises:
             TypeError: if a text is no string.
@@ -79,7 +80,7 @@ class Seq2SeqModel(Generic[Settings]):
 
     def _generator(self, batch_size: int | None) -> Generator:
         size = self.settings.decoding.batch_size if batch_size is None else batch_size
-        _require(size >= 1, "batch_size", size, "at least 1")
+        check_batch_size(size)
         return Generator(self.graphdef, batch_size=size, max_positions=self.model_config.position_limit)
 
     def _search_options(self, *, beam_size: int | None, alpha: float | None, **options: Any) -> SearchOptions:
@@ -96,11 +97,7 @@ class Seq2SeqModel(Generic[Settings]):
         return text
 
     def _encode(self, tokenizer: Tokenizer, texts: Sequence[str], what: str) -> list[list[int]]:
-        if isinstance(texts, str):
-            raise TypeError("texts is one string, but must be a list of strings")
-        for text in texts:
-            if not isinstance(text, str):
-                raise TypeError(f"a text is of type {type(text).__name__}, but must be a str")
+        check_texts(texts)
         longest = self.settings.max_source_length
         if self.model_config.position_limit is not None:
             longest = min(longest, self.model_config.position_limit)
@@ -116,8 +113,3 @@ class Seq2SeqModel(Generic[Settings]):
             if len(ids) > longest:
                 raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; split it.")
         return encoded
-
-
-def _require(condition: bool, name: str, value: object, remedy: str) -> None:
-    if not condition:
-        raise UserError(f"{name} is {value}, but must be {remedy}.")

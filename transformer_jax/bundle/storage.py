@@ -199,7 +199,8 @@ def _read_params(folder: Path, config: _BundleConfig) -> Any:
         tensors = safetensors.numpy.load(content)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({error}); copy it again from its origin.") from error
-    layers = config.model.num_encoder_layers + config.model.num_decoder_layers
+    decoder_layers = 0 if config.model.num_classes else config.model.num_decoder_layers
+    layers = config.model.num_encoder_layers + decoder_layers
     if layers > len(tensors):  # lest a mere number keep us building layers for ever
         raise UserError(f"{path} has {len(tensors):,} tensors, too few for {layers:,} layers; copy the model again.")
     try:

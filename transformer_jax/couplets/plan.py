@@ -22,8 +22,8 @@ from transformer_jax.data.tokenizers import PAD, Tokenizer
 
 GIVEN_UP_FIRST = ("tones", "distinct", "repetition", "punctuation", "length")
 """In this order hard rules are given up where no line can keep them all."""
-WEIGHT_GIVEN_UP = 10.0
-"""A rule that is given up still costs so many nats a place, and so is broken no more often than it must be."""
+WEIGHT_GIVEN_UP = 1000.0
+"""A rule that is given up still costs so many nats a place, and so is broken about as rarely as can be."""
 
 
 class Weights(NamedTuple):
@@ -121,7 +121,7 @@ def _possible(upper: str, tokens: Int[np.ndarray, " P"], rules: Rules, vocabular
     usable = np.asarray(vocabulary.tones) > 0
     if rules.is_hard("distinct"):
         usable[tokens] = False
-    supply = _count(vocabulary.tones[usable].tolist())
+    supply = np.bincount(np.asarray(vocabulary.tones)[usable], minlength=4)
     demands = _demands(upper, rules, vocabulary)
     if rules.is_hard("repetition"):
         return bool(satisfiable(supply, _count(demands.values())))

@@ -7,6 +7,8 @@ from transformer_jax.errors import UserError
 
 HARD = math.inf
 OFF = 0.0
+LARGEST_WEIGHT = 1000.0
+"""Of a rule that is not hard: more would drown the model's own log-probabilities in rounding."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Rules:
     Between them it is the penalty, in nats, for every place that breaks the rule. `judge` says what breaks one.
 
     Raises:
-        UserError: if a weight is negative or no number.
+        UserError: if a weight is negative, no number, or finite and above `LARGEST_WEIGHT`.
     """
 
     length: float = HARD
@@ -32,8 +34,11 @@ class Rules:
 
     def __post_init__(self) -> None:
         for name in NAMES:
-            if not getattr(self, name) >= 0:
-                raise UserError(f"The weight of the rule {name} is {getattr(self, name)}, but must be at least 0.")
+            weight = getattr(self, name)
+            if not (0 <= weight <= LARGEST_WEIGHT or weight == HARD):
+                raise UserError(
+                    f"The weight of the rule {name} is {weight}, but must be hard, or from 0 to {LARGEST_WEIGHT:g}."
+                )
 
     @classmethod
     def parse(cls, text: str) -> "Rules":

@@ -1,5 +1,6 @@
 """What the tokens of a vocabulary are to the rules: characters with their tones, marks, or neither."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,11 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """
     if not isinstance(tokenizer, CharTokenizer):
         raise UserError('The rules of couplets need characters as tokens; train with config.tokenizer.kind="char".')
+    return _look_up(tokenizer)
+
+
+@lru_cache(maxsize=8)  # looking thousands of characters up takes seconds
+def _look_up(tokenizer: CharTokenizer) -> Vocabulary:
     pieces = [tokenizer.piece(token) for token in range(_NUM_SPECIAL, tokenizer.vocab_size)]
     marks = [is_mark(piece) for piece in pieces]
     tones = [0 if mark else int(tone(piece)) for piece, mark in zip(pieces, marks, strict=True)]

@@ -46,6 +46,11 @@ class Task(Protocol):
         """Names of the scores of an `Evaluation` that are numbers."""
         ...
 
+    @property
+    def lower_is_better(self) -> tuple[str, ...]:
+        """Those of `metrics` of which less is better."""
+        ...
+
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None: ...
 
     def init_params(self, key: Key[Array, ""]) -> Params:

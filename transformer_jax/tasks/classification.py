@@ -24,11 +24,15 @@ from transformer_jax.prediction import Predictor
 from transformer_jax.steps import Params, Sums
 from transformer_jax.tasks.base import Evaluation, make_batches
 
+TOKENIZER_TEXTS = 200_000
+"""The tokenizer is trained on at most so many texts, spread evenly over the training data."""
+
 
 class ClassificationTask:
     """Texts to classes; see `tasks.base.Task`."""
 
     metrics = ("loss", "accuracy", "macro_f1", "expected_calibration_error")
+    lower_is_better = ("loss", "expected_calibration_error")
 
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None:
         """Load the data, and train a tokenizer unless given one.
@@ -41,7 +45,8 @@ class ClassificationTask:
         self.data_name = data.name
         train, self.validation, self.classes, self.notes = _load(config)
         if tokenizer_files is None:
-            texts = [self._case(record.text) for record in train]
+            stride = -(-len(train) // TOKENIZER_TEXTS)
+            texts = [self._case(train[i].text) for i in range(0, len(train), stride)]
             self.tokenizer = train_tokenizer(config.tokenizer.kind, texts, config.tokenizer.vocab_size)
         else:
             self.tokenizer = tokenizer_from_files(tokenizer_files)
@@ -58,7 +63,7 @@ class ClassificationTask:
         self.validation_examples = self.encode(self.validation)
         self.batches = make_batches(config, train, self.encode, collate_texts)
         self.graphdef, _ = structure(Classifier, self.model_config)
-        self.predictor = Predictor(self.graphdef, num_classes=len(self.classes))
+        self.predictor = Predictor(self.graphdef, num_classes=len(self.classes), batch_size=config.decoding.batch_size)
 
     def encode(self, records: list[Labelled]) -> list[Example]:
         """Token ids and the number of the class; a text that is too long is cut short."""

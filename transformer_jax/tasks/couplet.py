@@ -1,7 +1,7 @@
 """Couplets (对联): upper lines to lower lines, cross-entropy over characters, rules."""
 
 from transformer_jax.config import Config
-from transformer_jax.couplets import Rules, rule_shares
+from transformer_jax.couplets import NAMES, Rules, rule_shares
 from transformer_jax.data.couplets import load_training_data
 from transformer_jax.errors import UserError
 from transformer_jax.metrics import couplet_scores
@@ -15,7 +15,15 @@ class CoupletTask(Seq2SeqTask):
     """Upper lines to lower lines; see `tasks.base.Task`."""
 
     TOKENIZER_PAIRS = 2_000_000  # counting characters is quick, and every rare one counts
-    metrics = ("loss", "perplexity", "exact_match", "bleu", "distinct_1", "distinct_2")
+    metrics: tuple[str, ...] = (
+        "loss",
+        "perplexity",
+        "exact_match",
+        "bleu",
+        "distinct_1",
+        "distinct_2",
+        *(f"keeps_{name}" for name in NAMES),
+    )
 
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None:
         """Load the data, and make a list of its characters unless given one.
@@ -27,6 +35,8 @@ class CoupletTask(Seq2SeqTask):
             raise UserError(
                 "config.tokenizer must be kind='char', joint=True for couplets: their rules are about characters."
             )
+        if config.data.lowercase:
+            raise UserError("config.data.lowercase is True, but couplets are read as they are; drop it.")
         self.rules = Rules.parse(config.decoding.rules)
         data = load_training_data(config.data)
         super().__init__(config, data.train, data.validation, tokenizer_files, data.notes)

@@ -30,6 +30,7 @@ MAX_SOURCE_LENGTH = 1024
 class Seq2SeqTask:
     """A task whose examples are pairs of texts; a subclass adds its data, its scores and its settings."""
 
+    lower_is_better = ("loss", "perplexity")
     TOKENIZER_PAIRS = 200_000
     """The tokenizer is trained on at most so many pairs, spread evenly over the training data."""
 

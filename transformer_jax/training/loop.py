@@ -213,7 +213,7 @@ class _Run:
     def _score(self, evaluation: Evaluation) -> float:
         metric = self.config.training.metric
         value = float(evaluation.scores[metric])
-        return -value if metric in ("loss", "perplexity", "expected_calibration_error") else value
+        return -value if metric in self.task.lower_is_better else value
 
     def _finish(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> Outcome:
         """Choose among the last, the best and the averaged parameters on validation data, and write the model."""
