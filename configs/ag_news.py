@@ -14,9 +14,8 @@ def get_config() -> ConfigDict:
     config.task = "classification"
     config.data.update(name="ag_news", validation_split="", lowercase=True, max_length=128, row_length=128)
     config.data.tokens_per_batch = 4096
-    config.tokenizer.vocab_size = 12_000
-    config.model.update(d_model=192, num_heads=4, d_ff=384, num_encoder_layers=2, dropout_rate=0.3, norm_first=True)
-    config.model.token_dropout_rate = 0.25
-    config.optim.update(schedule="cosine", lr=2e-3, warmup_steps=200, label_smoothing=0.1)
-    config.training.update(num_steps=2600, eval_every=400, checkpoint_every=400, metric="accuracy", ema_decay=0.998)
+    config.tokenizer.vocab_size = 10_000
+    config.model.update(d_model=192, num_heads=4, d_ff=512, num_encoder_layers=2, dropout_rate=0.2, norm_first=True)
+    config.optim.update(schedule="cosine", lr=2e-3, warmup_steps=200, label_smoothing=0.1, mask_rate=0.2, mask_loss=0.2)
+    config.training.update(num_steps=2800, eval_every=400, checkpoint_every=400, metric="accuracy", ema_decay=0.998)
     return config

@@ -89,6 +89,10 @@ class OptimConfig:
     accumulate_steps: int = 1
     """Parts into which a batch is cut to save memory; the update stays the same."""
     label_smoothing: float = 0.1
+    mask_rate: float = 0.0
+    """Share of the tokens of a text that are hidden from a classifier in training, drawn anew each time."""
+    mask_loss: float = 0.0
+    """Weight of guessing the hidden tokens (Devlin et al., 2019) beside naming the class, per token and per text."""
 
 
 @dataclass(frozen=True)

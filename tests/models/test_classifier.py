@@ -176,24 +176,6 @@ def test_dropout_stands_before_the_head():
     assert len(np.unique(np.asarray(found)[:, 0, 0, 0])) > 32
 
 
-def test_token_dropout_hides_whole_tokens_but_not_their_places():
-    rate = 0.25
-    model = nnx.merge(*build(num_encoder_layers=0, dropout_rate=0.0, token_dropout_rate=rate))
-    tokens = jnp.full((64, 200), 7)
-    positions = jnp.broadcast_to(jnp.arange(200), tokens.shape)
-    whole = model.embedder(model.embedding, tokens, positions)
-    embedded = model.embedding(tokens)
-    kept = model.embedder(model.embedding, tokens, positions, jax.random.key(0)) - (whole - embedded)
-    scale = np.asarray(kept / embedded)
-    hidden = np.abs(scale).max(-1) < 1e-4
-    np.testing.assert_allclose(scale[~hidden], 1 / (1 - rate), rtol=1e-3)
-    # Four standard deviations of the share of 12,800 tokens.
-    assert abs(hidden.mean() - rate) < 4 * (rate * (1 - rate) / hidden.size) ** 0.5
-    assert abs(scale.mean() - 1) < 0.025
-    assert 0 < hidden[0].sum() < 200, "tokens are hidden one by one, not text by text"
-    np.testing.assert_array_equal(model(TOKENS), nnx.merge(*build(num_encoder_layers=0))(TOKENS))
-
-
 def test_attention_weights_are_recorded():
     model = nnx.merge(*build(num_encoder_layers=2))
 
@@ -231,8 +213,7 @@ def test_a_classifier_has_no_decoder():
         ({"num_classes": 1}, "num_classes"),
         ({"pooling": "max"}, "pooling"),
         ({"source_vocab_size": 0}, "source_vocab_size"),
-        ({"token_dropout_rate": 1.0}, "token_dropout_rate"),
-        ({"token_dropout_rate": -0.1}, "token_dropout_rate"),
+        ({"dropout_rate": 1.0}, "dropout_rate"),
         ({"num_heads": 3}, "num_heads"),
         ({"positions": "rotary"}, "positions"),
     ],

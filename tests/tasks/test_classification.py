@@ -11,11 +11,12 @@ from transformer_jax.bundle import load, save_bundle
 from transformer_jax.config import Config, DataConfig, OptimConfig, TokenizerConfig
 from transformer_jax.data.by_length import padded
 from transformer_jax.data.headlines import CLASSES, Headlines
-from transformer_jax.data.tokenizers import BOS, UNK, encode_texts
+from transformer_jax.data.tokenizers import BOS, PAD, UNK, encode_texts
 from transformer_jax.errors import UserError
 from transformer_jax.metrics import classification_scores
 from transformer_jax.models import ModelConfig
 from transformer_jax.tasks import Task, make_task
+from transformer_jax.tasks.classification import hide_tokens
 
 TRAIN, VALIDATION = 40, 11
 """Numbers that no batch size here divides."""
@@ -293,3 +294,74 @@ def test_mistakes_are_told(make_config, group, values, message):
     changed = dataclasses.replace(getattr(config, group), **values)
     with pytest.raises(UserError, match=message):
         make_task(dataclasses.replace(config, **{group: changed}))
+
+
+def test_hidden_tokens_are_the_share_asked_for_and_never_beginnings_or_padding():
+    rate, rows, length = 0.2, 64, 128
+    tokens = np.full((rows, length), 7, np.int32)
+    tokens[:, 100:] = PAD
+    positions = np.broadcast_to(np.arange(length) % 10, tokens.shape)
+    seen, places, are_hidden = map(
+        np.asarray, hide_tokens(jnp.array(tokens), jnp.array(positions), rate, jax.random.key(0))
+    )
+    expected = tokens.copy()
+    for row in range(rows):
+        expected[row, places[row][are_hidden[row] == 1]] = UNK
+    np.testing.assert_array_equal(seen, expected)
+    changed = seen != tokens
+    assert changed.sum() == are_hidden.sum()
+    assert not changed[:, 100:].any()
+    assert not changed[positions == 0].any()
+    candidates = 90 * rows
+    # Four standard deviations of the share.
+    assert abs(changed.sum() / candidates - rate) < 4 * (rate * (1 - rate) / candidates) ** 0.5
+    again, *_ = hide_tokens(jnp.array(tokens), jnp.array(positions), rate, jax.random.key(1))
+    assert (np.asarray(again) != seen).any()
+
+
+@pytest.mark.parametrize(("rate", "key"), [(0.0, jax.random.key(0)), (0.2, None)])
+def test_nothing_is_hidden_unless_asked_for(rate, key):
+    tokens = np.arange(4, 24, dtype=np.int32).reshape(2, 10)
+    seen, places, are_hidden = hide_tokens(jnp.array(tokens), jnp.arange(20).reshape(2, 10), rate, key)
+    np.testing.assert_array_equal(seen, tokens)
+    assert places.shape == are_hidden.shape == (2, 0)
+
+
+def test_the_loss_of_hidden_tokens_is_their_mean_cross_entropy(make_config):
+    config = make_config(model={"dropout_rate": 0.0})
+    optim = dataclasses.replace(config.optim, mask_rate=0.3)
+    plain, guessing = (
+        make_task(dataclasses.replace(config, optim=dataclasses.replace(optim, mask_loss=weight)))
+        for weight in (0.0, 0.5)
+    )
+    params = plain.init_params(jax.random.key(0))
+    batch, _ = next(plain.batches.iterate())
+    key = jax.random.key(3)
+    without, with_guesses = (jax.jit(task.loss)(params, batch, key) for task in (plain, guessing))
+    assert with_guesses["weight"] == without["weight"]
+
+    mask_key, _, _ = jax.random.split(key, 3)
+    seen = np.asarray(hide_tokens(*map(jnp.array, (batch.tokens, batch.positions)), 0.3, mask_key)[0])
+    model = nnx.merge(plain.graphdef, params)
+    x = np.asarray(model.encode(*map(jnp.array, (seen, batch.segments, batch.positions))), np.float64)
+    logits = x @ np.asarray(params["embedding"]["table"], np.float64).T
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    hidden = seen != batch.tokens
+    guesses = -np.take_along_axis(log_probs, batch.tokens[..., None], -1)[..., 0][hidden].mean()
+    assert hidden.sum() > 10
+    added = float(with_guesses["loss"] - without["loss"])
+    np.testing.assert_allclose(added, 0.5 * float(without["weight"]) * guesses, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"mask_rate": 1.0}, "mask_rate is 1.0"),
+        ({"mask_rate": -0.1}, "mask_rate"),
+        ({"mask_loss": 0.1}, "mask_loss is 0.1"),
+    ],
+)
+def test_masks_that_make_no_sense_are_refused(make_config, options, named):
+    config = make_config()
+    with pytest.raises(UserError, match=named):
+        make_task(dataclasses.replace(config, optim=dataclasses.replace(config.optim, **options)))

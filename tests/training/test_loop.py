@@ -73,7 +73,7 @@ def small(**training):
 def small_classifier(**training):
     config = classification_sample.get_config()
     config.tokenizer.kind = "word"
-    config.model.token_dropout_rate = 0.1
+    config.optim.update(mask_rate=0.1, mask_loss=0.2)
     return shrunk(config, training)
 
 

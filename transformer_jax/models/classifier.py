@@ -48,11 +48,36 @@ class Classifier(nnx.Module):
         """
         segments = segments_of(tokens) if segments is None else segments
         positions = positions_of(tokens, positions)
-        embedding_key, layers_key, pooled_key = split_key(dropout_key, 3)
+        encode_key, classify_key = split_key(dropout_key, 2)
+        x = self.encode(tokens, segments, positions, dropout_key=encode_key, record=record)
+        return self.classify(x, segments, positions, num_segments=num_segments, dropout_key=classify_key)
+
+    def encode(
+        self,
+        tokens: Int[Array, "B S"],
+        segments: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The encoder's output; arguments as of `__call__`."""
+        embedding_key, layers_key = split_key(dropout_key, 2)
         x = self.embedder(self.embedding, tokens, positions, embedding_key)
-        x = self.encoder(x, segment_mask(segments, segments), dropout_key=layers_key, record=record)
+        return self.encoder(x, segment_mask(segments, segments), dropout_key=layers_key, record=record)
+
+    def classify(
+        self,
+        x: Float[Array, "B S D"],
+        segments: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        *,
+        num_segments: int,
+        dropout_key: DropoutKey = None,
+    ) -> Float[Array, "B {num_segments} C"]:
+        """Logits from the encoder's output; arguments as of `__call__`."""
         pooled = pool(x, segments, num_segments, positions if self.config.pooling == "first" else None)
-        return self.head(dropout(pooled, self.config.dropout_rate, pooled_key))
+        return self.head(dropout(pooled, self.config.dropout_rate, dropout_key))
 
 
 def pool(

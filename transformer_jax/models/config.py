@@ -23,8 +23,6 @@ class ModelConfig:
     dropout_rate: float = 0.1
     """On embeddings and on each sub-layer's output (section 5.4)."""
     attention_dropout_rate: float = 0.0
-    token_dropout_rate: float = 0.0
-    """On whole tokens: their embeddings are hidden, not their places (Gal and Ghahramani, 2016)."""
     attention_implementation: str = "xla"
     """xla, or cudnn for the fused kernel of NVIDIA GPUs (bfloat16, no attention dropout)."""
     norm_first: bool = False
@@ -91,7 +89,7 @@ def _check(config: ModelConfig) -> None:
         "num_heads",
         f"a divisor of d_model={config.d_model}",
     )
-    for rate in ("dropout_rate", "attention_dropout_rate", "token_dropout_rate"):
+    for rate in ("dropout_rate", "attention_dropout_rate"):
         require(0.0 <= getattr(config, rate) <= 0.99, rate, "between 0 and 0.99")
     require(config.attention_implementation in ("xla", "cudnn"), "attention_implementation", "xla or cudnn")
     if config.attention_implementation == "cudnn":

@@ -28,9 +28,6 @@ class Embedder(nnx.Module):
         dropout_key: DropoutKey = None,
     ) -> Float[Array, "*batch D"]:
         x = embedding(tokens)
-        if self.config.token_dropout_rate:
-            token_key, dropout_key = split_key(dropout_key, 2)
-            x = x * dropout(jnp.ones((*tokens.shape, 1), x.dtype), self.config.token_dropout_rate, token_key)
         if self.learned is None:
             encoding = sinusoidal_positions(positions, self.config.d_model)
         else:

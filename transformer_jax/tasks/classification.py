@@ -1,13 +1,15 @@
 """Text classification: labelled texts, cross-entropy over the classes, accuracy and its kin."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
@@ -15,9 +17,10 @@ from transformer_jax.data.collate import NO_LABEL, TextBatch, collate_texts
 from transformer_jax.data.held_out import cut
 from transformer_jax.data.labelled import Labelled, read_extra
 from transformer_jax.data.texts import load_texts
-from transformer_jax.data.tokenizers import encode_texts, tokenizer_from_files, train_tokenizer
+from transformer_jax.data.tokenizers import PAD, UNK, encode_texts, tokenizer_from_files, train_tokenizer
 from transformer_jax.errors import UserError
-from transformer_jax.losses import smoothed_cross_entropy
+from transformer_jax.layers import split_key
+from transformer_jax.losses import chunked_cross_entropy, smoothed_cross_entropy
 from transformer_jax.metrics import classification_scores
 from transformer_jax.models import Classifier, split, structure
 from transformer_jax.prediction import Predictor
@@ -41,7 +44,13 @@ class ClassificationTask:
             UserError: if the data can't be read or the fields of the config contradict each other.
         """
         self.config = config
-        data = config.data
+        data, optim = config.data, config.optim
+        if not 0 <= optim.mask_rate < 1:
+            raise UserError(f"config.optim.mask_rate is {optim.mask_rate}, but must be at least 0 and below 1.")
+        if optim.mask_loss and not optim.mask_rate:
+            raise UserError(
+                f"config.optim.mask_loss is {optim.mask_loss}, but hides no tokens; raise config.optim.mask_rate."
+            )
         self.data_name = data.name
         train, self.validation, self.classes, self.notes = _load(config)
         if tokenizer_files is None:
@@ -78,19 +87,22 @@ class ClassificationTask:
         return split(Classifier(self.model_config, rngs=nnx.Rngs(key)))[1]
 
     def loss(self, params: Params, batch: TextBatch, key: Key[Array, ""] | None) -> Sums:
-        """Smoothed cross-entropy in nats, and the number of texts."""
+        """Smoothed cross-entropy of the classes and, weighted, of hidden tokens, in nats; and the number of texts."""
         model: Classifier = nnx.merge(self.graphdef, params)
-        logits = model(
-            jnp.asarray(batch.tokens),
-            segments=jnp.asarray(batch.segments),
-            positions=jnp.asarray(batch.positions),
-            num_segments=batch.labels.shape[1],
-            dropout_key=key,
-        )
-        labels = jnp.asarray(batch.labels)
+        optim = self.config.optim
+        tokens, segments, positions, labels = map(jnp.asarray, batch)
+        mask_key, encode_key, classify_key = split_key(key, 3)
+        seen, places, are_hidden = hide_tokens(tokens, positions, optim.mask_rate, mask_key)
+        x = model.encode(seen, segments, positions, dropout_key=encode_key)
+        logits = model.classify(x, segments, positions, num_segments=labels.shape[1], dropout_key=classify_key)
         weights = (labels != NO_LABEL).astype(jnp.float32)
-        losses = smoothed_cross_entropy(logits, jnp.maximum(labels, 0), self.config.optim.label_smoothing)
-        return {"loss": jnp.sum(weights * losses), "weight": weights.sum()}
+        loss = jnp.sum(weights * smoothed_cross_entropy(logits, jnp.maximum(labels, 0), optim.label_smoothing))
+        if key is not None and optim.mask_loss:
+            hidden = jnp.take_along_axis(x, places[..., None], axis=1)
+            truth = jnp.take_along_axis(tokens, places, axis=1)
+            guesses = chunked_cross_entropy(hidden, model.embedding.table[...], truth, are_hidden)
+            loss += optim.mask_loss * weights.sum() * guesses / jnp.maximum(are_hidden.sum(), 1.0)
+        return {"loss": loss, "weight": weights.sum()}
 
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Accuracy and its kin on the validation data."""
@@ -110,6 +122,28 @@ class ClassificationTask:
 
     def _case(self, text: str) -> str:
         return text.lower() if self.config.data.lowercase else text
+
+
+def hide_tokens(
+    tokens: Int[Array, "B S"], positions: Int[Array, "B S"], rate: float, key: Key[Array, ""] | None
+) -> tuple[Int[Array, "B S"], Int[Array, "B M"], Float[Array, "B M"]]:
+    """Put the unknown token in place of a share `rate` of all tokens, beginnings apart.
+
+    Returns:
+        The tokens as the model is to see them; M places of each row, so many that hardly ever more are drawn; and 1 for
+        those of them that are hidden, 0 for the others.
+    """
+    rows, length = tokens.shape
+    most = min(length, math.ceil(1.25 * rate * length))
+    if key is None or not most:
+        return tokens, jnp.zeros((rows, 0), jnp.int32), jnp.zeros((rows, 0))
+    drawn = jax.random.uniform(key, tokens.shape)
+    drawn = jnp.where((tokens == PAD) | (positions == 0), 1.0, drawn)
+    lowest, places = jax.lax.top_k(-drawn, most)
+    are_hidden = -lowest < rate
+    row = jnp.arange(rows)[:, None]
+    seen = tokens.at[row, places].set(jnp.where(are_hidden, UNK, tokens[row, places]))
+    return seen, places, are_hidden.astype(jnp.float32)
 
 
 def _load(config: Config) -> tuple[Sequence[Labelled], list[Labelled], tuple[str, ...], list[str]]:
