@@ -16,6 +16,8 @@ from transformer_jax.files import write_atomically
 PICTURE_SUFFIXES = (".png", ".svg")
 _CORNER = "true \\ predicted"
 _LONG_NAME = 10
+_LONGEST_SIDE = 20.0  # inches
+_MOST_NUMBERED, _MOST_NAMED = 25, 60  # classes; beyond, nobody could read them
 _FONTS = (
     "DejaVu Sans",
     # For Chinese names, whichever of these is installed.
@@ -55,6 +57,7 @@ def confusion_table(matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> str
 def save_confusion_picture(path: str | Path, matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> None:
     """Draw a confusion matrix: each cell with its count and its share of the row, which also sets its colour.
 
+    Beyond 25 classes the cells stay without numbers, beyond 60 the rows and columns without names.
     Names in a script that no installed font has become boxes in a PNG; an SVG leaves the fonts to its viewer.
 
     Args:
@@ -111,24 +114,26 @@ def _draw(matrix: Int[np.ndarray, "C C"], names: Sequence[str], form: str) -> by
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure = Figure(figsize=(1.8 + 0.95 * count, 1.4 + 0.95 * count), dpi=150, layout="constrained")
+        side = min(0.95 * count, _LONGEST_SIDE - 1.8)
+        figure = Figure(figsize=(1.8 + side, 1.4 + side), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", norm=norm)
-        for (row, column), share in np.ndenumerate(shares):
+        for (row, column), share in np.ndenumerate(shares) if count <= _MOST_NUMBERED else ():
             colour = "white" if norm(share) > 0.6 else "black"
             number = f"{matrix[row, column]:,}"
             axes.text(column, row, number, ha="center", va="bottom", fontsize=11, fontweight="bold", color=colour)
             axes.text(column, row + 0.08, f"{share:.1%}", ha="center", va="top", fontsize=8, color=colour)
-        axes.set_xticks(range(count), names)
-        axes.set_yticks(range(count), names)
-        if max(map(cell_len, names)) > _LONG_NAME:
+        named = range(count if count <= _MOST_NAMED else 0)
+        axes.set_xticks(named, [names[place] for place in named])
+        axes.set_yticks(named, [names[place] for place in named])
+        if count > _MOST_NUMBERED or max(map(cell_len, names)) > _LONG_NAME:
             axes.tick_params("x", rotation=90)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_title(f"accuracy {np.trace(matrix) / max(total, 1):.2%} of {total:,}", fontsize=11)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        for border in range(1, count):
+        for border in range(1, count if count <= _MOST_NAMED else 0):
             axes.axhline(border - 0.5, color="white", linewidth=2)
             axes.axvline(border - 0.5, color="white", linewidth=2)
         content = io.BytesIO()

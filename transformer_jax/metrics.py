@@ -18,7 +18,7 @@ class ClassificationScores:
     class_names: tuple[str, ...]
     accuracy: float
     macro_f1: float
-    """Mean of the classes' F1, each counting the same."""
+    """Mean F1 of the classes that occur or are predicted, each counting the same."""
     expected_calibration_error: float
     precision: Float[np.ndarray, "C"]
     """Per class: the share of its predictions that are right."""
@@ -133,11 +133,12 @@ def classification_scores(
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predictions), 1)
     right, support = confusion.diagonal(), confusion.sum(axis=1)
-    f1 = _shares(2 * right, support + confusion.sum(axis=0))
+    occurrences = support + confusion.sum(axis=0)
+    f1 = _shares(2 * right, occurrences)
     return ClassificationScores(
         class_names=tuple(class_names),
         accuracy=float(right.sum() / examples),
-        macro_f1=float(f1.mean()),
+        macro_f1=float(f1[occurrences > 0].mean()),
         expected_calibration_error=expected_calibration_error(probabilities.max(axis=1), predictions == labels),
         precision=_shares(right, confusion.sum(axis=0)),
         recall=_shares(right, support),

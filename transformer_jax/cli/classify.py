@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_jax.cli.console import texts_to_read, write
 from transformer_jax.cli.options import add_model, load_as
+from transformer_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformer_jax.bundle import Classification
@@ -17,12 +18,13 @@ def add_command(commands: Any) -> None:
         "classify",
         help="tell the class of texts, or of the lines of standard input",
         description="Tell the class of each TEXT, or of each line of standard input (UTF-8): one line of standard "
-        "output each, CLASS<TAB>PROBABILITY.",
+        "output each, CLASS<TAB>PROBABILITY, with --top K of the K likeliest classes one after the other.",
         allow_abbrev=False,
     )
     classify.set_defaults(command=_classify)
     add_model(classify)
     classify.add_argument("texts", nargs="*", metavar="TEXT", help="a text to classify")
+    classify.add_argument("--top", type=int, metavar="K", help="print the K likeliest classes, all if fewer [1]")
     classify.add_argument(
         "--json", action="store_true", help="print a JSON object per text: line, label, probabilities of all classes"
     )
@@ -32,15 +34,22 @@ def add_command(commands: Any) -> None:
 def _classify(arguments: argparse.Namespace) -> None:
     from transformer_jax.bundle import TextClassifier
 
+    top = 1 if arguments.top is None else arguments.top
+    if top < 1:
+        raise UserError(f"--top is {top}, but must be at least 1.")
+    if arguments.json and arguments.top is not None:
+        raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
     texts = texts_to_read(arguments.texts)
     model = load_as(TextClassifier, arguments.model)
     found = model.classify(texts, **({} if arguments.batch_size is None else {"batch_size": arguments.batch_size}))
-    render = _as_json if arguments.json else _as_columns
-    write("".join(render(number, said) + "\n" for number, said in enumerate(found, start=1)), arguments.output)
+    lines = (_as_json(n, said) if arguments.json else _as_columns(top, said) for n, said in enumerate(found, start=1))
+    write("".join(f"{line}\n" for line in lines), arguments.output)
 
 
-def _as_columns(number: int, said: "Classification") -> str:
-    return f"{said.label}\t{said.probabilities[said.label]:.4f}"
+def _as_columns(top: int, said: "Classification") -> str:
+    # Sorting keeps the order of equals, whose first is the label.
+    likeliest = sorted(said.probabilities.items(), key=lambda item: -item[1])[:top]
+    return "\t".join(f"{name}\t{share:.4f}" for name, share in likeliest)
 
 
 def _as_json(number: int, said: "Classification") -> str:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from transformer_jax.data.labelled import Labelled, read_labelled
+from transformer_jax.data.labelled import AG_NEWS_CLASSES, Labelled, read_labelled
 from transformer_jax.data.local_files import check_network, checked_folder, find_file
 from transformer_jax.errors import UserError
 
-CLASSES = ("World", "Sports", "Business", "Sci/Tech")
-"""In the order of the numbers 1 to 4 in the files."""
+CLASSES = AG_NEWS_CLASSES
 
 URL = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv/"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from transformer_jax.data.text import read_lines, read_pairs
+from transformer_jax.errors import UserError
 
 Couplet = tuple[str, str]
 """Upper and lower line, without spaces."""
@@ -29,9 +30,12 @@ def read_couplets(upper_path: str | Path, lower_path: str | Path) -> list[Couple
     """Read two files aligned line by line; spaces between characters are left out.
 
     Raises:
-        UserError: if a file cannot be read, or their line counts differ.
+        UserError: if a file cannot be read or has no lines, or their line counts differ.
     """
-    return [(without_spaces(upper), without_spaces(lower)) for upper, lower in read_pairs(upper_path, lower_path)]
+    pairs = read_pairs(upper_path, lower_path)
+    if not pairs:
+        raise UserError(f"{upper_path} and {lower_path} have no lines; name files with couplets.")
+    return [(without_spaces(upper), without_spaces(lower)) for upper, lower in pairs]
 
 
 def read_blocklist(path: str | Path) -> list[str]:

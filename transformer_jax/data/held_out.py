@@ -26,7 +26,7 @@ def cut(records: Iterable[Record], key: Callable[[Record], str], percent: float)
     """Records apart as (kept, held out), in their order; those with the same key end on the same side.
 
     Raises:
-        UserError: if `percent` leaves nothing on either side.
+        UserError: if `percent` leaves nothing on either side, unless there are no records at all.
     """
     if not 0 < percent < 100:
         raise UserError(
@@ -36,4 +36,10 @@ def cut(records: Iterable[Record], key: Callable[[Record], str], percent: float)
     parts: tuple[list[Record], list[Record]] = [], []
     for record in records:
         parts[is_held_out(key(record), percent)].append(record)
+    for part, share, remedy in ((parts[1], "none", "raise"), (parts[0], "all", "lower")):
+        if not part and (count := len(parts[0]) + len(parts[1])):
+            raise UserError(
+                f"config.data.validation_percent is {percent:g}, which holds out {share} of {count:,} records; "
+                f"{remedy} it."
+            )
     return parts

@@ -1,6 +1,7 @@
 """What our own TFDS builders share: files from a folder of a person's own, or from the network."""
 
 import hashlib
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,18 +22,35 @@ def checked_folder(folder: str | Path, title: str) -> Path:
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file `name` of a folder, gzip (with `.gz` after its name) or plain; None if there is neither."""
-    candidates = (folder / f"{name}.gz", folder / name)
-    return next((path for path in candidates if path.is_file()), None)
+    """The file `name` of a folder, gzip (with `.gz` after its name) or plain; None if there is neither.
+
+    Raises:
+        UserError: if that cannot be told, as the folder may not be read.
+    """
+    for path in (folder / f"{name}.gz", folder / name):
+        try:
+            if path.is_file():
+                return path
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    return None
 
 
 def fingerprint(files: Mapping[str, tuple[Path, ...]]) -> str:
-    """A short name for what files hold, by split: other splits or other text, another name."""
+    """A short name for what files hold, by split: other splits or other text, another name.
+
+    Raises:
+        UserError: if a file cannot be read.
+    """
     digest = hashlib.sha256()
     for split, paths in sorted(files.items()):
         for path in paths:
-            digest.update(f"{split} {path.name} {path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes())
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            digest.update(f"{split} {path.name} {len(content)}\n".encode())
+            digest.update(content)
     return digest.hexdigest()[:12]
 
 
@@ -40,11 +58,17 @@ def check_network(url: str, title: str) -> None:
     """Fail at once without a network: TFDS would try again for many minutes.
 
     Raises:
-        UserError: if `url` cannot be reached; `title` is what its message calls the set.
+        UserError: if the server of `url` cannot be reached; `title` is what its message calls the set.
     """
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
+    except urllib.error.HTTPError:
+        return  # the server answers; not every one knows HEAD
     except OSError as error:
         raise UserError(
             f"{url} cannot be reached ({error}); name a folder with {title}'s files in config.data.manual_dir."
         ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror}); make it readable or name another folder.")

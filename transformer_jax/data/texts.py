@@ -55,7 +55,8 @@ def _from_files(config: TextsConfig, split: str) -> tuple[list[Labelled], tuple[
         raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
     for needed in dict.fromkeys(("train", split)):
         if not files[needed]:
-            raise UserError(f"config.data.{needed}_file is empty; name a CSV, TSV or JSON Lines file.")
+            cut = ", or cut a part with an empty config.data.validation_split" if needed == "validation" else ""
+            raise UserError(f"config.data.{needed}_file is empty; name a CSV, TSV or JSON Lines file{cut}.")
     train = read_labelled(config.train_file)
     classes = tuple(sorted({record.label for record in train}))
     if len(classes) < 2:

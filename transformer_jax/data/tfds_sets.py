@@ -4,11 +4,12 @@
 import contextlib
 import importlib
 import sys
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from transformer_jax.data.local_files import fingerprint
+from transformer_jax.data.local_files import check_network, fingerprint
 from transformer_jax.data.records import MappedRecords
 from transformer_jax.errors import UserError
 
@@ -18,6 +19,8 @@ OWN_SETS = {
     "ag_news": "transformer_jax.data.ag_news",
 }
 """Name of a set to the module, an `OwnSet`, that registers its builder with TFDS when imported."""
+
+_SERVERS_TO_TRY = 3
 
 
 class OwnSet(Protocol):
@@ -50,7 +53,7 @@ def load_records(
 
     Args:
         config: `name` is one of `OWN_SETS` or any TFDS set; its configuration may follow a slash.
-        split: as TFDS writes it, such as `train` or `train[:1000]`.
+        split: as TFDS writes it, such as `train`, `train[:1000]` or `train+test`.
         expected: what `config.data.name` may be, for the error that tells it.
         check: raises UserError if the set, given as its `DatasetInfo`, has not the features that are needed; called
             before anything is downloaded.
@@ -65,14 +68,18 @@ def load_records(
     check(builder.info)
     _prepare(builder, config.manual_dir)
     splits = builder.info.splits
-    if split.partition("[")[0] not in splits:
-        raise UserError(f"{builder.info.full_name} has no split {split!r}, only {', '.join(splits)}.")
+    if not splits:
+        raise UserError(f"{builder.data_dir} has no splits; delete that folder to have it prepared anew.")
+    for part in split.split("+"):
+        if part.partition("[")[0].strip() not in splits:
+            raise UserError(f"{builder.info.full_name} has no split {part!r}, only {', '.join(splits)}.")
     try:
         examples = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     except (NotImplementedError, ValueError, AssertionError) as error:
+        cause = str(error).partition("\n")[0]
         raise UserError(
-            f"{split!r} of {builder.data_dir} cannot be read at random ({error}); delete that folder to have it "
-            "prepared anew, or mend the split's name."
+            f"{split!r} of {builder.data_dir} cannot be read at random ({cause}); mend the split's name, or delete "
+            "that folder to have it prepared anew."
         ) from error
     return MappedRecords(examples, _values)
 
@@ -146,6 +153,12 @@ def _prepare(builder: Any, manual_dir: str) -> None:
 
     if builder.is_prepared():
         return
+    if not manual_dir:
+        if builder.name in OWN_SETS:
+            # TFDS would take a folder `downloads/manual` for one that was asked for; this one surely does not exist.
+            manual_dir = str(Path(builder.data_dir) / "no-manual-dir")
+        else:
+            _check_network(builder)
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
@@ -161,3 +174,25 @@ def _prepare(builder: Any, manual_dir: str) -> None:
             f"{builder.info.full_name} could not be prepared ({type(error).__name__}: {cause}); check the network, "
             "or name a folder with its files in config.data.manual_dir."
         ) from error
+
+
+def _check_network(builder: Any) -> None:
+    """Fail at once without a network; one server that answers will do, as others may be gone for good."""
+    from tensorflow_datasets.core.download.resource import get_dl_fname
+
+    addresses = {url: info for url, info in (builder.url_infos or {}).items() if url.startswith("http")}
+    downloads = Path(builder.data_dir_root) / "downloads"
+    names = [get_dl_fname(url, info.checksum) for url, info in addresses.items()]
+    if any((folder / name).exists() for folder in (downloads, downloads / builder.name) for name in names):
+        return  # what is there may be all that is needed
+    servers = {urllib.parse.urlsplit(url).netloc: url for url in addresses}
+    refusal: UserError | None = None
+    for url in list(servers.values())[:_SERVERS_TO_TRY]:
+        try:
+            check_network(url, builder.name)
+        except UserError as error:
+            refusal = error
+        else:
+            return
+    if refusal is not None:
+        raise refusal

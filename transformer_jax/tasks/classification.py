@@ -30,6 +30,8 @@ from transformer_jax.tasks.base import Evaluation, make_batches
 TOKENIZER_TEXTS = 200_000
 """The tokenizer is trained on at most so many texts, spread evenly over the training data."""
 
+_CLASSES_SHOWN = 10
+
 
 class ClassificationTask:
     """Texts to classes; see `tasks.base.Task`."""
@@ -149,6 +151,8 @@ def hide_tokens(
 def _load(config: Config) -> tuple[Sequence[Labelled], list[Labelled], tuple[str, ...], list[str]]:
     """Training and validation data, the classes, and notes on them."""
     data = config.data
+    if data.blocklist:
+        raise UserError("config.data.blocklist means nothing for classification; leave it empty.")
     train, classes = load_texts(data, data.train_split)
     if data.validation_split:
         validation = list(load_texts(data, data.validation_split)[0])
@@ -163,5 +167,7 @@ def _load(config: Config) -> tuple[Sequence[Labelled], list[Labelled], tuple[str
     for part, records in (("training", train), ("validation", validation)):
         if not len(records):
             raise UserError(f"The {part} data has no texts; check the files under config.data.")
-    notes.insert(0, f"{len(train):,} training texts, {len(validation):,} validation texts, {len(classes)} classes")
+    named = ", ".join([*classes[:_CLASSES_SHOWN], *(["..."] if len(classes) > _CLASSES_SHOWN else [])])
+    sizes = f"{len(train):,} training texts, {len(validation):,} validation texts"
+    notes.insert(0, f"{sizes}, {len(classes)} classes: {named}")
     return train, validation, classes, notes

@@ -24,6 +24,9 @@ class TranslationTask(Seq2SeqTask):
             UserError: if the data can't be read or the fields of the config contradict each other.
         """
         data = config.data
+        for field in ("extra_train", "blocklist"):
+            if getattr(data, field):
+                raise UserError(f"config.data.{field} means nothing for translation; leave it empty.")
         train, validation = load_pairs(data, data.train_split), load_pairs(data, data.validation_split)
         notes = []
         if data.name == "text":
