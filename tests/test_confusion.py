@@ -57,6 +57,17 @@ def test_png(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["confusion.PNG"]
 
 
+@pytest.mark.parametrize(("count", "numbers", "names"), [(26, False, True), (61, False, False)])
+def test_many_classes(tmp_path, count, numbers, names):
+    picture = tmp_path / "confusion.svg"
+    save_confusion_picture(picture, np.eye(count, dtype=int), [f"class {c}" for c in range(count)])
+    texts = texts_of(picture)
+    assert ("100.0%" in texts) == numbers
+    assert texts.count("class 7") == 2 * names
+    root = ET.parse(picture).getroot()
+    assert all(float(root.get(side).removesuffix("pt")) / 72 <= 20.5 for side in ("width", "height"))
+
+
 def test_a_class_without_examples(tmp_path):
     save_confusion_picture(tmp_path / "a.svg", np.array([[3, 0], [0, 0]]), ["a", "b"])
     assert texts_of(tmp_path / "a.svg").count("0.0%") == 3

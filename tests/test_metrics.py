@@ -140,9 +140,15 @@ def test_classification_by_hand():
     assert scores.precision.tolist() == pytest.approx([2 / 3, 1, 0])
     assert scores.recall.tolist() == pytest.approx([1, 0.5, 0])
     assert scores.f1.tolist() == pytest.approx([0.8, 2 / 3, 0])
-    assert scores.macro_f1 == pytest.approx((0.8 + 2 / 3) / 3)
+    assert scores.macro_f1 == pytest.approx((0.8 + 2 / 3) / 2), "c neither occurs nor is predicted"
     # Each example has a bin of its own: right at 0.7, 0.8 and 0.9, wrong at 0.5.
     assert scores.expected_calibration_error == pytest.approx((0.3 + 0.5 + 0.2 + 0.1) / 4)
+
+
+def test_a_class_that_is_only_predicted_counts():
+    scores = classification_scores(np.array([0, 0]), np.array([[0.9, 0.1], [0.2, 0.8]]), ["a", "b"])
+    assert scores.f1.tolist() == pytest.approx([2 / 3, 0])
+    assert scores.macro_f1 == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("classes", [2, 5])

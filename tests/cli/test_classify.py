@@ -24,6 +24,17 @@ def test_texts_and_lines_of_standard_input(run, expected):
     assert run("classify", stdin=b"") == (0, "", "")
 
 
+def test_the_likeliest_classes(run, classifier, expected):
+    said = load(classifier).classify(TEXTS)
+    rows = [sorted(each.probabilities.items(), key=lambda item: -item[1]) for each in said]
+    for top in (2, 3, 9):
+        lines = ["\t".join(f"{name}\t{share:.4f}" for name, share in row[:top]) for row in rows]
+        assert run("classify", "--top", top, *TEXTS) == (0, as_lines(lines), "")
+    assert run("classify", "--top", 1, *TEXTS) == (0, expected, "")
+    refused(run("classify", "--top", 0, "abc"), "--top is 0, but must be at least 1")
+    refused(run("classify", "--top", 2, "--json", "abc"), "--json prints all classes")
+
+
 def test_json_lines(run, classifier):
     status, out, err = run("classify", "--json", *TEXTS)
     found = [json.loads(line) for line in out.splitlines()]

@@ -21,6 +21,13 @@ def test_files(tmp_path):
         read_couplets(tmp_path / "in.txt", tmp_path / "out.txt")
 
 
+def test_files_without_lines(tmp_path):
+    for name in ("in.txt", "out.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"in\.txt and .*out\.txt have no lines; name files with couplets"):
+        read_couplets(tmp_path / "in.txt", tmp_path / "out.txt")
+
+
 def test_blocklist(tmp_path):
     path = tmp_path / "words.txt"
     path.write_text("# a comment\n春节\n\n 发 财 # another\n", encoding="utf-8")

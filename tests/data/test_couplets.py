@@ -107,7 +107,10 @@ def test_mistakes_are_told(text, write, tmp_path):
     fails(r"ag_news_subset.* is no couplet set, it has no 'upper'", name="ag_news_subset", data_dir=str(tmp_path))
     fails(r"config\.data\.validation_percent is 0, but must be above 0 and below 100", validation_percent=0.0)
     fails(r"config\.data\.validation_percent is 100", validation_percent=100.0)
-    fails(r"No couplets are left for validation", validation_percent=1e-9)
+    fails(
+        r"config\.data\.validation_percent is 1e-09, which holds out none of 800 records; raise it",
+        validation_percent=1e-9,
+    )
     fails(r"No couplets are left for training", blocklist=write("all", ["上"]))
     fails(r"missing\.txt cannot be read", blocklist=str(tmp_path / "missing.txt"))
     write("half/train/in.txt", ["春"])

@@ -3,6 +3,7 @@ import random
 import pytest
 
 from transformer_jax.data.held_out import cut, is_held_out
+from transformer_jax.errors import UserError
 
 TEXTS = [f"text {i}" for i in range(20_000)]
 
@@ -28,6 +29,14 @@ def test_bounds_and_growth():
 
 def test_odd_texts():
     assert [is_held_out(text, 100.0) for text in ("", "花", "\ud800")] == [True] * 3
+
+
+def test_a_cut_without_either_side_is_told():
+    with pytest.raises(UserError, match=r"validation_percent is 1e-09, which holds out none of 20,000 records; raise"):
+        cut(TEXTS, str, 1e-9)
+    with pytest.raises(UserError, match=r"validation_percent is 99\.9999, which holds out all of 5 records; lower it"):
+        cut(TEXTS[:5], str, 99.9999)
+    assert cut([], str, 5.0) == ([], [])
 
 
 def test_cut_keeps_equal_keys_together_and_the_order():

@@ -28,10 +28,9 @@ def write(tmp_path):
     ("name", "text"),
     [
         ("plain.csv", '"2","He ""wins"", again","Over, and\nout"\n"4"," A chip ",""\n'),
-        ("plain.tsv", '2\t"He ""wins"", again"\t"Over, and\nout"\r\n4\tA chip\t\r\n'),
         ("header.csv", 'id,Class,Title,Description\n7,2,"He ""wins"", again","Over, and\nout"\n\n8,4,A chip,\n'),
         ("headline.csv.gz", '\ufeffheadline,label\n"He ""wins"", again Over, and\nout",Sports\nA chip,Sci/Tech\n\n'),
-        ("text.tsv", 'text\ttitle\tcategory\n"He ""wins"", again Over, and\nout"\tx\tSports\nA chip\ty\t4\n'),
+        ("index.CSV.GZ", 'Class Index,Review\n2,"He ""wins"", again Over, and\nout"\nSci/Tech,A chip\n'),
         ("objects.jsonl", '{"text": "He \\"wins\\", again Over, and\\nout", "label": 2}\n\n'
                           '{"label": "4", "text": "A chip"}'),
         ("names.jsonl.gz", '{"label": "Sports", "text": "He \\"wins\\", again Over, and\\nout", "x": 1}\n'
@@ -41,6 +40,40 @@ def write(tmp_path):
 def test_every_form(write, name, text):
     expected = [Labelled('He "wins", again Over, and\nout', "Sports"), Labelled("A chip", "Sci/Tech")]
     assert read_labelled(write(name, text), classes=CLASSES) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plain.tsv", '2\t"He" wins, again\tOver "and out\r\n4\tA chip\t\r\n'),
+        ("Text.TSV", 'text\ttitle\tcategory\n"He" wins, again Over "and out\tx\tSports\nA chip\ty\t4\n'),
+        ("sentence.tsv", 'sentence\tsentiment\n"He" wins, again Over "and out\tSports\nA chip\tSci/Tech\n'),
+    ],
+)
+def test_quotes_mean_nothing_in_tsv(write, name, text):
+    expected = [Labelled('"He" wins, again Over "and out', "Sports"), Labelled("A chip", "Sci/Tech")]
+    assert read_labelled(write(name, text), classes=CLASSES) == expected
+
+
+def test_numbers_are_labels_of_ag_news_only(write):
+    path = write("a.csv", "label,text\n1,a\n")
+    assert read_labelled(path, classes=list(CLASSES)) == [("a", "World")]
+    for classes in (sorted(CLASSES), CLASSES[:2], ("ham", "spam")):
+        with pytest.raises(UserError, match="row 2: the label '1' is unknown"):
+            read_labelled(path, classes=classes)
+
+
+def test_a_header_without_known_names_is_told(write):
+    rows = [f"{'spam' if i % 2 else 'ham'},text {i}" for i in range(12)]
+    with pytest.raises(UserError, match=r"a\.csv, row 1 looks like a header; name its label column label"):
+        read_labelled(write("a.csv", "\n".join(["kind,body", *rows])))
+    assert len(read_labelled(write("b.csv", "\n".join(rows)))) == 12
+    assert len(read_labelled(write("c.csv", "\n".join(["news,once", *rows[:4]])))) == 5, "too few rows to tell"
+
+
+def test_long_texts(write):
+    text = "b" * 140_000
+    assert read_labelled(write("a.csv", f'spam,a\nham,"{text}"\n')) == [("a", "spam"), (text, "ham")]
 
 
 def test_without_known_classes_labels_stay_as_they_are(write):
@@ -56,13 +89,12 @@ def test_a_name_comes_before_a_number(write):
 cells = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
 
 
-@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
 @given(rows=st.lists(st.tuples(st.sampled_from(CLASSES), cells, cells), min_size=1, max_size=6))
-def test_what_python_writes_is_read_back(tmp_path_factory, suffix, delimiter, rows):
+def test_what_python_writes_is_read_back(tmp_path_factory, rows):
     rows = [(label, f"a{title}", text) for label, title, text in rows]
-    path = tmp_path_factory.mktemp("labelled") / f"a.{suffix}"
+    path = tmp_path_factory.mktemp("labelled") / "a.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
+        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
     # A carriage return before a newline is dropped, as in every text file that is read here.
     expected = [Labelled(join_columns(text.replace("\r\n", "\n") for text in texts), label) for label, *texts in rows]
     assert read_labelled(path, classes=CLASSES) == expected
@@ -81,10 +113,13 @@ def test_what_python_writes_is_read_back(tmp_path_factory, suffix, delimiter, ro
         ("a.csv", "1,a\n\n2, \n", "row 3: the text is empty"),
         ("a.csv", 'label,text\n1,"a\nb\nc"\n7,d\n', r"a.csv, row 3 \(line 5\): the label '7' is unknown"),
         ("a.csv", '1,a\n2,"b\n3,c\n', r"row 2: broken quoting \(.*end of data\); close the quotes"),
-        ("a.tsv", '1\ta\n2\t"b" c\n', "row 2: broken quoting .* double those inside"),
-        ("a.csv", "1,a\n2," + "b" * 140_000, "row 2: broken quoting .*limit"),
+        ("a.csv", '1,a\n2,"b" c\n', "row 2: broken quoting .* double those inside"),
+        ("a.csv", "1,a\r2,b\r", r"row 1: a carriage return alone ends a line; save the file with line ends of"),
+        ("a.tsv", "1\ta\n2\tb\r3\tc\r", r"row 2: a carriage return alone"),
+        ("a.csv", '1,a\n"Sp\nort",b\n', r"row 2: the label 'Sp\\nort' has control characters"),
+        ("a.jsonl", '{"text": "a", "label": "a\\u2028b"}\n', r"row 1: the label 'a\\u2028b' has control characters"),
         ("a.csv", "1\n", "row 1: only one column; a row needs a label and a text"),
-        ("a.csv", "label,body\n1,a\n", "row 1: no column is named text, title, headline or description"),
+        ("a.csv", "label,body\n1,a\n", "row 1: no column is named text, review, sentence, title, headline or"),
         ("a.csv", "", "a.csv has no rows"),
         ("a.csv", "label,text\n", "a.csv has no rows"),
         ("a.jsonl", "\n", "a.jsonl has no rows"),
@@ -118,7 +153,7 @@ def test_a_missing_file(tmp_path):
 def test_extra_texts_with_a_kind(write):
     path = write("a.csv.gz", '"1","joined","Title, text"\n"Sports","description","""Text"""\n')
     assert read_extra(path, CLASSES) == [("Title, text", "World"), ('"Text"', "Sports")]
-    with pytest.raises(UserError, match="row 2: the label 'Sports' is unknown; known here: World"):
+    with pytest.raises(UserError, match="row 1: the label '1' is unknown; known here: World"):
         read_extra(path, ["World"])
 
 

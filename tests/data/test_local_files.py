@@ -1,3 +1,6 @@
+import io
+import urllib.error
+
 import pytest
 
 from transformer_jax.data.local_files import check_network, checked_folder, find_file, fingerprint
@@ -31,6 +34,21 @@ def test_fingerprint_tells_contents_apart(tmp_path):
     }
     two.write_text("c")
     assert len({first, *others, fingerprint({"train": (one, two)})}) == 6
+
+
+def test_what_cannot_be_read_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        fingerprint({"train": (tmp_path,)})
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)"):
+        find_file(tmp_path, "a" * 300)
+
+
+def test_a_server_that_refuses_is_there(monkeypatch):
+    def refuse(request, timeout):
+        raise urllib.error.HTTPError(request.full_url, 405, "Method Not Allowed", None, io.BytesIO())
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    check_network("http://127.0.0.1/x", "Any set")
 
 
 def test_no_network():

@@ -96,7 +96,12 @@ def test_own_files(write):
         ("1,a\n1,b\n", "1,a\n", "train", r"a\.csv has only the class '1'; a classifier needs at least two"),
         ("", "1,a\n", "train", r"config\.data\.train_file is empty; name a CSV, TSV or JSON Lines file"),
         ("", "1,a\n", "validation", r"config\.data\.train_file is empty"),
-        ("1,a\n2,b\n", "", "validation", r"config\.data\.validation_file is empty"),
+        (
+            "1,a\n2,b\n",
+            "",
+            "validation",
+            r"validation_file is empty; .* or cut a part with an empty config\.data\.validation_spl",
+        ),
         ("1,a\n2,b\n", "", "test", r"config\.data\.name=text has no split 'test', only train, validation"),
     ],
 )
@@ -114,6 +119,14 @@ def test_ag_news_from_a_folder(news):
     assert train[-1] == train[29]
     assert len(load_texts(news, "train[:10]")[0]) == 10
     assert list(load_texts(news, "test")[0]) == [("A chip", "Sci/Tech")]
+    assert list(load_texts(news, "train[:1]+test")[0]) == [train[0], ("A chip", "Sci/Tech")]
+    with pytest.raises(UserError, match=r"has no split 'dev', only"):
+        load_texts(news, "train+dev")
+    with pytest.raises(
+        UserError, match=r"^'train\[:x\]' of .*; mend the split's name, or delete that folder"
+    ) as caught:
+        load_texts(news, "train[:x]")
+    assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"ag_news.* has no split 'validation', only train, test"):
         load_texts(news, "validation")
 

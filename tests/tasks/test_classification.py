@@ -20,6 +20,7 @@ from transformer_jax.tasks.classification import hide_tokens
 
 TRAIN, VALIDATION = 40, 11
 """Numbers that no batch size here divides."""
+NAMES = ", ".join(sorted(CLASSES))
 SMOOTHING = 0.1
 RECORDS = list(Headlines("train")[: TRAIN + VALIDATION])
 
@@ -90,7 +91,7 @@ def test_it_is_a_task(task):
     assert task.model_config.num_classes == len(CLASSES)
     assert task.model_config.source_vocab_size == task.tokenizer.vocab_size
     assert task.data_name == "text"
-    assert task.notes == [f"{TRAIN} training texts, {VALIDATION} validation texts, 4 classes"]
+    assert task.notes == [f"{TRAIN} training texts, {VALIDATION} validation texts, 4 classes: {NAMES}"]
     assert texts_in(task.batches) == TRAIN
 
 
@@ -206,7 +207,7 @@ def test_extra_training_texts_leave_validation_unseen(make_config, task, folder)
     path = str(folder / "extra.csv")
     more = make_task(make_config(extra_train=path), task.tokenizer_files)
     assert more.notes == [
-        f"{TRAIN + 5} training texts, {VALIDATION} validation texts, 4 classes",
+        f"{TRAIN + 5} training texts, {VALIDATION} validation texts, 4 classes: {NAMES}",
         f"5 of the training texts are from {path}",
     ]
     assert texts_in(more.batches) == TRAIN + 5
@@ -282,6 +283,7 @@ def test_init_is_a_function_of_the_key(task):
         ("model", {"num_heads": 3}, r"config\.model\.num_heads is 3"),
         ("data", {"batching": "none"}, r"config\.data\.batching is 'none'"),
         ("data", {"tokens_per_batch": 39}, r"config\.data\.tokens_per_batch is 39"),
+        ("data", {"blocklist": "words.txt"}, r"config\.data\.blocklist means nothing for classification"),
         ("data", {"train_file": ""}, r"config\.data\.train_file is empty"),
         ("data", {"validation_file": ""}, r"config\.data\.validation_file is empty"),
         ("data", {"name": "none"}, "none"),
