@@ -193,9 +193,12 @@ def _text_columns(where: str, header: list[str]) -> list[int]:
 def _rows(path: str | Path, suffix: str) -> Iterator[_Row]:
     """All rows but empty lines, which count as rows, as a spreadsheet counts them."""
     csv.field_size_limit(_LONGEST_FIELD)
-    quoting = csv.QUOTE_MINIMAL if suffix == ".csv" else csv.QUOTE_NONE
-    lines = (line + "\n" for line in read_lines(path))
-    reader = csv.reader(lines, delimiter=_DELIMITERS[suffix], quoting=quoting, strict=True)
+    reader = csv.reader(
+        (line + "\n" for line in read_lines(path)),
+        delimiter=_DELIMITERS[suffix],
+        quoting=csv.QUOTE_MINIMAL if suffix == ".csv" else csv.QUOTE_NONE,
+        strict=True,
+    )
     row = 0
     while True:
         row, line = row + 1, reader.line_num + 1
