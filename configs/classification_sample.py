@@ -1,6 +1,8 @@
 """Headlines in four topics: the embedded data set of classification, for a first look.
 
 Command: python train.py --config=configs/classification_sample.py
+Hardware and time: 2 cores of an AMD EPYC that had other work too, 0.6 minutes (2026-11-22)
+Score: accuracy 96.4 % on 1,000 validation headlines, 95.7 % on 1,000 of the test part, with words unseen in training
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +17,8 @@ def get_config() -> ConfigDict:
     config.data.update(name="headlines", max_length=64, row_length=64)
     config.tokenizer.vocab_size = 1000
     config.model.update(d_model=64, num_heads=4, d_ff=128, num_encoder_layers=2, dropout_rate=0.1, norm_first=True)
-    config.optim.update(schedule="cosine", lr=3e-3, warmup_steps=30, label_smoothing=0.0)
+    config.optim.update(schedule="cosine", lr=3e-3, warmup_steps=30, label_smoothing=0.0, mask_rate=0.2, mask_loss=0.2)
     config.training.update(
-        num_steps=300, log_every=50, eval_every=100, checkpoint_every=100, metric="accuracy", num_samples=5
+        num_steps=400, log_every=50, eval_every=100, checkpoint_every=100, metric="accuracy", num_samples=5
     )
     return config

@@ -1,7 +1,11 @@
-"""Couplets (对联): 740,333 pairs of wb14123's set.
+"""Couplets (对联): wb14123's set, of which 740,333 pairs were in the folder of the figures.
 
 Command: python train.py --config=configs/couplet.py --config.data.manual_dir=FOLDER_WITH_THE_FILES
-(without `manual_dir` the files are downloaded)
+--config.training.max_minutes=88
+(without `manual_dir` the set is downloaded: all 770,491 pairs)
+Hardware and time: 2 cores of an AMD EPYC that trained another model too, 83.7 minutes to step 4,304 (2026-11-22)
+Score: 1,380 unseen upper lines of the test set, beam 4: perplexity per character 53.2 (per token 37.3), sacreBLEU
+(tok:char) 2.97, hard rules kept in 100 %, tones (weight 1) in 89.6 %
 """
 
 from ml_collections import ConfigDict
