@@ -52,7 +52,7 @@ def test_rules(run, couplet_writer):
     [
         ("rhyme", ["'rhyme' is no rule", *NAMES]),
         ("tones=much", ["tones=much", "hard or off"]),
-        ("tones=-1", ["tones is -1", "at least 0"]),
+        ("tones=-1", ["tones is -1", "from 0 to 1000"]),
         ("length,length=2", ["length is named twice"]),
         ("tones,none", ["'none' is no rule"]),
     ],

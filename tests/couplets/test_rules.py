@@ -41,7 +41,7 @@ def test_parse(text, weights):
         ("length,none", "^'none' is no rule"),
         ("tones=", "^tones= gives no weight; write a number of at least 0, hard or off"),
         ("tones=much", "^tones=much gives no weight"),
-        ("tones=-1", "^The weight of the rule tones is -1.0, but must be at least 0"),
+        ("tones=-1", "^The weight of the rule tones is -1.0, but must be hard, or from 0 to 1000"),
         ("distinct=nan", "^The weight of the rule distinct is nan"),
         ("tones,tones=off", "^The rule tones is named twice"),
     ],
@@ -52,7 +52,7 @@ def test_what_cannot_be_read_is_told(text, message):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("weight", [-0.1, math.nan, -math.inf])
+@pytest.mark.parametrize("weight", [-0.1, math.nan, -math.inf, 1000.1])
 def test_weights_out_of_range_name_the_rule(name, weight):
-    with pytest.raises(UserError, match=rf"the rule {name} is .*, but must be at least 0"):
+    with pytest.raises(UserError, match=rf"the rule {name} is .*, but must be hard, or from 0 to 1000"):
         Rules(**{name: weight})

@@ -109,7 +109,7 @@ def test_examples_end_with_the_end_of_sentence(task):
 
 def test_blank_training_pairs_are_left_out_and_told(task):
     assert task.notes == [
-        f"43 training pairs, {VALIDATION} validation pairs",
+        f"40 training pairs, {VALIDATION} validation pairs",
         "left out 3 training pairs with a blank side",
     ]
     seen = sum(int(batch.source_segments.max(1).sum()) for batch, _ in task.batches.iterate(epochs=1))

@@ -3,9 +3,11 @@ import json
 import types
 
 import pytest
+from typing_extensions import get_protocol_members
 
 from transformer_jax.config import Config, DataConfig, DecodingConfig, MeshConfig, TrainingConfig
 from transformer_jax.errors import UserError
+from transformer_jax.tasks import Task
 from transformer_jax.training import workdir as module
 from transformer_jax.training.workdir import MAY_CHANGE, claim, prepare_task
 
@@ -27,7 +29,7 @@ def made(monkeypatch):
 
 def task(files=FILES):
     """All that a `Task` has, by name."""
-    names = ["batches", "model_config", "graphdef", "settings", "notes", "metrics", "init_params", "loss", "evaluate"]
+    names = [name for name in get_protocol_members(Task) if name != "tokenizer_files"]
     return types.SimpleNamespace(tokenizer_files=files, **dict.fromkeys(names, "not used"))
 
 

@@ -114,8 +114,10 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
     seconds = time.perf_counter() - start
     groups = {"all": list(range(len(pairs)))}
     if arguments.config:
-        data = load_training_data(_data_of(arguments))
-        seen = seen_uppers(uppers, [*data.train, *data.validation])
+        config = _data_of(arguments)
+        data = load_training_data(config)
+        # A part that was cut out for validation stands in the training data too.
+        seen = seen_uppers(uppers, data.train if config.validation_split else [*data.train, *data.validation])
         groups |= {
             name: [i for i, known in enumerate(seen) if known == wanted]
             for name, wanted in (("unseen", False), ("seen", True))
