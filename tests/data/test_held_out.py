@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from transformer_jax.data.held_out import cut, is_held_out
+from transformer_jax.data.held_out import apart_from, cut, is_held_out
 from transformer_jax.errors import UserError
 
 TEXTS = [f"text {i}" for i in range(20_000)]
@@ -47,3 +47,9 @@ def test_cut_keeps_equal_keys_together_and_the_order():
     assert {key for key, _ in kept}.isdisjoint(key for key, _ in held_out)
     assert all(part == sorted(part, key=lambda record: record[1]) for part in (kept, held_out))
     assert 20 < len({key for key, _ in held_out}) < 65
+
+
+def test_further_records_keep_apart_from_the_held_out_ones():
+    held_out = [("a", 1), ("b", 2)]
+    records = [("b", 3), ("c", 4), ("a", 5), ("d", 6), ("c", 7)]
+    assert apart_from(held_out, records, lambda record: record[0]) == [("c", 4), ("d", 6), ("c", 7)]

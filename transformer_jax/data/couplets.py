@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformer_jax.data.antitheses import antitheses
 from transformer_jax.data.couplet_text import Couplet, Fit, leave_out_unfit, read_blocklist, read_couplets
-from transformer_jax.data.held_out import cut
+from transformer_jax.data.held_out import apart_from, cut
 from transformer_jax.data.local_files import find_file
 from transformer_jax.data.tfds_sets import TfdsConfig, load_records
 from transformer_jax.errors import UserError
@@ -96,8 +96,7 @@ def load_training_data(config: CoupletsConfig) -> CoupletData:
         notes.append(f"Validation data: {len(validation):,} of these, {share}, are held out.")
     if config.extra_train:
         fit_extra = leave_out_unfit(_extra_couplets(config.extra_train), blocklist)
-        held_out = {upper for upper, _ in validation}
-        extra = [couplet for couplet in fit_extra.couplets if couplet[0] not in held_out]
+        extra = apart_from(validation, fit_extra.couplets, lambda couplet: couplet[0])
         notes.append(_note(f"Further training data {config.extra_train}", fit_extra))
         notes.append(f"{len(fit_extra.couplets) - len(extra):,} of these answer an upper line of validation: left out.")
         train = train + extra

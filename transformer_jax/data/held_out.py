@@ -43,3 +43,9 @@ def cut(records: Iterable[Record], key: Callable[[Record], str], percent: float)
                 f"{remedy} it."
             )
     return parts
+
+
+def apart_from(held_out: Iterable[Record], records: Iterable[Record], key: Callable[[Record], str]) -> list[Record]:
+    """Those of further records whose key none of the held-out ones has."""
+    keys = {key(record) for record in held_out}
+    return [record for record in records if key(record) not in keys]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from transformer_jax.data import headlines
-from transformer_jax.data.labelled import Labelled, join_columns, read_labelled
+from transformer_jax.data.held_out import apart_from, cut
+from transformer_jax.data.labelled import Labelled, join_columns, read_extra, read_labelled
 from transformer_jax.data.records import MappedRecords
 from transformer_jax.data.tfds_sets import TfdsConfig, load_records
 from transformer_jax.errors import UserError
@@ -15,6 +16,7 @@ _EXPECTED = (
     "headlines, text, ag_news or a TFDS set with a text and one class label, such as ag_news_subset, imdb_reviews, "
     "glue/sst2"
 )
+_CLASSES_SHOWN = 10
 
 
 @runtime_checkable
@@ -25,6 +27,32 @@ class TextsConfig(TfdsConfig, Protocol):
     def train_file(self) -> str: ...
     @property
     def validation_file(self) -> str: ...
+
+
+@runtime_checkable
+class TrainingTextsConfig(TextsConfig, Protocol):
+    """The same for `load_training_data`."""
+
+    @property
+    def train_split(self) -> str: ...
+    @property
+    def validation_split(self) -> str: ...
+    @property
+    def validation_percent(self) -> float: ...
+    @property
+    def extra_train(self) -> str: ...
+    @property
+    def blocklist(self) -> str: ...
+
+
+class TextData(NamedTuple):
+    """What a classifier learns from and is judged by."""
+
+    train: Sequence[Labelled]
+    validation: list[Labelled]
+    classes: tuple[str, ...]
+    notes: list[str]
+    """What was read: a sentence each, for a person to read."""
 
 
 def load_texts(config: TextsConfig, split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
@@ -47,6 +75,39 @@ def load_texts(config: TextsConfig, split: str) -> tuple[Sequence[Labelled], tup
     if config.name == "text":
         return _from_files(config, split)
     return _from_tfds(config, split)
+
+
+def load_training_data(config: TrainingTextsConfig) -> TextData:
+    """Texts for training and validation.
+
+    Without a `validation_split`, `validation_percent` % of the training texts are held out, equal ones together. No
+    text of `extra_train` stands in the validation part.
+
+    Raises:
+        UserError: as `load_texts`, and if either part is left without texts.
+    """
+    if config.blocklist:
+        raise UserError("config.data.blocklist means nothing for classification; leave it empty.")
+    train, classes = load_texts(config, config.train_split)
+    if config.validation_split:
+        validation = list(load_texts(config, config.validation_split)[0])
+    else:
+        train, validation = cut(train, _text, config.validation_percent)
+    notes = []
+    if config.extra_train:
+        extra = apart_from(validation, read_extra(config.extra_train, classes), _text)
+        train = [*train, *extra]
+        notes.append(f"{len(extra):,} of the training texts are from {config.extra_train}")
+    for part, records in (("training", train), ("validation", validation)):
+        if not len(records):
+            raise UserError(f"The {part} data has no texts; check the files under config.data.")
+    named = ", ".join([*classes[:_CLASSES_SHOWN], *(["..."] if len(classes) > _CLASSES_SHOWN else [])])
+    sizes = f"{len(train):,} training texts, {len(validation):,} validation texts"
+    return TextData(train, validation, classes, [f"{sizes}, {len(classes)} classes: {named}", *notes])
+
+
+def _text(record: Labelled) -> str:
+    return record.text
 
 
 def _from_files(config: TextsConfig, split: str) -> tuple[list[Labelled], tuple[str, ...]]:

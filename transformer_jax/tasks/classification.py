@@ -1,7 +1,6 @@
 """Text classification: labelled texts, cross-entropy over the classes, accuracy and its kin."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +13,8 @@ from jaxtyping import Array, Float, Int, Key
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import NO_LABEL, TextBatch, collate_texts
-from transformer_jax.data.held_out import cut
-from transformer_jax.data.labelled import Labelled, read_extra
-from transformer_jax.data.texts import load_texts
+from transformer_jax.data.labelled import Labelled
+from transformer_jax.data.texts import load_training_data
 from transformer_jax.data.tokenizers import PAD, UNK, encode_texts, tokenizer_from_files, train_tokenizer
 from transformer_jax.errors import UserError
 from transformer_jax.layers import split_key
@@ -29,8 +27,6 @@ from transformer_jax.tasks.base import Evaluation, make_batches
 
 TOKENIZER_TEXTS = 200_000
 """The tokenizer is trained on at most so many texts, spread evenly over the training data."""
-
-_CLASSES_SHOWN = 10
 
 
 class ClassificationTask:
@@ -54,7 +50,7 @@ class ClassificationTask:
                 f"config.optim.mask_loss is {optim.mask_loss}, but hides no tokens; raise config.optim.mask_rate."
             )
         self.data_name = data.name
-        train, self.validation, self.classes, self.notes = _load(config)
+        train, self.validation, self.classes, self.notes = load_training_data(data)
         if tokenizer_files is None:
             stride = -(-len(train) // TOKENIZER_TEXTS)
             texts = [self._case(train[i].text) for i in range(0, len(train), stride)]
@@ -146,28 +142,3 @@ def hide_tokens(
     row = jnp.arange(rows)[:, None]
     seen = tokens.at[row, places].set(jnp.where(are_hidden, UNK, tokens[row, places]))
     return seen, places, are_hidden.astype(jnp.float32)
-
-
-def _load(config: Config) -> tuple[Sequence[Labelled], list[Labelled], tuple[str, ...], list[str]]:
-    """Training and validation data, the classes, and notes on them."""
-    data = config.data
-    if data.blocklist:
-        raise UserError("config.data.blocklist means nothing for classification; leave it empty.")
-    train, classes = load_texts(data, data.train_split)
-    if data.validation_split:
-        validation = list(load_texts(data, data.validation_split)[0])
-    else:
-        train, validation = cut(train, lambda record: record.text, data.validation_percent)
-    notes = []
-    if data.extra_train:
-        held_out = {record.text for record in validation}
-        extra = [record for record in read_extra(data.extra_train, classes) if record.text not in held_out]
-        train = [*train, *extra]
-        notes.append(f"{len(extra):,} of the training texts are from {data.extra_train}")
-    for part, records in (("training", train), ("validation", validation)):
-        if not len(records):
-            raise UserError(f"The {part} data has no texts; check the files under config.data.")
-    named = ", ".join([*classes[:_CLASSES_SHOWN], *(["..."] if len(classes) > _CLASSES_SHOWN else [])])
-    sizes = f"{len(train):,} training texts, {len(validation):,} validation texts"
-    notes.insert(0, f"{sizes}, {len(classes)} classes: {named}")
-    return train, validation, classes, notes
