@@ -15,8 +15,9 @@ import pytest
 from configs import classification_sample, numerals
 from transformer_jax.bundle import load
 from transformer_jax.config import from_config_dict
+from transformer_jax.data import texts
 from transformer_jax.errors import UserError
-from transformer_jax.tasks import TASKS, Evaluation, classification, translation
+from transformer_jax.tasks import TASKS, Evaluation, translation
 from transformer_jax.training import loop, run
 
 
@@ -38,14 +39,14 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def few_records(monkeypatch):
-    load_pairs, load_texts, sizes = translation.load_pairs, classification.load_texts, {"train": 200, "validation": 9}
+    load_pairs, load_texts, sizes = translation.load_pairs, texts.load_texts, {"train": 200, "validation": 9}
 
     def few_texts(config, split):
-        texts, classes = load_texts(config, split)
-        return texts[: sizes[split]], classes
+        found, classes = load_texts(config, split)
+        return found[: sizes[split]], classes
 
     monkeypatch.setattr(translation, "load_pairs", lambda config, split: load_pairs(config, split)[: sizes[split]])
-    monkeypatch.setattr(classification, "load_texts", few_texts)
+    monkeypatch.setattr(texts, "load_texts", few_texts)
 
 
 @pytest.fixture
