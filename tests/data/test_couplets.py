@@ -41,8 +41,8 @@ def test_antitheses():
     assert data.train == list(antitheses("train"))
     assert data.validation == list(antitheses("validation"))
     assert data.notes == [
-        "Training data antitheses train: 20,000 couplets.",
-        "Validation data antitheses validation: 500 couplets.",
+        "Training data antitheses train: 20,000 couplets",
+        "Validation data antitheses validation: 500 couplets",
     ]
 
 
@@ -52,7 +52,7 @@ def test_validation_is_cut_by_upper_line(text):
     assert 20 < len(held_out) < 60
     assert [upper for upper, _ in data.validation] == held_out + held_out, "with all of their answers"
     assert [upper for upper, _ in data.train] == [upper for upper in UPPERS if upper not in held_out] * 2
-    assert data.notes[1] == f"Validation data: {2 * len(held_out)} of these, 10 % of the upper lines, are held out."
+    assert data.notes[1] == f"Validation data: {2 * len(held_out)} of these, 10 % of the upper lines, are held out"
 
 
 def test_extra_couplets_answer_no_upper_line_of_validation(text, write, tmp_path):
@@ -68,8 +68,8 @@ def test_extra_couplets_answer_no_upper_line_of_validation(text, write, tmp_path
     assert 0 < len(free) < 100
     assert extra == [*((upper, "下戊己") for upper in free), ("别的上联", "另外下句")]
     assert not any(seen_uppers([upper for upper, _ in data.validation], data.train))
-    assert data.notes[2].endswith("verse: 101 couplets; left out: 1 of unequal length.")
-    assert data.notes[3] == f"{100 - len(free)} of these answer an upper line of validation: left out."
+    assert data.notes[2].endswith("verse: 101 couplets (left out: 1 of unequal length)")
+    assert data.notes[3] == f"{100 - len(free)} of these answer an upper line of validation: left out"
 
 
 def test_unfit_couplets_are_left_out_of_both_parts(write):
@@ -84,8 +84,8 @@ def test_unfit_couplets_are_left_out_of_both_parts(write):
     data = load_training_data(config)
     assert (data.train, data.validation) == ([("春风", "秋雨")], [("新年", "旧岁")])
     assert data.notes == [
-        "Training data text train: 1 couplets; left out: 1 blank, 1 of unequal length, 1 with a blocked word.",
-        "Validation data text validation: 1 couplets; left out: 1 with a blocked word.",
+        "Training data text train: 1 couplets (left out: 1 blank, 1 of unequal length, 1 with a blocked word)",
+        "Validation data text validation: 1 couplets (left out: 1 with a blocked word)",
     ]
     assert len(load_couplets(config, "train")) == 4, "a split as it is"
 
@@ -120,5 +120,5 @@ def test_mistakes_are_told(text, write, tmp_path):
 @pytest.mark.slow
 def test_the_real_verse(data_dir, text):
     data = load_training_data(dataclasses.replace(text, extra_train=str(data_dir / "couplet_verse")))
-    assert data.notes[2].endswith("couplet_verse: 205,716 couplets.")
+    assert data.notes[2].endswith("couplet_verse: 205,716 couplets")
     assert ("绮殿千寻起", "离宫百雉余") in data.train

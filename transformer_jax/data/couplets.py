@@ -93,12 +93,12 @@ def load_training_data(config: CoupletsConfig) -> CoupletData:
     else:
         train, validation = cut(fit.couplets, lambda couplet: couplet[0], config.validation_percent)
         share = f"{config.validation_percent:g} % of the upper lines"
-        notes.append(f"Validation data: {len(validation):,} of these, {share}, are held out.")
+        notes.append(f"Validation data: {len(validation):,} of these, {share}, are held out")
     if config.extra_train:
         fit_extra = leave_out_unfit(_extra_couplets(config.extra_train), blocklist)
         extra = apart_from(validation, fit_extra.couplets, lambda couplet: couplet[0])
         notes.append(_note(f"Further training data {config.extra_train}", fit_extra))
-        notes.append(f"{len(fit_extra.couplets) - len(extra):,} of these answer an upper line of validation: left out.")
+        notes.append(f"{len(fit_extra.couplets) - len(extra):,} of these answer an upper line of validation: left out")
         train = train + extra
     for part, couplets in (("training", train), ("validation", validation)):
         if not couplets:
@@ -144,4 +144,4 @@ def _extra_couplets(folder: str) -> list[Couplet]:
 def _note(what: str, fit: Fit) -> str:
     reasons = {"blank": fit.blank, "of unequal length": fit.unequal, "with a blocked word": fit.blocked}
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
-    return f"{what}: {len(fit.couplets):,} couplets" + (f"; left out: {left_out}." if left_out else ".")
+    return f"{what}: {len(fit.couplets):,} couplets" + (f" (left out: {left_out})" if left_out else "")
