@@ -6,6 +6,7 @@ from typing import Any, Literal, overload
 
 from transformer_jax.bundle.seq2seq import Seq2SeqModel, Seq2SeqSettings
 from transformer_jax.couplets import Rules
+from transformer_jax.data.couplet_text import without_spaces
 from transformer_jax.data.tokenizers import UNK
 from transformer_jax.errors import UserError
 from transformer_jax.writing import Reply, write
@@ -98,4 +99,4 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         return sum(token != UNK for token in ids) / len(ids)
 
     def _normalised(self, text: str) -> str:
-        return "".join(text.split())
+        return without_spaces(text)

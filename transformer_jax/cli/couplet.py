@@ -53,6 +53,7 @@ def add_command(commands: Any) -> None:
 def _couplet(arguments: argparse.Namespace) -> None:
     from transformer_jax.bundle import CoupletWriter
     from transformer_jax.couplets import explain
+    from transformer_jax.data.couplet_text import without_spaces
 
     if arguments.n < 1:
         raise UserError(f"--n is {arguments.n}, but must be at least 1.")
@@ -71,7 +72,7 @@ def _couplet(arguments: argparse.Namespace) -> None:
     )
     lines = []
     for number, (upper, replies) in enumerate(zip(uppers, found, strict=True), start=1):
-        upper = "".join(upper.split())
+        upper = without_spaces(upper)
         for reply in replies:
             lines.append(f"{number}\t" * (arguments.n > 1) + f"{reply.text}\t{reply.score:.4f}")
             if arguments.explain:

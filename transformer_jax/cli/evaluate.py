@@ -95,13 +95,14 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
 
 def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str, Any]:
     from transformer_jax.couplets import Rules, rule_shares
+    from transformer_jax.data.couplet_text import without_spaces
     from transformer_jax.data.couplets import load_couplets, load_training_data, seen_uppers
     from transformer_jax.metrics import couplet_scores
 
     _refuse(arguments, "couplets", "data", "picture", "alpha")
     decoding = model.settings.decoding
     rules = Rules.parse(decoding.rules if arguments.rules is None else arguments.rules)
-    pairs = [("".join(u.split()), "".join(v.split())) for u, v in _pairs(arguments, load_couplets)]
+    pairs = [(without_spaces(upper), without_spaces(lower)) for upper, lower in _pairs(arguments, load_couplets)]
     for number, (upper, lower) in enumerate(pairs, start=1):
         if not (upper and lower):
             where = f"{arguments.reference if upper else arguments.source}, line {number:,}"

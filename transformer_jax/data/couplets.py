@@ -1,4 +1,3 @@
-# ruff: noqa: D102  (the fields are documented in config.DataConfig)
 """Couplets by the name of their set, and the training and validation data made of them."""
 
 from collections.abc import Iterable
@@ -8,8 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformer_jax.data.antitheses import antitheses
 from transformer_jax.data.couplet_text import Couplet, Fit, leave_out_unfit, read_blocklist, read_couplets
-from transformer_jax.data.held_out import apart_from, cut
+from transformer_jax.data.held_out import TrainingPartsConfig, apart_from, cut
 from transformer_jax.data.local_files import find_file
+from transformer_jax.data.text import PairFilesConfig, pair_files
 from transformer_jax.data.tfds_sets import TfdsConfig, load_records
 from transformer_jax.errors import UserError
 
@@ -17,27 +17,8 @@ _CHUNK = 65_536
 
 
 @runtime_checkable
-class CoupletsConfig(TfdsConfig, Protocol):
+class CoupletsConfig(TfdsConfig, PairFilesConfig, TrainingPartsConfig, Protocol):
     """What is read here of `config.DataConfig`, whose fields these are."""
-
-    @property
-    def train_split(self) -> str: ...
-    @property
-    def validation_split(self) -> str: ...
-    @property
-    def validation_percent(self) -> float: ...
-    @property
-    def extra_train(self) -> str: ...
-    @property
-    def blocklist(self) -> str: ...
-    @property
-    def train_source(self) -> str: ...
-    @property
-    def train_target(self) -> str: ...
-    @property
-    def validation_source(self) -> str: ...
-    @property
-    def validation_target(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +44,7 @@ def load_couplets(config: CoupletsConfig, split: str) -> list[Couplet]:
     if config.name == "antitheses":
         return list(antitheses(split))
     if config.name == "text":
-        return _text_couplets(config, split)
+        return read_couplets(*pair_files(config, split, ("upper line", "lower line")))
     records = load_records(config, split, expected="antitheses, text or couplet", check=_check_features)
     return [
         (record["upper"].decode("utf-8"), record["lower"].decode("utf-8"))
@@ -110,19 +91,6 @@ def seen_uppers(uppers: Iterable[str], train: Iterable[Couplet]) -> list[bool]:
     """For each upper line whether it also stands in the training data, where it may have another answer."""
     known = {upper for upper, _ in train}
     return [upper in known for upper in uppers]
-
-
-def _text_couplets(config: CoupletsConfig, split: str) -> list[Couplet]:
-    files = {
-        "train": (config.train_source, config.train_target),
-        "validation": (config.validation_source, config.validation_target),
-    }
-    if split not in files:
-        raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
-    for side, line, path in zip(("source", "target"), ("upper", "lower"), files[split], strict=True):
-        if not path:
-            raise UserError(f"config.data.{split}_{side} is empty; name a text file, one {line} line a line.")
-    return read_couplets(*files[split])
 
 
 def _check_features(info: Any) -> None:

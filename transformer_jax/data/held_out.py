@@ -1,14 +1,31 @@
+# ruff: noqa: D102  (the fields are documented in config.DataConfig)
 """A part held out of the training data by a fixed hash of the text: the same on every machine, in every order."""
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from transformer_jax.errors import UserError
 
 Record = TypeVar("Record")
 
 _BITS = 64
+
+
+@runtime_checkable
+class TrainingPartsConfig(Protocol):
+    """What training data are put together by: fields of `config.DataConfig`."""
+
+    @property
+    def train_split(self) -> str: ...
+    @property
+    def validation_split(self) -> str: ...
+    @property
+    def validation_percent(self) -> float: ...
+    @property
+    def extra_train(self) -> str: ...
+    @property
+    def blocklist(self) -> str: ...
 
 
 def is_held_out(text: str, percent: float) -> bool:

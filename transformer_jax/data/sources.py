@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformer_jax.data.numerals import Numerals
 from transformer_jax.data.records import MappedRecords
-from transformer_jax.data.text import read_pairs
+from transformer_jax.data.text import PairFilesConfig, pair_files, read_pairs
 from transformer_jax.data.tfds_sets import TfdsConfig, load_records
 from transformer_jax.errors import UserError
 
@@ -19,21 +19,13 @@ _EXPECTED = (
 
 
 @runtime_checkable
-class PairsConfig(TfdsConfig, Protocol):
+class PairsConfig(TfdsConfig, PairFilesConfig, Protocol):
     """What is read here of `config.DataConfig`, whose fields these are."""
 
     @property
     def source_language(self) -> str: ...
     @property
     def target_language(self) -> str: ...
-    @property
-    def train_source(self) -> str: ...
-    @property
-    def train_target(self) -> str: ...
-    @property
-    def validation_source(self) -> str: ...
-    @property
-    def validation_target(self) -> str: ...
 
 
 def load_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
@@ -50,21 +42,8 @@ def load_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
     if config.name == "numerals":
         return Numerals(config.source_language, config.target_language, split)
     if config.name == "text":
-        return _text_pairs(config, split)
+        return read_pairs(*pair_files(config, split, ("sentence", "sentence")))
     return _tfds_pairs(config, split)
-
-
-def _text_pairs(config: PairsConfig, split: str) -> list[Pair]:
-    files = {
-        "train": (config.train_source, config.train_target),
-        "validation": (config.validation_source, config.validation_target),
-    }
-    if split not in files:
-        raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
-    for side, path in zip(("source", "target"), files[split], strict=True):
-        if not path:
-            raise UserError(f"config.data.{split}_{side} is empty; name a text file, one sentence a line.")
-    return read_pairs(*files[split])
 
 
 def _tfds_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:

@@ -1,9 +1,11 @@
+# ruff: noqa: D102  (the fields are documented in config.DataConfig)
 """Sentences from text files, one a line, plain or gzip."""
 
 import gzip
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from transformer_jax.errors import UserError
 
@@ -42,6 +44,43 @@ def decode_lines(content: bytes, name: str) -> list[str]:
     if not text:
         return []
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+@runtime_checkable
+class PairFilesConfig(Protocol):
+    """What `pair_files` reads of `config.DataConfig`, whose fields these are."""
+
+    @property
+    def train_source(self) -> str: ...
+    @property
+    def train_target(self) -> str: ...
+    @property
+    def validation_source(self) -> str: ...
+    @property
+    def validation_target(self) -> str: ...
+
+
+def pair_files(config: PairFilesConfig, split: str, lines: tuple[str, str]) -> tuple[str, str]:
+    """The two files of a split of `name="text"`: sources and what answers them.
+
+    Args:
+        config: names the files.
+        split: train or validation.
+        lines: what stands on a line of either, for the error that asks for a file.
+
+    Raises:
+        UserError: if there is no such split, or one of its files is not named.
+    """
+    files = {
+        "train": (config.train_source, config.train_target),
+        "validation": (config.validation_source, config.validation_target),
+    }
+    if split not in files:
+        raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
+    for side, line, path in zip(("source", "target"), lines, files[split], strict=True):
+        if not path:
+            raise UserError(f"config.data.{split}_{side} is empty; name a text file, one {line} a line.")
+    return files[split]
 
 
 def read_pairs(source_path: str | Path, target_path: str | Path) -> list[tuple[str, str]]:

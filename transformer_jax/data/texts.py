@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from transformer_jax.data import headlines
-from transformer_jax.data.held_out import apart_from, cut
+from transformer_jax.data.held_out import TrainingPartsConfig, apart_from, cut
 from transformer_jax.data.labelled import Labelled, join_columns, read_extra, read_labelled
 from transformer_jax.data.records import MappedRecords
 from transformer_jax.data.tfds_sets import TfdsConfig, load_records
@@ -30,19 +30,8 @@ class TextsConfig(TfdsConfig, Protocol):
 
 
 @runtime_checkable
-class TrainingTextsConfig(TextsConfig, Protocol):
+class TrainingTextsConfig(TextsConfig, TrainingPartsConfig, Protocol):
     """The same for `load_training_data`."""
-
-    @property
-    def train_split(self) -> str: ...
-    @property
-    def validation_split(self) -> str: ...
-    @property
-    def validation_percent(self) -> float: ...
-    @property
-    def extra_train(self) -> str: ...
-    @property
-    def blocklist(self) -> str: ...
 
 
 class TextData(NamedTuple):
