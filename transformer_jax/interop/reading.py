@@ -1,0 +1,185 @@
+"""Files of other systems, read without running code and without trusting a size or a name in them."""
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from transformer_jax.errors import UserError
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_LARGEST_JSON = 64_000_000  # bytes; a vocabulary of a million pieces has half of that
+_LARGEST_HEADER = 100_000_000
+_NAMES_SHOWN = 10
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
+
+
+def read_bytes(folder: Path, name: str, limit: int | None = None) -> bytes:
+    """The content of a file of `folder`.
+
+    Args:
+        folder: as a person named it.
+        name: of a file right in that folder; it may come from another file, and is not trusted.
+        limit: bytes that the file may have; None: any number.
+
+    Raises:
+        UserError: if the name leads out of the folder, or the file is missing, a link, too large or unreadable.
+    """
+    if name in ("", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        raise UserError(f"{folder} names the file {name!r}, which is none of that folder; copy it again.")
+    path = folder / name
+    try:
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link; make a copy without links first: cp -rL {folder} COPY.")
+        if not path.exists():
+            raise UserError(f"{path} is missing; copy the whole folder again from its origin.")
+        if not path.is_file():
+            raise UserError(f"{path} is no file; copy the whole folder again from its origin.")
+        if limit is not None and path.stat().st_size > limit:
+            raise UserError(f"{path} is larger than {limit:,} bytes; copy it again from its origin.")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of `folder`; its names must be distinct, and NaN and infinity are refused.
+
+    Raises:
+        UserError: as `read_bytes`, or if it is no such object.
+    """
+    content = read_bytes(folder, name, _LARGEST_JSON)
+    try:
+        values = json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder / name} is not valid JSON ({error}); copy it again from its origin.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / name} is no JSON object; copy it again from its origin.")
+    return values
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, in its order; float16 and bfloat16 become float32.
+
+    Raises:
+        UserError: as `read_bytes`; for a pickle, a truncated or damaged file, and tensors of other types.
+    """
+    if path.suffix in _PICKLES and path.exists():
+        raise UserError(_pickle(path))
+    content = read_bytes(path.parent, path.name)
+    if content[8:9] != b"{" and content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise UserError(_pickle(path))
+    try:
+        if struct.unpack("<Q", content[:8])[0] > min(_LARGEST_HEADER, len(content) - 8):
+            raise ValueError("its header is longer than the file, or than any that is sensible")
+        entries = safetensors.deserialize(content)
+        for name, entry in entries:
+            if entry["dtype"] not in _DTYPES:
+                raise UserError(
+                    f"{path}: {name} is of type {entry['dtype']}, but only {', '.join(_DTYPES)} are read; convert it."
+                )
+        return {
+            name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]).astype(np.float32)
+            for name, entry in entries
+        }
+    except (safetensors.SafetensorError, struct.error, KeyError, ValueError) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}); copy it again from its origin.") from error
+
+
+def read_weights(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of a model folder: of model.safetensors, or of all files that its index names.
+
+    Raises:
+        UserError: as `read_tensors`; if there are only pickles; if the index and the files contradict each other.
+    """
+    if (folder / WEIGHTS_FILE).exists() or not (folder / INDEX_FILE).exists():
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
+        if pickles and not (folder / WEIGHTS_FILE).exists():
+            raise UserError(_pickle(folder / pickles[0]))
+        return read_tensors(folder / WEIGHTS_FILE)
+    index = folder / INDEX_FILE
+    places = read_json(folder, INDEX_FILE).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index} has no weight_map from tensors to files; copy it again from its origin.")
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(set(places.values())):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise UserError(f"{index} names the file {file!r}, but must name safetensors files beside it.")
+        shard = read_tensors(folder / file)
+        expected = {name for name, place in places.items() if place == file}
+        if shard.keys() != expected:
+            names = listed(sorted(shard.keys() ^ expected))
+            raise UserError(f"{folder / file} and {INDEX_FILE} disagree on {names}; copy both again from their origin.")
+        tensors |= shard
+    return tensors
+
+
+def check_tensors(
+    where: Path,
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    optional: Iterable[str] = (),
+) -> None:
+    """Do nothing, unless `tensors` are others than those of `shapes`.
+
+    Args:
+        where: the file, for the message.
+        tensors: as they were read.
+        shapes: of each tensor that is known.
+        optional: names of known tensors that may be missing.
+
+    Raises:
+        UserError: naming every tensor that is unknown, missing or of another shape (of each sort the first ten).
+    """
+    missing = sorted(shapes.keys() - tensors.keys() - set(optional))
+    misshapen = [
+        f"{name} {_shape(tensors[name].shape)} instead of {_shape(shape)}"
+        for name, shape in sorted(shapes.items())
+        if name in tensors and tensors[name].shape != shape
+    ]
+    faults = {
+        "unknown tensors": sorted(tensors.keys() - shapes.keys()),
+        "missing tensors": missing,
+        "tensors of another shape": misshapen,
+    }
+    found = [f"{what}: {listed(names)}" for what, names in faults.items() if names]
+    if found:
+        raise UserError(f"{where} does not fit the model ({'; '.join(found)}); name the weights that belong to it.")
+
+
+def listed(names: list[str]) -> str:
+    """Names as a text: all up to ten, then how many more."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _pickle(path: Path) -> str:
+    return (
+        f"{path} is a pickle, and opening one runs the code in it; where you trust it, store its tensors by "
+        "safetensors.torch.save_file, or the model by save_pretrained, and name that."
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    (name, count), *_ = Counter(name for name, _ in pairs).most_common(1) or [("", 1)]
+    if count > 1:
+        raise ValueError(f"{name!r} comes twice")
+    return dict(pairs)
