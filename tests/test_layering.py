@@ -28,6 +28,7 @@ LAYERS = (
     ("writing",),
     ("tasks",),
     ("bundle",),
+    ("registry",),
     ("training", "interop"),
     ("cli",),
     ("__init__", "__main__"),

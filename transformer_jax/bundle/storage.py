@@ -16,9 +16,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from transformer_jax.bundle.classifier import TextClassifier
-from transformer_jax.bundle.couplet_writer import CoupletWriter
-from transformer_jax.bundle.translator import Translator
+from transformer_jax.bundle.kinds import MODELS
 from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
@@ -33,14 +31,6 @@ CARD_FILE = "README.md"
 _LARGEST_CONFIG = 1_000_000  # bytes
 _LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
-
-
-_TASKS: dict[str, type[Translator | TextClassifier | CoupletWriter]] = {
-    "translation": Translator,
-    "classification": TextClassifier,
-    "couplet": CoupletWriter,
-}
-"""What each task's bundle is loaded as."""
 
 _MAY_BE_ZERO = ("target_vocab_size", "num_classes")
 """Sizes that not every kind of model has; whether it has, the model itself checks."""
@@ -61,7 +51,7 @@ def save_bundle(
 
     Args:
         path: the folder to write.
-        task: of the model: translation, classification or couplet.
+        task: of the model: translation, classification, couplet, or one that `register_task` has added.
         model_config: of the model, vocabulary sizes included.
         params: of the model, as `models.split` gives them.
         tokenizer_files: as `TokenizerPair.files` gives them.
@@ -75,9 +65,9 @@ def save_bundle(
     folder = Path(path).resolve()
     if folder.exists() and not (folder / CONFIG_FILE).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{path} exists and is no model folder; name another, or remove it.")
-    if task not in _TASKS:
-        raise UserError(f"The task is {task!r}, but a model folder can hold {', '.join(_TASKS)}.")
-    checked = build(_TASKS[task].settings_type, dict(settings), "settings")
+    if task not in MODELS:
+        raise UserError(f"The task is {task!r}, but a model folder can hold {', '.join(MODELS)}.")
+    checked = build(MODELS[task].settings_type, dict(settings), "settings")
     # Which kernel computes attention is the machine's business, not the model's.
     model_config = dataclasses.replace(model_config, attention_implementation="xla")
     tensors = {
@@ -119,7 +109,7 @@ def load(path: str | Path) -> Any:
     config = _read_config(folder)
     tokenizer = _read_tokenizer(folder, config)
     params = _read_params(folder, config)
-    return _TASKS[config.task](config.model, params, tokenizer, config.settings)
+    return MODELS[config.task](config.model, params, tokenizer, config.settings)
 
 
 @dataclass(frozen=True)
@@ -156,14 +146,17 @@ def _read_config(folder: Path) -> _BundleConfig:
     for name in _CONFIG_FIELDS:
         if name not in values:
             raise UserError(f"{path} has no field {name}; copy the model again from its origin.")
-    if values["task"] not in list(_TASKS):
-        raise UserError(f"{path}: task is {values['task']!r}, but must be one of {', '.join(_TASKS)}.")
+    if values["task"] not in list(MODELS):
+        raise UserError(
+            f"{path}: task is {values['task']!r}, but must be one of {', '.join(MODELS)}, or one that the caller has "
+            "registered (register_task)."
+        )
     model = build(ModelConfig, values["model"], f"{path}: model")
     for name, value in dataclasses.asdict(model).items():
         smallest = 0 if name in _MAY_BE_ZERO else 1
         if type(value) is int and not smallest <= value < 2**31:
             raise UserError(f"{path}: model.{name} is {value}, but must be a size from {smallest} on.")
-    settings = build(_TASKS[values["task"]].settings_type, values["settings"], f"{path}: settings")
+    settings = build(MODELS[values["task"]].settings_type, values["settings"], f"{path}: settings")
     sha256 = values["sha256"]
     if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or len(sha256) < 2:
         raise UserError(f"{path}: sha256 must name {WEIGHTS_FILE} and the tokenizer's files.")
@@ -204,7 +197,7 @@ def _read_params(folder: Path, config: _BundleConfig) -> Any:
     if layers > len(tensors):  # lest a mere number keep us building layers for ever
         raise UserError(f"{path} has {len(tensors):,} tensors, too few for {layers:,} layers; copy the model again.")
     try:
-        _, expected = structure(_TASKS[config.task].model_type, config.model)
+        _, expected = structure(MODELS[config.task].model_type, config.model)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder / CONFIG_FILE}: model describes none that can be built ({error}).") from error
     flat = traverse_util.flatten_dict(expected)
