@@ -122,11 +122,16 @@ class TrainingConfig:
 class DecodingConfig:
     """How outputs are searched for (section 6.1)."""
 
+    conventions: str = "paper"
+    """paper, or a system whose searches are followed where they differ; see `decoding.CONVENTIONS`."""
+
     beam_size: int = 4
     alpha: float = 0.6
     """Exponent of the length penalty of Wu et al. (2016)."""
     max_extra_tokens: int = 50
     """An output is at most this many tokens longer than its input."""
+    max_length: int = 0
+    """Most tokens of an output; 0: no bound but the last."""
     batch_size: int = 64
     rules: str = "length,punctuation,repetition,distinct,tones=1"
     """What the lower line of a couplet keeps to, see `couplets.rules.Rules.parse`."""

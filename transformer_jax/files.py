@@ -1,9 +1,12 @@
 """Writing to disk so that nothing is ever seen half-written."""
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from transformer_jax.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -46,6 +49,31 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
                 old.rename(folder)
             raise
         _sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends without an error; otherwise nothing is left.
+
+    Raises:
+        UserError: if `path` exists, or cannot be written.
+    """
+    folder = Path(path).absolute()
+    if os.path.lexists(folder):
+        raise UserError(f"{path} exists; name a folder that does not, or remove it.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True
+        ) as name:
+            new = Path(name) / "new"
+            new.mkdir()
+            yield new
+            _sync_folder(new)
+            new.rename(folder)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); make room, or name another folder.") from error
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -13,20 +13,25 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.data.by_length import batches_by_length, padded, round_up
-from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK
+from transformer_jax.data.tokenizers import BOS, MARKERS, PAD, UNK, Markers
 from transformer_jax.decoding import (
     LogitsProcessor,
     SearchResult,
     StepFn,
     beam_search,
-    forbid_tokens,
+    conventions_named,
+    forbid_sequences,
     no_repeat_ngram,
+    renormalize,
     sample,
     stream,
 )
 from transformer_jax.errors import UserError
 from transformer_jax.losses import smoothed_cross_entropy
 from transformer_jax.models import AttentionWeights, Cache, Memory, Seq2Seq
+
+BAD_WORDS = ((BOS,), (UNK,))
+"""What a model with the markers of this package never produces, besides padding."""
 
 
 class Hypothesis(NamedTuple):
@@ -62,7 +67,8 @@ class SearchOptions:
     top_p: float = 1.0
     no_repeat_ngram: int = 0
     seed: int = 0
-    early_stop: bool = True
+    conventions: str = "paper"
+    """What the searches of other systems do differently, by the name of the system; see `decoding.CONVENTIONS`."""
 
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, remedy: str) -> None:
@@ -80,6 +86,7 @@ class SearchOptions:
         require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         require(self.no_repeat_ngram >= 0, "no_repeat_ngram", "at least 0, which allows all")
         require(0 <= self.seed < 2**32, "seed", "from 0 to 4,294,967,295")
+        conventions_named(self.conventions)
 
 
 class Guide(NamedTuple):
@@ -101,17 +108,32 @@ class Generator:
     out for a sentence does not depend on what else is asked.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, *, batch_size: int = 64, max_positions: int | None = None) -> None:
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        *,
+        batch_size: int = 64,
+        max_positions: int | None = None,
+        markers: Markers = MARKERS,
+        bad_words: tuple[tuple[int, ...], ...] = BAD_WORDS,
+        renormalizes: bool = False,
+    ) -> None:
         """Make a generator of one model structure; parameters come with each call.
 
         Args:
             graphdef: of a `Seq2Seq`.
             batch_size: sentences at a time, at most.
             max_positions: tokens that a sentence can have, where the model has a table of positions.
+            markers: of the target's vocabulary.
+            bad_words: sequences of tokens that are never produced.
+            renormalizes: whether the probabilities of what may be produced add up to 1.
         """
         self.graphdef = graphdef
         self.batch_size = batch_size
         self.max_positions = max_positions
+        self.markers = markers
+        self.bad_words = bad_words
+        self.renormalizes = renormalizes
 
     def generate(
         self,
@@ -156,6 +178,9 @@ class Generator:
                 max_length = self._limit(length, prefix.shape[1], options)
             found = _search(
                 self.graphdef,
+                self.markers,
+                self._processors(options),
+                self.renormalizes,
                 static,
                 max_length,
                 None if guide is None else guide.make_processor,
@@ -201,18 +226,18 @@ class Generator:
             nnx.merge(self.graphdef, params).empty_cache(1, 1, max_length),
             max_length=max_length,
             limit=limit,
-            bos_id=BOS,
-            eos_id=EOS,
+            bos_id=self.markers.start,
+            eos_id=self.markers.end,
             pad_id=PAD,
             min_length=options.min_length + 1,
             prefix=jnp.array(prefix, jnp.int32) if prefix else None,
-            processors=_processors(options.no_repeat_ngram),
+            processors=(*self._processors(options), renormalize) if self.renormalizes else self._processors(options),
             key=jax.random.fold_in(jax.random.key(options.seed), 0) if draws else None,
             temperature=options.temperature if draws else 1.0,
             top_k=options.top_k,
             top_p=options.top_p,
         )
-        return (token for token in tokens if token != EOS)
+        return (token for token in tokens if token != self.markers.end)
 
     def score(
         self, params: Any, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
@@ -223,7 +248,7 @@ class Generator:
         for length, rows, chosen in batches_by_length(lengths, self.batch_size):
             source = padded([sources[i] for i in chosen], rows, length)
             labels = padded([targets[i] for i in chosen], rows, length)
-            found = np.asarray(_score(self.graphdef, params, source, labels))
+            found = np.asarray(_score(self.graphdef, self.markers.start, params, source, labels))
             for row, i in enumerate(chosen):
                 scores[i] = found[row, : len(targets[i])]
         return scores
@@ -231,9 +256,12 @@ class Generator:
     def attention(self, params: Any, source: Sequence[int], target: Sequence[int]) -> AttentionWeights:
         """Every attention weight of one sentence pair; both end with the end of sentence. No batch axis."""
         s, t = len(source), len(target)
-        sides = padded([source], 1, round_up(s)), padded([[BOS, *target[:-1]]], 1, round_up(t))
+        sides = padded([source], 1, round_up(s)), padded([[self.markers.start, *target[:-1]]], 1, round_up(t))
         encoder, decoder, cross = (np.asarray(part)[0] for part in _attention(self.graphdef, params, *sides))
         return AttentionWeights(encoder[..., :s, :s], decoder[..., :t, :t], cross[..., :t, :s])
+
+    def _processors(self, options: SearchOptions) -> tuple[LogitsProcessor, ...]:
+        return _make_processors(self.bad_words, options.no_repeat_ngram)
 
     def _check_prefix(self, prefix: Sequence[int]) -> None:
         if self.max_positions is not None and len(prefix) >= self.max_positions:
@@ -265,15 +293,18 @@ def _stacked(sentences: Sequence[Any], rows: int, length: int) -> Any:
     return jax.tree.map(stack, *sentences)
 
 
-@lru_cache  # the same objects each time, so that a stream need not compile anew
-def _processors(ngram: int) -> tuple[LogitsProcessor, ...]:
-    never = forbid_tokens([BOS, UNK])
+@lru_cache  # the same objects each time, so that nothing need compile anew
+def _make_processors(bad_words: tuple[tuple[int, ...], ...], ngram: int) -> tuple[LogitsProcessor, ...]:
+    never = forbid_sequences(bad_words)
     return (never, no_repeat_ngram(ngram)) if ngram > 0 else (never,)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
 def _search(
     graphdef: nnx.GraphDef,
+    markers: Markers,
+    processors: tuple[LogitsProcessor, ...],
+    renormalizes: bool,
     options: SearchOptions,
     max_length: int,
     make_processor: Callable[[Any, Any], LogitsProcessor] | None,
@@ -293,19 +324,23 @@ def _search(
     shared: dict[str, Any] = {
         "batch_size": source.shape[0],
         "max_length": max_length,
-        "bos_id": BOS,
-        "eos_id": EOS,
+        "bos_id": markers.start,
+        "eos_id": markers.end,
         "pad_id": PAD,
         "max_lengths": limits,
         "min_lengths": options.min_length + 1,
         "prefix": prefix,
-        "processors": (*_processors(options.no_repeat_ngram), *guided),
+        "processors": (*processors, *guided, *((renormalize,) if renormalizes else ())),
     }
     cache = model.empty_cache(source.shape[0], beams, max_length)
     if options.temperature > 0:
         filters: dict[str, Any] = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
         return sample(step_fn, cache, num_samples=beams, keys=keys, **filters, **shared)
-    ranking: dict[str, Any] = {name: getattr(options, name) for name in ("alpha", "n_best", "early_stop")}
+    ranking: dict[str, Any] = {
+        "alpha": options.alpha,
+        "n_best": options.n_best,
+        "conventions": conventions_named(options.conventions),
+    }
     return beam_search(step_fn, cache, beam_size=beams, **ranking, **shared)
 
 
@@ -321,12 +356,12 @@ def _step(
     return nnx.merge(graphdef, params).step(tokens, cache, memory)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _score(
-    graphdef: nnx.GraphDef, params: Any, source: Int[Array, "B S"], labels: Int[Array, "B T"]
+    graphdef: nnx.GraphDef, start: int, params: Any, source: Int[Array, "B S"], labels: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
     model: Seq2Seq = nnx.merge(graphdef, params)
-    target = jnp.concatenate([jnp.full_like(labels[:, :1], BOS), labels[:, :-1]], axis=1)
+    target = jnp.concatenate([jnp.full_like(labels[:, :1], start), labels[:, :-1]], axis=1)
     segments = (labels != PAD).astype(jnp.int32)
     return -smoothed_cross_entropy(model(source, target, target_segments=segments), labels)
 

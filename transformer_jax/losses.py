@@ -28,8 +28,9 @@ def chunked_cross_entropy(
     weights: Float[Array, "B T"],
     smoothing: float = 0.0,
     chunk: int = 256,
+    bias: Float[Array, " V"] | None = None,
 ) -> Float[Array, ""]:
-    """Weighted sum of `smoothed_cross_entropy(x @ table.T, labels, smoothing)`, never holding B x T x V logits.
+    """Weighted sum of `smoothed_cross_entropy(x @ table.T + bias, labels, smoothing)`, never holding B x T x V logits.
 
     Loss and gradient come from one pass over chunks of tokens, since the gradient of a sum is known up to the factor
     that comes from outside; so each logit is computed once and used while it is in the cache.
@@ -42,41 +43,48 @@ def chunked_cross_entropy(
         smoothing: label smoothing.
         chunk: tokens at a time, about: some columns of all rows, so that rows may be spread over devices. The number of
             columns divides T, so a prime T is one chunk.
+        bias: of the output layer; None: it has none.
     """
-    return _loss_and_grads(x, table, labels, weights, smoothing, chunk)[0]
+    return _loss_and_grads(x, table, labels, weights, smoothing, chunk, bias)[0]
 
 
 def _loss_and_grads(
-    x: Array, table: Array, labels: Array, weights: Array, smoothing: float, chunk: int
-) -> tuple[Array, tuple[Array, Array]]:
+    x: Array, table: Array, labels: Array, weights: Array, smoothing: float, chunk: int, bias: Array | None
+) -> tuple[Array, tuple[Array, Array, Array | None]]:
     batch, length, _ = x.shape
     columns = next(n for n in range(1, length + 1) if length % n == 0 and (n * batch >= chunk or n == length))
     wide = table.astype(x.dtype)
 
-    def one_chunk(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
-        loss, d_table = carry
+    def one_chunk(
+        carry: tuple[Array, Array, Array | None], inputs: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array, Array | None], Array]:
+        loss, d_table, d_bias = carry
         x, labels, weights = (a.reshape(-1, *a.shape[2:]) for a in inputs)
         logits = jnp.dot(x, wide.T, preferred_element_type=jnp.float32)
+        logits = logits if bias is None else logits + bias
         loss += jnp.sum(weights * smoothed_cross_entropy(logits, labels, smoothing))
         is_label = labels[:, None] == jnp.arange(table.shape[0])
         target = (1.0 - smoothing) * is_label + smoothing / table.shape[0]
-        d_logits = (weights[:, None] * (jax.nn.softmax(logits) - target)).astype(x.dtype)
+        d_logits = weights[:, None] * (jax.nn.softmax(logits) - target)
+        d_bias = None if d_bias is None else d_bias + d_logits.sum(0)
+        d_logits = d_logits.astype(x.dtype)
         d_table += jnp.dot(d_logits.T, x, preferred_element_type=jnp.float32)
-        return (loss, d_table), (d_logits @ wide).reshape(batch, columns, -1)
+        return (loss, d_table, d_bias), (d_logits @ wide).reshape(batch, columns, -1)
 
     def chunks(a: Array) -> Array:
         return a.reshape(batch, length // columns, columns, *a.shape[2:]).swapaxes(0, 1)
 
-    zeros = jnp.zeros(()), jnp.zeros(table.shape)
-    (loss, d_table), d_x = jax.lax.scan(one_chunk, zeros, (chunks(x), chunks(labels), chunks(weights)))
-    return loss, (d_x.swapaxes(0, 1).reshape(x.shape), d_table.astype(table.dtype))
+    zeros = jnp.zeros(()), jnp.zeros(table.shape), None if bias is None else jnp.zeros(bias.shape)
+    (loss, d_table, d_bias), d_x = jax.lax.scan(one_chunk, zeros, (chunks(x), chunks(labels), chunks(weights)))
+    return loss, (d_x.swapaxes(0, 1).reshape(x.shape), d_table.astype(table.dtype), d_bias)
 
 
 def _backward(
-    smoothing: float, chunk: int, grads: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array, None, None]:
-    d_x, d_table = grads
-    return (d_x * cotangent).astype(d_x.dtype), d_table * cotangent, None, None
+    smoothing: float, chunk: int, grads: tuple[Array, Array, Array | None], cotangent: Array
+) -> tuple[Array, Array, None, None, Array | None]:
+    d_x, d_table, d_bias = grads
+    d_bias = None if d_bias is None else d_bias * cotangent
+    return (d_x * cotangent).astype(d_x.dtype), d_table * cotangent, None, None, d_bias
 
 
 chunked_cross_entropy.defvjp(_loss_and_grads, _backward)

@@ -14,7 +14,7 @@ from tests.decoding.toys import (
     plain_greedy_search,
     step_fn,
 )
-from transformer_jax.decoding import beam_search, forbid_tokens, greedy_search, no_repeat_ngram, sample
+from transformer_jax.decoding import Conventions, beam_search, forbid_tokens, greedy_search, no_repeat_ngram, sample
 from transformer_jax.errors import UserError
 
 LENGTH = 4
@@ -73,10 +73,10 @@ def test_wide_beam_equals_brute_force_under_constraints():
         assert_is(result, sentence, expected)
 
 
-@pytest.mark.parametrize(("beam_size", "early_stop"), [(2, True), (4, True), (4, False)])
-def test_narrow_beam_equals_a_plain_beam_search(beam_size, early_stop):
+@pytest.mark.parametrize(("beam_size", "stop"), [(2, "bound"), (4, "bound"), (4, "never")])
+def test_narrow_beam_equals_a_plain_beam_search(beam_size, stop):
     toy = Toy(seed=3, batch_size=40, vocab_size=7)
-    result = toy.run(beam_search, beam_size=beam_size, max_length=8, early_stop=early_stop)
+    result = toy.run(beam_search, beam_size=beam_size, max_length=8, conventions=Conventions(stop=stop))
     for sentence in range(toy.batch_size):
         assert_is(result, sentence, plain_beam_search(toy, sentence, 8, 0.6, beam_size))
 
@@ -159,7 +159,7 @@ def test_early_stop_stops_early():
     result = beam_search(counting_step, toy.cache(2), **arguments)
     jax.effects_barrier()
     assert 0 < len(steps) < 10
-    assert_equal(result, beam_search(step_fn, toy.cache(2), early_stop=False, **arguments))
+    assert_equal(result, beam_search(step_fn, toy.cache(2), conventions=Conventions(stop="never"), **arguments))
 
 
 def test_a_vocabulary_smaller_than_the_beam():
@@ -218,13 +218,13 @@ def test_a_prefix_with_eos_ends_and_a_long_one_is_cut():
     assert [outputs_of(result, i)[0] for i in range(2)] == [(3, EOS), (3, 4, 3, EOS)]
 
 
-@pytest.mark.parametrize("early_stop", [True, False])
+@pytest.mark.parametrize("stop", ["bound", "never"])
 @pytest.mark.parametrize("n_best", [1, 3])
-def test_n_best_gives_the_first_of_all(n_best, early_stop):
+def test_n_best_gives_the_first_of_all(n_best, stop):
     toy = Toy(seed=14, batch_size=40, vocab_size=7)
     common = {"beam_size": 4, "max_length": 8}
-    everything = toy.run(beam_search, early_stop=False, **common)
-    result = toy.run(beam_search, n_best=n_best, early_stop=early_stop, **common)
+    everything = toy.run(beam_search, conventions=Conventions(stop="never"), **common)
+    result = toy.run(beam_search, n_best=n_best, conventions=Conventions(stop=stop), **common)
     assert result.tokens.shape == (40, n_best, 8)
     assert_equal(result, [part[:, :n_best] for part in everything])
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 from transformer_jax.bundle.checks import check_batch_size, check_texts
@@ -72,6 +73,12 @@ class TextClassifier:
         self.tokenizer = tokenizer.source
         self.settings = settings
         self.graphdef, _ = structure(Classifier, model_config)
+
+    @property
+    def model(self) -> Classifier:
+        """The model as a Flax NNX module with its parameters."""
+        model: Classifier = nnx.merge(self.graphdef, self.params)
+        return model
 
     def classify(self, texts: Sequence[str], *, batch_size: int = 64) -> list[Classification]:
         """The class of each text, and the probabilities of all classes, in order.

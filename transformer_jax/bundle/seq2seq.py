@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 from transformer_jax.bundle.checks import check_batch_size, check_texts
 from transformer_jax.config import DecodingConfig
-from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair
+from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
 from transformer_jax.errors import UserError
-from transformer_jax.generation import Generator, SearchOptions
+from transformer_jax.generation import BAD_WORDS, Generator, SearchOptions
 from transformer_jax.models import ModelConfig, Seq2Seq, structure
 
 CHARACTERS_PER_TOKEN = 32
@@ -26,6 +27,10 @@ class Seq2SeqSettings:
     """Tokens of the longest text taken, end of sentence included."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     """How to search unless a call says otherwise."""
+    bad_words: tuple[tuple[int, ...], ...] = BAD_WORDS
+    """Sequences of token ids that are never produced."""
+    renormalizes: bool = False
+    """The probabilities of what may be produced add up to 1 while it searches."""
 
 
 Settings = TypeVar("Settings", bound=Seq2SeqSettings)
@@ -60,6 +65,12 @@ class Seq2SeqModel(Generic[Settings]):
         self.settings = self.settings_type() if settings is None else settings
         self.graphdef, _ = structure(Seq2Seq, model_config)
 
+    @property
+    def model(self) -> Seq2Seq:
+        """The model as a Flax NNX module with its parameters."""
+        model: Seq2Seq = nnx.merge(self.graphdef, self.params)
+        return model
+
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Score]:
         """The log-probability of each target as the answer to its source.
 
@@ -81,11 +92,22 @@ class Seq2SeqModel(Generic[Settings]):
     def _generator(self, batch_size: int | None) -> Generator:
         size = self.settings.decoding.batch_size if batch_size is None else batch_size
         check_batch_size(size)
-        return Generator(self.graphdef, batch_size=size, max_positions=self.model_config.position_limit)
+        return Generator(
+            self.graphdef,
+            batch_size=size,
+            max_positions=self.model_config.position_limit,
+            markers=self.tokenizer.target.markers,
+            bad_words=self.settings.bad_words,
+            renormalizes=self.settings.renormalizes,
+        )
 
     def _search_options(self, *, beam_size: int | None, alpha: float | None, **options: Any) -> SearchOptions:
         decoding = self.settings.decoding
-        options = {"max_extra_tokens": decoding.max_extra_tokens} | options
+        options = {
+            "max_extra_tokens": decoding.max_extra_tokens,
+            "max_length": decoding.max_length or None,
+            "conventions": decoding.conventions,
+        } | options
         return SearchOptions(
             beam_size=decoding.beam_size if beam_size is None else beam_size,
             alpha=decoding.alpha if alpha is None else alpha,
@@ -108,7 +130,8 @@ class Seq2SeqModel(Generic[Settings]):
                     f"{what} {number:,} has {len(text):,} characters, but the limit is "
                     f"{longest * CHARACTERS_PER_TOKEN:,}; split it."
                 )
-        encoded = [[*ids, EOS] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
+        end = tokenizer.markers.end
+        encoded = [[*ids, end] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
         for number, ids in enumerate(encoded, start=1):
             if len(ids) > longest:
                 raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; split it.")

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from transformer_jax.bundle.seq2seq import Seq2SeqModel, Seq2SeqSettings
-from transformer_jax.data.tokenizers import EOS
 from transformer_jax.generation import Generator, Hypothesis
 
 
@@ -178,7 +177,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             shown = so_far
 
     def _alignment(self, generator: Generator, source: list[int], hypothesis: Hypothesis) -> Alignment:
-        target = [*hypothesis.tokens, EOS]
+        target = [*hypothesis.tokens, self.tokenizer.target.markers.end]
         weights = np.asarray(generator.attention(self.params, source, target).cross)
         pieces = self.tokenizer.source.piece, self.tokenizer.target.piece
         return Alignment(list(map(pieces[0], source)), list(map(pieces[1], target)), weights)

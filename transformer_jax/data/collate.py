@@ -28,13 +28,16 @@ class Seq2SeqBatch(NamedTuple):
     labels: Int32[np.ndarray, "B T"]
 
 
-def collate_pairs(rows: Sequence[Sequence[Example]], row_length: int, num_rows: int) -> Seq2SeqBatch:
+def collate_pairs(
+    rows: Sequence[Sequence[Example]], row_length: int, num_rows: int, *, start: int = BOS
+) -> Seq2SeqBatch:
     """Write rows of examples into one batch; rows that are not given stay padding.
 
     Args:
         rows: at most `num_rows` rows of (source ids + end, target ids + end).
         row_length: token slots of a row, on each side.
         num_rows: rows of the batch.
+        start: the token that a decoder reads first.
     """
     batch = Seq2SeqBatch(*(np.zeros((num_rows, row_length), np.int32) for _ in Seq2SeqBatch._fields))
     for r, row in enumerate(rows):
@@ -46,7 +49,7 @@ def collate_pairs(rows: Sequence[Sequence[Example]], row_length: int, num_rows: 
             batch.source_positions[r, of_source] = np.arange(len(source))
             of_target = slice(target_start, target_start + len(target))
             batch.labels[r, of_target] = target
-            batch.target[r, target_start] = BOS
+            batch.target[r, target_start] = start
             batch.target[r, target_start + 1 : of_target.stop] = target[:-1]
             batch.target_segments[r, of_target] = segment
             batch.target_positions[r, of_target] = np.arange(len(target))

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import sentencepiece
 
@@ -21,9 +21,26 @@ _WHITE_SPACE = re.compile(r"\s")
 _LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer ones, its default is 4,192
 
 
+class Markers(NamedTuple):
+    """The ids that stand for no text. That of padding is 0 in every vocabulary."""
+
+    start: int = BOS
+    """What a decoder reads first; padding in Marian's vocabularies."""
+    end: int = EOS
+    unknown: int = UNK
+
+
+MARKERS = Markers()
+"""Of every vocabulary made here."""
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to ids and back. Ids 0 to 3 are padding, beginning and end of a sentence, and unknown."""
+    """Text to ids and back. Id 0 is padding; those trained here have `MARKERS`."""
+
+    @property
+    def markers(self) -> Markers:
+        """Beginning and end of a sentence, and unknown."""
 
     @property
     def vocab_size(self) -> int:
@@ -68,6 +85,10 @@ class SentencePieceTokenizer:
                 f"{self.FILE_NAME} has the ids {ids} for pad, bos, eos, unk, but {(PAD, BOS, EOS, UNK)} are needed; "
                 "train the tokenizer with this package."
             )
+
+    @property
+    def markers(self) -> Markers:
+        return MARKERS
 
     @property
     def vocab_size(self) -> int:
@@ -134,6 +155,10 @@ class _ListTokenizer:
             token, _ = Counter(tokens).most_common(1)[0]
             raise UserError(f"{cls.FILE_NAME} has the line {token!r} twice; copy it again from its origin.")
         return cls(tokens)
+
+    @property
+    def markers(self) -> Markers:
+        return MARKERS
 
     @property
     def vocab_size(self) -> int:

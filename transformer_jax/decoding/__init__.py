@@ -1,16 +1,27 @@
 """Decoding: beam search, greedy search, sampling and streaming over `step_fn(tokens, cache) -> (logits, cache)`."""
 
-from transformer_jax.decoding.core import length_penalty
+from transformer_jax.decoding.conventions import CONVENTIONS, Conventions, conventions_named, length_penalty
 from transformer_jax.decoding.filters import keep_top_k, keep_top_p, scale_temperature
-from transformer_jax.decoding.processors import LogitsProcessor, forbid_tokens, min_length, no_repeat_ngram
+from transformer_jax.decoding.processors import (
+    LogitsProcessor,
+    forbid_sequences,
+    forbid_tokens,
+    min_length,
+    no_repeat_ngram,
+    renormalize,
+)
 from transformer_jax.decoding.search import SearchResult, StepFn, beam_search, greedy_search, sample
 from transformer_jax.decoding.stream import stream
 
 __all__ = [
+    "CONVENTIONS",
+    "Conventions",
     "LogitsProcessor",
     "SearchResult",
     "StepFn",
     "beam_search",
+    "conventions_named",
+    "forbid_sequences",
     "forbid_tokens",
     "greedy_search",
     "keep_top_k",
@@ -18,6 +29,7 @@ __all__ = [
     "length_penalty",
     "min_length",
     "no_repeat_ngram",
+    "renormalize",
     "sample",
     "scale_temperature",
     "stream",

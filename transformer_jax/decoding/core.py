@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer_jax.decoding.constraints import Constraints, constrain
+from transformer_jax.decoding.conventions import Conventions
 from transformer_jax.decoding.processors import LogitsProcessor
 
 Tree = TypeVar("Tree")
@@ -56,19 +57,6 @@ Grow = Callable[[SearchState, Float[Array, "B K V"], Float[Array, "B K V"], Int[
 
 Pick = Callable[[Float[Array, "B K V"], Int[Array, ""]], Int[Array, "B K"]]
 """`(allowed, step) -> tokens`: one next token of each hypothesis."""
-
-
-def length_penalty(length: Int[Array, "*shape"], alpha: float) -> Float[Array, "*shape"]:
-    """((5 + |Y|) / 6)^alpha, the length penalty of Wu et al. (2016) that section 6.1 uses; |Y| counts EOS."""
-    return ((5.0 + length.astype(jnp.float32)) / 6.0) ** alpha
-
-
-def length_weights(max_length: int, alpha: float) -> Float[Array, " M"]:
-    """What sums of log-probabilities are multiplied by at lengths 0 to `max_length`: one over the penalty.
-
-    A table of factors, for powers and quotients may round differently in a batch of another size.
-    """
-    return 1.0 / length_penalty(jnp.arange(max_length + 1), alpha)
 
 
 def initial_state(batch_size: int, beam_size: int, max_length: int, *, bos_id: int, pad_id: int) -> SearchState:
@@ -148,7 +136,7 @@ def grow_in_place(pick: Pick, *, weights: Float[Array, " M"], eos_id: int) -> Gr
     return grow
 
 
-def grow_beam(*, weights: Float[Array, " M"], eos_id: int, n_best: int, early_stop: bool) -> Grow:
+def grow_beam(*, weights: Float[Array, " M"], eos_id: int, n_best: int, conventions: Conventions) -> Grow:
     """The 2K best successors compete: those that end for the K ended slots, the others for the K alive ones.
 
     At most K of them end (one a hypothesis), so K are left to go on.
@@ -161,12 +149,16 @@ def grow_beam(*, weights: Float[Array, " M"], eos_id: int, n_best: int, early_st
         max_lengths: Int[Array, " B"],
     ) -> Growth:
         beam_size = state.newest.shape[1]
+        if conventions.free_forced_end:
+            is_forced = (state.step + 1 >= max_lengths)[:, None, None]
+            allowed = jnp.where(is_forced & (allowed > -jnp.inf), 0.0, allowed)
         candidates, parents = _best_successors(state, log_probs, allowed)
         newest = candidates.tokens[:, :, state.step]
         ends = newest == eos_id
 
         penalised = candidates.scores * weights[state.step + 1]
-        ending = candidates._replace(scores=jnp.where(ends, penalised, -jnp.inf))
+        counts = ends if conventions.ends_outside_beam else ends & (jnp.arange(ends.shape[1]) < beam_size)
+        ending = candidates._replace(scores=jnp.where(counts, penalised, -jnp.inf))
         # Ended ones come first: among equals the older stays, and an empty slot is never filled by another's.
         pool = Hypotheses(*(jnp.concatenate(pair, axis=1) for pair in zip(state.ended, ending, strict=True)))
         ended = reorder(pool, jax.lax.top_k(pool.scores, beam_size)[1])
@@ -174,10 +166,14 @@ def grow_beam(*, weights: Float[Array, " M"], eos_id: int, n_best: int, early_st
         going_on = candidates._replace(scores=jnp.where(ends, -jnp.inf, candidates.scores))
         chosen = jax.lax.top_k(going_on.scores, beam_size)[1]
         alive = reorder(going_on, chosen)
-        if early_stop:
+        if conventions.stop == "bound":
             bound = _best_attainable(alive, weights[state.step + 2], weights[max_lengths])
             hopeless = bound <= ended.scores[:, n_best - 1]
-            alive = alive._replace(scores=jnp.where(hopeless[:, None], -jnp.inf, alive.scores))
+        elif conventions.stop == "estimate":
+            hopeless = alive.scores.max(axis=1) * weights[state.step + 1] <= ended.scores[:, -1]
+        else:
+            hopeless = jnp.full(len(ends), False) if conventions.stop == "never" else ended.scores[:, -1] > -jnp.inf
+        alive = alive._replace(scores=jnp.where(hopeless[:, None], -jnp.inf, alive.scores))
         return Growth(
             newest=jnp.take_along_axis(newest, chosen, axis=1),
             alive=alive,

@@ -36,6 +36,30 @@ def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
     return process
 
 
+def forbid_sequences(sequences: Sequence[Sequence[int]]) -> LogitsProcessor:
+    """Never produce any of these sequences of tokens: forbid the last of one where the others stand before."""
+
+    def process(
+        history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
+    ) -> Float[Array, "B K V"]:
+        for *before, last in sequences:
+            completes = step >= len(before)
+            for offset, token in enumerate(before, start=-len(before)):
+                completes &= jnp.take(history, step + offset, axis=2, mode="clip") == token
+            is_last = jnp.arange(log_probs.shape[-1]) == last
+            log_probs = jnp.where(jnp.asarray(completes)[..., None] & is_last, -jnp.inf, log_probs)
+        return log_probs
+
+    return process
+
+
+def renormalize(
+    history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
+) -> Float[Array, "B K V"]:
+    """Let the probabilities of what the processors before have left add up to 1 again."""
+    return jax.nn.log_softmax(log_probs, axis=-1)
+
+
 def min_length(lengths: int | Int[Array, " B"], eos_id: int) -> LogitsProcessor:
     """Forbid the end before a hypothesis has `lengths` tokens, EOS counted; one number, or one per sentence."""
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_jax.decoding.constraints import Constraints, make_constraints
+from transformer_jax.decoding.conventions import PAPER, Conventions, length_weights
 from transformer_jax.decoding.core import (
     Grow,
     SearchState,
@@ -24,7 +25,6 @@ from transformer_jax.decoding.core import (
     initial_state,
     is_done,
     keep_first_alive,
-    length_weights,
     reorder,
     search_step,
 )
@@ -66,7 +66,7 @@ def beam_search(
     prefix: Int[Array, "B P"] | None = None,
     processors: Sequence[LogitsProcessor] = (),
     n_best: int | None = None,
-    early_stop: bool = True,
+    conventions: Conventions = PAPER,
 ) -> SearchResult:
     """Find the K best outputs of each sentence by beam search with length penalty (section 6.1).
 
@@ -85,8 +85,9 @@ def beam_search(
         prefix: Tokens that every output begins with, PAD after the last; they count in its score.
         processors: Further constraints, see `processors.py`.
         n_best: How many of the K outputs to return; by default all.
-        early_stop: Stop once no alive hypothesis can beat the last of the `n_best` ended ones. The result is the same
-            as without, unless a processor raises a log-probability above 0.
+        conventions: What the searches of other systems do differently. By default the search stops once no alive
+            hypothesis can beat the last of the `n_best` ended ones: the result is the same as if it went on, unless a
+            processor raises a log-probability above 0.
 
     Returns:
         The best outputs, sorted best first, no two of a sentence the same.
@@ -99,11 +100,11 @@ def beam_search(
     n_best = beam_size if n_best is None else n_best
     if not 1 <= n_best <= beam_size:
         raise UserError(f"n_best is {n_best}, but must be from 1 to the beam size, {beam_size}.")
-    weights = length_weights(max_length, alpha)
+    weights = length_weights(max_length, alpha, conventions.length_penalty)
     if beam_size == 1:
         grow = grow_in_place(pick_likeliest, weights=weights, eos_id=eos_id)
     else:
-        grow = grow_beam(weights=weights, eos_id=eos_id, n_best=n_best, early_stop=early_stop)
+        grow = grow_beam(weights=weights, eos_id=eos_id, n_best=n_best, conventions=conventions)
     constraints = make_constraints(
         batch_size,
         max_length,

@@ -6,6 +6,8 @@ from functools import partial
 from transformer_jax.errors import UserError
 from transformer_jax.layers import ACTIVATIONS
 
+TYINGS = ("all", "output", "inputs", "none")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -27,6 +29,8 @@ class ModelConfig:
     """xla, or cudnn for the fused kernel of NVIDIA GPUs (bfloat16, no attention dropout)."""
     norm_first: bool = False
     """False: LayerNorm(x + Sublayer(x)), as in section 3.1. True: x + Sublayer(LayerNorm(x))."""
+    final_norm: bool = False
+    """End post-norm stacks with a layer normalisation too, as nn.Transformer of PyTorch does; pre-norm ones do anyway."""
     activation: str = "relu"
     """One of relu, gelu, swish."""
     positions: str = "sinusoidal"
@@ -35,7 +39,9 @@ class ModelConfig:
     """Rows of a learned position table; sinusoids need no bound."""
     tie_embeddings: str = "all"
     """all: source, target and output share one matrix (section 3.4; needs one vocabulary);
-    output: target and output share one; none: three matrices."""
+    output: target and output share one; inputs: source and target share one (one vocabulary); none: three matrices."""
+    output_bias: bool = False
+    """Add a bias to the logits."""
     scale_embeddings: bool = True
     """Multiply embeddings by sqrt(d_model) (section 3.4)."""
     dtype: str = "float32"
@@ -50,6 +56,11 @@ class ModelConfig:
     """What a classifier makes of the encoder's output: mean (over the tokens), first (the first token's)."""
 
     @property
+    def one_vocabulary(self) -> bool:
+        """Whether source and target share their embeddings, and so must share their vocabulary."""
+        return self.tie_embeddings in ("all", "inputs")
+
+    @property
     def position_limit(self) -> int | None:
         """Tokens that a sentence can have at most; None: no bound."""
         return self.max_positions if self.positions == "learned" else None
@@ -59,13 +70,18 @@ def check_seq2seq(config: ModelConfig) -> None:
     """Raise `UserError` if two fields contradict each other, or one is out of range, for a `Seq2Seq`."""
     _check(config)
     _require(config, config.target_vocab_size > 0, "target_vocab_size", "the size of the vocabulary")
-    _require(config, config.tie_embeddings in ("all", "output", "none"), "tie_embeddings", "all, output or none")
+    _require(config, config.tie_embeddings in TYINGS, "tie_embeddings", f"one of {', '.join(TYINGS)}")
     _require(
         config,
-        config.tie_embeddings != "all" or config.source_vocab_size == config.target_vocab_size,
+        not config.one_vocabulary or config.source_vocab_size == config.target_vocab_size,
         "tie_embeddings",
         "output or none where the languages have vocabularies of their own (tokenizer.joint=False)",
     )
+
+
+def check_transformer(config: ModelConfig) -> None:
+    """Raise `UserError` if two fields contradict each other, or one is out of range, for a `Transformer`."""
+    _check(config)
 
 
 def check_classifier(config: ModelConfig) -> None:

@@ -9,7 +9,15 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer_jax.attention import causal_mask, segment_mask
 from transformer_jax.layers import DropoutKey, split_key
 from transformer_jax.models.config import ModelConfig, check_seq2seq
-from transformer_jax.models.stacks import Decoder, Embedder, Encoder, positions_of, segments_of, token_embedding
+from transformer_jax.models.stacks import (
+    Decoder,
+    Embedder,
+    Encoder,
+    positions_of,
+    segments_of,
+    shifted_segments_of,
+    token_embedding,
+)
 
 
 class Memory(NamedTuple):
@@ -52,10 +60,11 @@ class Seq2Seq(nnx.Module):
         check_seq2seq(config)
         self.config = config
         sizes = config.source_vocab_size, config.target_vocab_size
-        tied = config.tie_embeddings
-        self.source_embedding = None if tied == "all" else token_embedding(config, sizes[0], rngs)
+        own_output = config.tie_embeddings in ("inputs", "none")
+        self.source_embedding = None if config.one_vocabulary else token_embedding(config, sizes[0], rngs)
         self.target_embedding = token_embedding(config, sizes[1], rngs)
-        self.output_embedding = token_embedding(config, sizes[1], rngs) if tied == "none" else None
+        self.output_embedding = token_embedding(config, sizes[1], rngs) if own_output else None
+        self.output_bias = nnx.Param(jnp.zeros(sizes[1])) if config.output_bias else None
         self.source_embedder, self.target_embedder = (Embedder(config, rngs=rngs) for _ in range(2))
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -76,7 +85,7 @@ class Seq2Seq(nnx.Module):
 
         Args:
             source: source tokens, 0 where padded.
-            target: target tokens, shifted right: the first is the start token.
+            target: target tokens, shifted right: the first is the start token, the rest 0 where padded.
             source_segments: which sentence of its row a token belongs to, from 1; 0 is padding. None: one a row.
             target_segments: the same for the target; equal numbers belong together.
             source_positions: place of each token in its sentence. None: counted from the start of the row.
@@ -111,7 +120,7 @@ class Seq2Seq(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """What the output layer makes logits of; arguments as of `__call__`."""
         source_segments = segments_of(source) if source_segments is None else source_segments
-        target_segments = segments_of(target) if target_segments is None else target_segments
+        target_segments = shifted_segments_of(target) if target_segments is None else target_segments
         encoder_key, decoder_key = split_key(dropout_key, 2)
         encoded = self.encode(source, source_segments, source_positions, dropout_key=encoder_key, record=record)
         return self.decode(
@@ -167,6 +176,8 @@ class Seq2Seq(nnx.Module):
         """The output layer: float32 logits of every word of the vocabulary."""
         table = self.output_table.astype(x.dtype)
         flat = jnp.dot(x.reshape(-1, x.shape[-1]), table.T, preferred_element_type=jnp.float32)
+        if self.output_bias is not None:
+            flat += self.output_bias[...]
         return flat.reshape(*x.shape[:-1], table.shape[0])
 
     def attention_weights(self, source: Int[Array, "B S"], target: Int[Array, "B T"]) -> AttentionWeights:

@@ -42,7 +42,7 @@ class Encoder(nnx.Module):
         self.layers = nnx.List(
             [EncoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_encoder_layers)]
         )
-        self.norm = LayerNorm(config.d_model) if config.norm_first else None
+        self.norm = LayerNorm(config.d_model) if config.norm_first or config.final_norm else None
 
     def __call__(
         self,
@@ -64,7 +64,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.List(
             [DecoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_decoder_layers)]
         )
-        self.norm = LayerNorm(config.d_model) if config.norm_first else None
+        self.norm = LayerNorm(config.d_model) if config.norm_first or config.final_norm else None
 
     def __call__(
         self,
@@ -84,6 +84,11 @@ class Decoder(nnx.Module):
 def segments_of(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """One sentence a row: 1 where there is a token, 0 where there is padding."""
     return (tokens != 0).astype(jnp.int32)
+
+
+def shifted_segments_of(target: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """The same of a target that is shifted right: what stands first starts it, though that may be padding's id."""
+    return ((target != 0) | (jnp.arange(target.shape[1]) == 0)).astype(jnp.int32)
 
 
 def positions_of(tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Int[Array, "B T"]:

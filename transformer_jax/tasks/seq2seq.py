@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
-from transformer_jax.data.tokenizers import EOS, pair_from_files, train_pair
+from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator, SearchOptions
 from transformer_jax.losses import chunked_cross_entropy
@@ -77,9 +77,10 @@ class Seq2SeqTask:
             "decoding": asdict(config.decoding),
         }
         self.validation_examples = self.encode(self.validation)
-        self.batches = make_batches(config, train, self.encode, collate_pairs)
+        collate = partial(collate_pairs, start=self.tokenizer.target.markers.start)
+        self.batches = make_batches(config, train, self.encode, collate)
         self.validation_batches = make_batches(
-            config, self.validation_examples, list, collate_pairs, longest=self._longest_validation()
+            config, self.validation_examples, list, collate, longest=self._longest_validation()
         )
         self.graphdef, _ = structure(Seq2Seq, self.model_config)
         limit = config.model.position_limit
@@ -90,14 +91,21 @@ class Seq2SeqTask:
             )
         # The fused kernel wants masks that a step of beam search does not have.
         searched, _ = structure(Seq2Seq, replace(self.model_config, attention_implementation="xla"))
-        self.generator = Generator(searched, batch_size=config.decoding.batch_size, max_positions=limit)
+        self.generator = Generator(
+            searched,
+            batch_size=config.decoding.batch_size,
+            max_positions=limit,
+            markers=self.tokenizer.target.markers,
+        )
         self._validation_sums = jax.jit(partial(eval_step, loss_fn=partial(self._loss, smoothing=0.0)))
 
     def encode(self, pairs: list[tuple[str, str]]) -> list[Example]:
         """Token ids of source and target, end of sentence included."""
-        tokenizers = self.tokenizer.source, self.tokenizer.target
-        encoded = [t.encode_batch(side) for t, side in zip(tokenizers, self._sides(pairs), strict=True)]
-        return [tuple(np.array([*ids, EOS], np.int32) for ids in example) for example in zip(*encoded, strict=True)]
+        sources, targets = (
+            [np.array([*ids, tokenizer.markers.end], np.int32) for ids in tokenizer.encode_batch(side)]
+            for tokenizer, side in zip((self.tokenizer.source, self.tokenizer.target), self._sides(pairs), strict=True)
+        )
+        return list(zip(sources, targets, strict=True))
 
     def init_params(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
@@ -125,6 +133,8 @@ class Seq2SeqTask:
             beam_size=decoding.beam_size if final else 1,
             alpha=decoding.alpha,
             max_extra_tokens=decoding.max_extra_tokens,
+            max_length=decoding.max_length or None,
+            conventions=decoding.conventions,
         )
 
     def _sides(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
@@ -154,5 +164,6 @@ class Seq2SeqTask:
             dropout_key=key,
         )
         weights = (batch.target_segments != 0).astype(jnp.float32)
-        loss = chunked_cross_entropy(hidden, model.output_table, batch.labels, weights, smoothing)
+        bias = None if model.output_bias is None else model.output_bias[...]
+        loss = chunked_cross_entropy(hidden, model.output_table, batch.labels, weights, smoothing, bias=bias)
         return {"loss": loss, "weight": weights.sum()}
