@@ -46,6 +46,11 @@ def decode_lines(content: bytes, name: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
+def encodable(text: str) -> str:
+    """Replace lone surrogates, which no UTF-8 can hold and sentencepiece refuses."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 @runtime_checkable
 class PairFilesConfig(Protocol):
     """What `pair_files` reads of `config.DataConfig`, whose fields these are."""

@@ -6,32 +6,21 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
+from transformer_jax.data.marian_tokenizer import MarianTokenizer
+from transformer_jax.data.markers import BOS, EOS, MARKERS, PAD, UNK, Markers
+from transformer_jax.data.text import encodable
 from transformer_jax.errors import UserError
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
 KINDS = ("bpe", "unigram", "word", "char")
 
 _SPECIAL_PIECES = ("<pad>", "<s>", "</s>", "<unk>")
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 _WHITE_SPACE = re.compile(r"\s")
 _LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer ones, its default is 4,192
-
-
-class Markers(NamedTuple):
-    """The ids that stand for no text. That of padding is 0 in every vocabulary."""
-
-    start: int = BOS
-    """What a decoder reads first; padding in Marian's vocabularies."""
-    end: int = EOS
-    unknown: int = UNK
-
-
-MARKERS = Markers()
-"""Of every vocabulary made here."""
 
 
 @runtime_checkable
@@ -99,7 +88,7 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         # num_threads=1: sentencepiece's own pool costs more than it saves on short sentences.
-        ids: list[list[int]] = self._processor.encode([_encodable(text) for text in texts], num_threads=1)
+        ids: list[list[int]] = self._processor.encode([encodable(text) for text in texts], num_threads=1)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -131,7 +120,7 @@ class _ListTokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "_ListTokenizer":
         """Keep the most frequent tokens; equally frequent ones in the order of their code points."""
-        counts = Counter(token for text in texts for token in cls.split(_encodable(text)))
+        counts = Counter(token for text in texts for token in cls.split(encodable(text)))
         ranked = sorted(counts, key=lambda token: (-counts[token], token))
         return cls([*_SPECIAL_PIECES, *ranked[: max(0, vocab_size - len(_SPECIAL_PIECES))]])
 
@@ -221,7 +210,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     if kind == "char":
         return CharTokenizer.train(sentences, vocab_size)
     if kind in ("bpe", "unigram"):
-        return _train_sentencepiece(kind, [_encodable(sentence) for sentence in sentences], vocab_size)
+        return _train_sentencepiece(kind, [encodable(sentence) for sentence in sentences], vocab_size)
     raise UserError(f"config.tokenizer.kind is {kind!r}, but must be one of {', '.join(KINDS)}.")
 
 
@@ -236,6 +225,8 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     for cls in (WordTokenizer, CharTokenizer):
         if cls.FILE_NAME in files:
             return cls.from_bytes(files[cls.FILE_NAME])
+    if MarianTokenizer.MODEL_FILE in files and MarianTokenizer.VOCABULARY_FILE in files:
+        return MarianTokenizer.from_bytes(files[MarianTokenizer.MODEL_FILE], files[MarianTokenizer.VOCABULARY_FILE])
     names = ", ".join(cls.FILE_NAME for cls in (SentencePieceTokenizer, WordTokenizer, CharTokenizer))
     raise UserError(f"The tokenizer's file is missing: one of {names} is needed.")
 
@@ -327,11 +318,6 @@ def _train_sentencepiece(kind: str, sentences: list[str], vocab_size: int) -> Se
             "config.tokenizer.vocab_size and the files under config.data."
         ) from error
     return SentencePieceTokenizer(model.getvalue())
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which no UTF-8 can hold and sentencepiece refuses."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _content(ids: Iterable[int]) -> list[int]:

@@ -1,0 +1,127 @@
+# ruff: noqa: D102  (the methods are documented once, in Tokenizer)
+"""The tokenizer of MarianMT models: sentencepiece cuts a text, a list of its own numbers the pieces."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sentencepiece
+
+from transformer_jax.data.markers import PAD, Markers
+from transformer_jax.data.text import encodable
+from transformer_jax.errors import UserError
+
+_LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)
+_WORD_BEGIN = "\u2581"
+_FIELDS = {"pieces": list, "padding_place": int, "start": int, "end": int, "unknown": int}
+
+
+class MarianTokenizer:
+    """One side of a MarianMT vocabulary, renumbered so that padding is 0; the other pieces keep their order.
+
+    A language code such as `>>fra<<` at the beginning of a text is one token. What is spelled like a marker, such as
+    `</s>`, is text: no text can end a sentence or hide a part of it.
+    """
+
+    MODEL_FILE = "marian.model"
+    VOCABULARY_FILE = "marian.json"
+
+    def __init__(self, model: bytes, pieces: Sequence[str | None], markers: Markers, padding_place: int) -> None:
+        """Put the parts together.
+
+        Args:
+            model: a serialised sentencepiece model.
+            pieces: in the order of their ids; None where an id has none.
+            markers: their ids.
+            padding_place: the id of padding before the renumbering, for `interop.marian_export`.
+
+        Raises:
+            UserError: if the model is none, a piece comes twice, or a marker is out of range.
+        """
+        self._model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except Exception as error:  # sentencepiece has no exception class of its own
+            raise UserError(f"{self.MODEL_FILE} is no sentencepiece model; copy it again from its origin.") from error
+        twice = [piece for piece, count in Counter(pieces).items() if piece is not None and count > 1]
+        if twice:
+            raise UserError(f"{self.VOCABULARY_FILE} has the piece {twice[0]!r} twice; copy it again from its origin.")
+        if not all(0 <= token_id < len(pieces) for token_id in (*markers, padding_place)):
+            raise UserError(f"{self.VOCABULARY_FILE} has a marker without a piece; copy it again from its origin.")
+        self._pieces = list(pieces)
+        self.markers = markers
+        self.padding_place = padding_place
+        self._silent = {PAD, *markers}
+        self._ids = {
+            piece: token_id
+            for token_id, piece in enumerate(pieces)
+            if piece is not None and token_id not in self._silent
+        }
+
+    @classmethod
+    def from_bytes(cls, model: bytes, vocabulary: bytes) -> "MarianTokenizer":
+        """Read the files written by `files`.
+
+        Raises:
+            UserError: as `__init__`, or if the vocabulary is not what `files` writes.
+        """
+        try:
+            values: Any = json.loads(vocabulary)
+            fields = {name: values[name] for name in _FIELDS}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{cls.VOCABULARY_FILE} is no vocabulary; copy it again from its origin.") from error
+        pieces = fields["pieces"]
+        if not all(type(fields[name]) is kind for name, kind in _FIELDS.items()) or not all(
+            piece is None or isinstance(piece, str) for piece in pieces
+        ):
+            raise UserError(f"{cls.VOCABULARY_FILE} is no vocabulary; copy it again from its origin.")
+        markers = Markers(fields["start"], fields["end"], fields["unknown"])
+        return cls(model, pieces, markers, fields["padding_place"])
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._pieces)
+
+    @property
+    def model(self) -> bytes:
+        """The sentencepiece model."""
+        return self._model
+
+    @property
+    def pieces(self) -> list[str | None]:
+        """In the order of their ids; None where an id has none."""
+        return list(self._pieces)
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        codes = [_LANGUAGE_CODE.match(text) for text in texts]
+        rest = [text[code.end() if code else 0 :] for text, code in zip(texts, codes, strict=True)]
+        # num_threads=1: sentencepiece's own pool costs more than it saves on short sentences.
+        cut = self._processor.encode([encodable(text) for text in rest], out_type=str, num_threads=1)
+        return [
+            [self._ids.get(piece, self.markers.unknown) for piece in ([code[0]] if code else []) + pieces]
+            for code, pieces in zip(codes, cut, strict=True)
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        pieces: list[str] = []
+        for token_id in map(int, ids):
+            if token_id == self.markers.end:
+                break
+            piece = self._pieces[token_id]
+            if piece is not None and token_id not in self._silent:
+                pieces.append(piece)
+        return str(self._processor.decode_pieces(pieces)).replace(_WORD_BEGIN, " ").strip()
+
+    def piece(self, token_id: int) -> str:
+        piece = self._pieces[int(token_id)]
+        return f"<{int(token_id)}>" if piece is None else piece
+
+    def files(self) -> dict[str, bytes]:
+        vocabulary = {"padding_place": self.padding_place, **self.markers._asdict(), "pieces": self._pieces}
+        content = json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n"
+        return {self.MODEL_FILE: self._model, self.VOCABULARY_FILE: content.encode("utf-8")}
