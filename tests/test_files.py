@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from transformer_jax.files import replace_folder, write_atomically
+from transformer_jax.errors import UserError
+from transformer_jax.files import new_folder, replace_folder, write_atomically
 
 OLD, NEW = {"a": b"old", "b": b"only the old has it"}, {"a": b"new\x00\xff", "c": b""}
 
@@ -97,3 +98,41 @@ def test_a_fresh_folder_that_cannot_be_written_is_not_there(tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         replace_folder(tmp_path / "folder", NEW)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_folder_appears_whole(tmp_path):
+    with new_folder(tmp_path / "deep" / "new") as folder:
+        (folder / "a").write_bytes(b"a")
+        assert not (tmp_path / "deep" / "new").exists()
+    assert contents(tmp_path) == {"deep/new/a": b"a"}
+
+
+def test_a_new_folder_does_not_appear_after_an_error(tmp_path):
+    def fill():
+        with new_folder(tmp_path / "new") as folder:
+            (folder / "a").write_bytes(b"a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fill()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to nothing"])
+def test_a_new_folder_replaces_nothing(tmp_path, kind):
+    path = tmp_path / "there"
+    if kind == "file":
+        path.write_bytes(b"old")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="there exists; name a folder that does not"), new_folder(path):
+        raise AssertionError
+    assert [file.name for file in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_new_folder_where_none_can_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="new cannot be written"), new_folder(tmp_path / "file" / "new"):
+        raise AssertionError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK
+from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK, Markers
 from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator, SearchOptions
 from transformer_jax.models import ModelConfig, Seq2Seq, split
@@ -67,22 +67,26 @@ def log_softmax(logits):
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def greedy_by_hand(logits, source, *, max_length, min_length=0, prefix=()):
+def greedy_by_hand(
+    logits, source, *, max_length, min_length=0, prefix=(), start=BOS, end=EOS, never=((PAD,), (BOS,), (UNK,))
+):
     """Without a cache, a batch or a search core. Lengths do not count the end of sentence."""
     tokens, log_prob = [], 0.0
     while True:
-        log_probs = log_softmax(logits(source, [BOS, *tokens])[-1])
+        log_probs = log_softmax(logits(source, [start, *tokens])[-1])
         allowed = log_probs.copy()
-        allowed[[PAD, BOS, UNK]] = -np.inf
+        for *before, last in never:
+            if tokens[len(tokens) - len(before) :] == before:
+                allowed[last] = -np.inf
         if len(tokens) < min_length:
-            allowed[EOS] = -np.inf
+            allowed[end] = -np.inf
         token = int(allowed.argmax())
         if len(tokens) < len(prefix):
             token = prefix[len(tokens)]
         elif len(tokens) == max_length:
-            token = EOS
+            token = end
         log_prob += log_probs[token]
-        if token == EOS:
+        if token == end:
             return tokens, log_prob
         tokens.append(token)
 
@@ -101,6 +105,42 @@ def test_beam_of_one_equals_greedy_search_by_hand(model, generator, logits):
     assert len({tuple(best.tokens) for [best] in outputs}) > 6, "the model must not be trivial"
     lengths = [(len(best.tokens), len(source) + 3) for source, [best] in zip(sources, outputs, strict=True)]
     assert any(length < limit for length, limit in lengths), "some outputs end by themselves"
+
+
+def test_markers_and_bad_words_of_another_vocabulary(model, logits):
+    """Marian's: the decoder starts with padding, the end has another id, the unknown word may be produced."""
+    markers, bad_words = Markers(start=PAD, end=9, unknown=1), ((4,), (7, 8))
+    generator = Generator(model[0], markers=markers, bad_words=bad_words)
+    sources = [[*source[:-1], markers.end] for source in make_sources(seed=1)]
+    outputs = generator.generate(model[1], sources, GREEDY)
+    by_hand = {"start": PAD, "end": markers.end}
+    for source, [best] in zip(sources, outputs, strict=True):
+        limit = len(source) + 3
+        tokens, log_prob = greedy_by_hand(logits, source, max_length=limit, never=((PAD,), *bad_words), **by_hand)
+        assert best.tokens == tokens
+        assert best.log_prob == pytest.approx(log_prob, rel=1e-4, abs=1e-3)
+        assert list(generator.stream(model[1], source, GREEDY)) == tokens
+        [scores] = generator.score(model[1], [source], [[*tokens, markers.end]])
+        assert scores.sum() == pytest.approx(log_prob, rel=1e-4, abs=1e-3)
+    free = [greedy_by_hand(logits, s, max_length=len(s) + 3, never=((PAD,),), **by_hand)[0] for s in sources]
+    assert free != [best.tokens for [best] in outputs], "bad words must matter"
+
+
+def test_renormalised_scores_are_of_what_may_be_produced(model, logits):
+    sources = make_sources(4, seed=1)
+    options = replace(GREEDY, alpha=0.0)
+    plain = Generator(model[0]).generate(model[1], sources, options)
+    renormalised = Generator(model[0], renormalizes=True).generate(model[1], sources, options)
+    assert tokens_of(plain) == tokens_of(renormalised)
+    for source, [best] in zip(sources, renormalised, strict=True):
+        score, output = 0.0, [*best.tokens, EOS]
+        for place, token in enumerate(output):
+            allowed = np.array(logits(source, [BOS, *output[:place]])[-1])
+            if place < len(source) + 3:  # at the limit the end is forced
+                allowed[[PAD, BOS, UNK]] = -np.inf
+                score += log_softmax(allowed)[token]
+        if len(best.tokens) < len(source) + 3:
+            assert best.score == pytest.approx(score, rel=1e-4, abs=1e-3)
 
 
 @pytest.mark.parametrize("options", [GREEDY, BEAM], ids=["greedy", "beam"])

@@ -42,6 +42,23 @@ def test_is_computed_in_float32_and_survives_large_logits():
     np.testing.assert_allclose(smoothed_cross_entropy(logits, jnp.array([2])), 2e4)
 
 
+@pytest.mark.parametrize("chunk", [1, 256])
+def test_chunks_with_a_bias_equal_the_whole(chunk):
+    x, table, labels, weights = decoder_output()
+    bias = jax.random.normal(jax.random.key(8), (V,))
+
+    def whole(x, table, bias):
+        return 0.3 * jnp.sum(weights * smoothed_cross_entropy(x @ table.T + bias, labels, 0.1))
+
+    def chunked(x, table, bias):
+        return 0.3 * chunked_cross_entropy(x, table, labels, weights, 0.1, chunk, bias)
+
+    expected, actual = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(x, table, bias) for loss in (whole, chunked)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected)
+
+
 def decoder_output():
     keys = jax.random.split(jax.random.key(3), 4)
     x, table = jax.random.normal(keys[0], (B, 6, D)), jax.random.normal(keys[1], (V, D))

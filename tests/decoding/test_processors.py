@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.decoding import forbid_tokens, min_length, no_repeat_ngram
+from transformer_jax.decoding import forbid_sequences, forbid_tokens, min_length, no_repeat_ngram, renormalize
 
 V = 4
 
@@ -43,6 +43,28 @@ def test_forbid_tokens():
         == [[[True, False, False, True]] * 3] * 2
     )
     assert not forbidden(forbid_tokens([]), np.zeros((2, 3, 5), np.int32), 1).any()
+
+
+def test_forbid_sequences_equals_a_plain_search():
+    sequences = ((3,), (1, 2), (2, 2, 1), (1, 1, 1, 1))
+    processor, num_forbidden = jax.jit(forbid_sequences(sequences)), 0
+    rng = np.random.default_rng(3)
+    for step in range(9):
+        history = np.zeros((40, 2, 8), np.int32)
+        history[:, :, :step] = rng.integers(1, 3, size=(40, 2, step))
+        result = forbidden(processor, history, step)
+        for b, k in np.ndindex(40, 2):
+            tokens = tuple(history[b, k, :step].tolist())
+            expected = [any((*tokens, token)[-len(s) :] == s for s in sequences) for token in range(V)]
+            assert result[b, k].tolist() == expected
+            num_forbidden += sum(expected[:3])
+    assert num_forbidden > 50
+
+
+def test_renormalize_lets_what_is_left_add_up_to_1():
+    log_probs = jnp.log(jnp.array([[[0.1, 0.3, 0.2, 0.4]]])).at[..., 3].set(-jnp.inf)
+    processed = renormalize(jnp.zeros((1, 1, 5), jnp.int32), jnp.asarray(1), log_probs)
+    np.testing.assert_allclose(np.exp(processed), [[[1 / 6, 1 / 2, 1 / 3, 0]]], rtol=1e-6)
 
 
 def test_min_length_counts_the_eos():

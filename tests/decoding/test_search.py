@@ -12,9 +12,18 @@ from tests.decoding.toys import (
     outputs_of,
     plain_beam_search,
     plain_greedy_search,
+    plain_transformers_search,
     step_fn,
 )
-from transformer_jax.decoding import Conventions, beam_search, forbid_tokens, greedy_search, no_repeat_ngram, sample
+from transformer_jax.decoding import (
+    CONVENTIONS,
+    Conventions,
+    beam_search,
+    forbid_tokens,
+    greedy_search,
+    no_repeat_ngram,
+    sample,
+)
 from transformer_jax.errors import UserError
 
 LENGTH = 4
@@ -79,6 +88,35 @@ def test_narrow_beam_equals_a_plain_beam_search(beam_size, stop):
     result = toy.run(beam_search, beam_size=beam_size, max_length=8, conventions=Conventions(stop=stop))
     for sentence in range(toy.batch_size):
         assert_is(result, sentence, plain_beam_search(toy, sentence, 8, 0.6, beam_size))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
+def test_conventions_of_transformers(alpha):
+    toy = Toy(seed=16, batch_size=40, vocab_size=7)
+    toy.tables[..., EOS] += 1.5
+    search = {"beam_size": 4, "max_length": 5, "alpha": alpha}
+    result = toy.run(beam_search, conventions=CONVENTIONS["transformers"], **search)
+    expected = [plain_transformers_search(toy, sentence, 5, alpha, 4) for sentence in range(toy.batch_size)]
+    for sentence, outputs in enumerate(expected):
+        assert_is(result, sentence, outputs)
+    best = [outputs[0][1] for outputs in expected]
+    assert any(len(tokens) == 5 for outputs in expected for _, tokens in outputs), "the limit must matter"
+    assert len({len(tokens) for tokens in best}) > 3
+    usual = toy.run(beam_search, **search)
+    assert [outputs_of(usual, sentence)[0] for sentence in range(toy.batch_size)] != best
+
+
+def test_a_full_beam_stops_where_its_convention_says():
+    toy = Toy(seed=17, batch_size=12, vocab_size=7)
+    full, never = (
+        toy.run(beam_search, beam_size=3, max_length=9, conventions=Conventions(stop=stop))
+        for stop in ("full", "never")
+    )
+    for sentence in range(toy.batch_size):
+        early, late = outputs_of(full, sentence), outputs_of(never, sentence)
+        assert len(early) == 3
+        assert max(map(len, early)) <= max(map(len, late))
+    assert np.asarray(full.lengths).sum() < np.asarray(never.lengths).sum()
 
 
 def test_beam_of_one_is_greedy_search():

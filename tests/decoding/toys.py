@@ -97,6 +97,30 @@ def plain_beam_search(
     return ended
 
 
+def plain_transformers_search(
+    toy: Toy, sentence: int, max_length: int, alpha: float, beam_size: int
+) -> list[tuple[float, tuple[int, ...]]]:
+    """Beam search on lists as Hugging Face's `generate` does it, `early_stopping=False`."""
+    alive, ended = [(0.0, ())], []
+    for length in range(1, max_length + 1):
+        candidates = []
+        for total, tokens in alive:
+            log_probs = toy.log_probs(sentence, tokens)
+            log_probs[PAD] = -np.inf
+            if length == max_length:
+                log_probs[:] = -np.inf
+                log_probs[EOS] = 0.0
+            candidates += [(total + log_probs[token], (*tokens, token)) for token in range(toy.vocab_size)]
+        candidates = sorted(candidates, reverse=True)[: 2 * beam_size]
+        best = [(total, tokens) for total, tokens in candidates[:beam_size] if total > -np.inf]
+        ended += [(total / length**alpha, tokens) for total, tokens in best if tokens[-1] == EOS]
+        ended = sorted(ended, reverse=True)[:beam_size]
+        alive = [(total, tokens) for total, tokens in candidates if tokens[-1] != EOS][:beam_size]
+        if len(ended) == beam_size and alive[0][0] / length**alpha <= ended[-1][0]:
+            break
+    return ended
+
+
 def plain_greedy_search(toy: Toy, sentence: int, max_length: int) -> tuple[int, ...]:
     tokens: tuple[int, ...] = ()
     while len(tokens) < max_length - 1 and EOS not in tokens:

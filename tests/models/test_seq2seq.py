@@ -28,6 +28,7 @@ OPTIONS = {
     "the paper's": {"num_encoder_layers": 2, "num_decoder_layers": 2},
     "pre-norm, learned": {"norm_first": True, "positions": "learned", "activation": "swish"},
     "untied": {"tie_embeddings": "none", "source_vocab_size": VOCAB + 4, "scale_embeddings": False},
+    "Marian's and PyTorch's": {"tie_embeddings": "inputs", "output_bias": True, "final_norm": True},
 }
 EXACT = {"atol": 2e-6, "rtol": 2e-6}
 
@@ -175,7 +176,12 @@ def test_dropout_at_rate_0_drops_nothing():
 
 @pytest.mark.parametrize(
     ("tie_embeddings", "tables"),
-    [("all", ["target"]), ("output", ["source", "target"]), ("none", ["output", "source", "target"])],
+    [
+        ("all", ["target"]),
+        ("output", ["source", "target"]),
+        ("inputs", ["output", "target"]),
+        ("none", ["output", "source", "target"]),
+    ],
 )
 def test_tying_shares_one_matrix(tie_embeddings, tables):
     graphdef, params = build(tie_embeddings=tie_embeddings)
@@ -199,6 +205,7 @@ def test_tying_shares_one_matrix(tie_embeddings, tables):
     expected = {
         "all": {"target_embedding": [True, True, True]},
         "output": {"source_embedding": [True, False, False], "target_embedding": [False, True, True]},
+        "inputs": {"target_embedding": [True, True, False], "output_embedding": [False, False, True]},
         "none": {
             "source_embedding": [True, False, False],
             "target_embedding": [False, True, False],
@@ -206,6 +213,32 @@ def test_tying_shares_one_matrix(tie_embeddings, tables):
         },
     }
     assert {name: reads(name) for name in expected[tie_embeddings]} == expected[tie_embeddings]
+
+
+def test_the_bias_is_added_to_the_logits():
+    graphdef, params = build(output_bias=True)
+    plain, _ = build()
+    without = {name: value for name, value in params.items() if name != "output_bias"}
+    logits, before = (nnx.merge(g, p)(SOURCE, TARGET) for g, p in ((graphdef, params), (plain, without)))
+    np.testing.assert_allclose(logits, before + params["output_bias"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("norm_first", "final_norm"), [(False, True), (True, True), (True, False), (False, False)])
+def test_stacks_end_with_a_norm_where_they_should(norm_first, final_norm):
+    _, params = build(norm_first=norm_first, final_norm=final_norm)
+    assert ["norm" in params[side] for side in ("encoder", "decoder")] == [norm_first or final_norm] * 2
+
+
+def test_a_target_may_start_with_the_id_of_padding():
+    """As Marian's do: only what stands elsewhere is padding."""
+    model = jax.jit(nnx.merge(*build()))
+    target = TARGET.at[:, 0].set(0)
+    logits = model(SOURCE, target)
+    np.testing.assert_allclose(logits, model(SOURCE, target, target_segments=(TARGET != 0).astype(int)), **EXACT)
+    moved = nnx.merge(*build())
+    table = moved.target_embedding.table
+    table[...] = table[...].at[0].add(1.0)
+    assert (np.abs(moved(SOURCE, target) - logits)[:, :2] > 1e-3).any(axis=(1, 2)).all()
 
 
 @pytest.mark.parametrize(("scale_embeddings", "factor"), [(True, 4.0), (False, 1.0)])

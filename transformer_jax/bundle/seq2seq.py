@@ -107,7 +107,7 @@ class Seq2SeqModel(Generic[Settings]):
             "max_extra_tokens": decoding.max_extra_tokens,
             "max_length": decoding.max_length or None,
             "conventions": decoding.conventions,
-        } | options
+        } | {name: value for name, value in options.items() if value is not None}
         return SearchOptions(
             beam_size=decoding.beam_size if beam_size is None else beam_size,
             alpha=decoding.alpha if alpha is None else alpha,

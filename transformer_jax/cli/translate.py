@@ -36,6 +36,11 @@ def add_command(commands: Any) -> None:
     translate.add_argument("--max-length", type=int, metavar="N", help="tokens a translation may have [input + 50]")
     translate.add_argument("--prefix", metavar="TEXT", help="how every translation must begin")
     translate.add_argument("--no-repeat-ngram", type=int, default=0, metavar="N", help="let no N tokens come twice")
+    translate.add_argument(
+        "--conventions",
+        metavar="NAME",
+        help="search as another system does where they differ: paper, transformers [as the model's settings say]",
+    )
     shape = translate.add_mutually_exclusive_group()
     shape.add_argument("--stream", action="store_true", help="print words as they come (greedy, or drawn)")
     shape.add_argument(
@@ -64,7 +69,16 @@ def _translate(arguments: argparse.Namespace) -> None:
     model = load_as(Translator, arguments.model)
     options = {
         name: getattr(arguments, name)
-        for name in ("temperature", "top_k", "top_p", "seed", "min_length", "max_length", "no_repeat_ngram")
+        for name in (
+            "temperature",
+            "top_k",
+            "top_p",
+            "seed",
+            "min_length",
+            "max_length",
+            "no_repeat_ngram",
+            "conventions",
+        )
     }
     options["prefix"] = None if arguments.prefix is None else checked_argument(arguments.prefix)
     if arguments.stream:

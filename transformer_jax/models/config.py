@@ -30,7 +30,7 @@ class ModelConfig:
     norm_first: bool = False
     """False: LayerNorm(x + Sublayer(x)), as in section 3.1. True: x + Sublayer(LayerNorm(x))."""
     final_norm: bool = False
-    """End post-norm stacks with a layer normalisation too, as nn.Transformer of PyTorch does; pre-norm ones do anyway."""
+    """End post-norm stacks with a layer normalisation too, as PyTorch's nn.Transformer does; pre-norm ones do so too."""
     activation: str = "relu"
     """One of relu, gelu, swish."""
     positions: str = "sinusoidal"
@@ -69,6 +69,7 @@ class ModelConfig:
 def check_seq2seq(config: ModelConfig) -> None:
     """Raise `UserError` if two fields contradict each other, or one is out of range, for a `Seq2Seq`."""
     _check(config)
+    _require(config, config.source_vocab_size > 0, "source_vocab_size", "the size of the vocabulary")
     _require(config, config.target_vocab_size > 0, "target_vocab_size", "the size of the vocabulary")
     _require(config, config.tie_embeddings in TYINGS, "tie_embeddings", f"one of {', '.join(TYINGS)}")
     _require(
