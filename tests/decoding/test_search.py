@@ -101,9 +101,10 @@ def test_conventions_of_transformers(alpha):
         assert_is(result, sentence, outputs)
     best = [outputs[0][1] for outputs in expected]
     assert any(len(tokens) == 5 for outputs in expected for _, tokens in outputs), "the limit must matter"
-    assert len({len(tokens) for tokens in best}) > 3
+    assert len({len(tokens) for tokens in best}) > 1
     usual = toy.run(beam_search, **search)
-    assert [outputs_of(usual, sentence)[0] for sentence in range(toy.batch_size)] != best
+    differs = [outputs_of(usual, sentence)[0] for sentence in range(toy.batch_size)] != best
+    assert differs == (alpha > 0)
 
 
 def test_a_full_beam_stops_where_its_convention_says():
