@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from transformer_jax.bundle.classifier import TextClassifier
 from transformer_jax.bundle.couplet_writer import CoupletWriter
+from transformer_jax.bundle.stacks import TransformerStacks
 from transformer_jax.bundle.translator import Translator
 from transformer_jax.data.tokenizers import TokenizerPair
 from transformer_jax.models import ModelConfig
@@ -17,12 +18,14 @@ class TrainedModel(Protocol):
     model_type: type[Any]
     """An NNX module, made by `model_type(model_config, rngs=...)`."""
 
-    def __init__(self, model_config: ModelConfig, params: Any, tokenizer: TokenizerPair, settings: Any) -> None: ...
+    def __init__(self, model_config: ModelConfig, params: Any, tokenizer: TokenizerPair | None, settings: Any) -> None:
+        """Put the parts of a folder together; there is no tokenizer where the model has no vocabulary."""
 
 
 MODELS: dict[str, type[TrainedModel]] = {
     "translation": Translator,
     "classification": TextClassifier,
     "couplet": CoupletWriter,
+    "transformer": TransformerStacks,
 }
 """By the name of the task; `register_task` adds to it."""

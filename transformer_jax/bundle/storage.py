@@ -32,7 +32,7 @@ _LARGEST_CONFIG = 1_000_000  # bytes
 _LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
 
-_MAY_BE_ZERO = ("target_vocab_size", "num_classes")
+_MAY_BE_ZERO = ("source_vocab_size", "target_vocab_size", "num_classes")
 """Sizes that not every kind of model has; whether it has, the model itself checks."""
 
 
@@ -51,10 +51,10 @@ def save_bundle(
 
     Args:
         path: the folder to write.
-        task: of the model: translation, classification, couplet, or one that `register_task` has added.
+        task: of the model: translation, classification, couplet, transformer, or one that `register_task` has added.
         model_config: of the model, vocabulary sizes included.
         params: of the model, as `models.split` gives them.
-        tokenizer_files: as `TokenizerPair.files` gives them.
+        tokenizer_files: as `TokenizerPair.files` gives them; none for a model without a vocabulary.
         settings: fields of the task's settings, such as `TranslatorSettings`.
         scores: of the model on its validation or test data, with their signatures, for the model's card.
         origin: what made the model, for its card: data, command.
@@ -98,7 +98,7 @@ def load(path: str | Path) -> Any:
     Nothing in the folder is run, and everything is checked before it is used.
 
     Returns:
-        A `Translator`, `TextClassifier` or `CoupletWriter`, as the model's task is.
+        A `Translator`, `TextClassifier`, `CoupletWriter` or `TransformerStacks`, as the model's task is.
 
     Raises:
         UserError: if a file is missing, damaged, of another version, or does not belong to the others.
@@ -158,15 +158,18 @@ def _read_config(folder: Path) -> _BundleConfig:
             raise UserError(f"{path}: model.{name} is {value}, but must be a size from {smallest} on.")
     settings = build(MODELS[values["task"]].settings_type, values["settings"], f"{path}: settings")
     sha256 = values["sha256"]
-    if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or len(sha256) < 2:
-        raise UserError(f"{path}: sha256 must name {WEIGHTS_FILE} and the tokenizer's files.")
+    has_tokenizer = model.source_vocab_size > 0
+    if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or (len(sha256) > 1) != has_tokenizer:
+        raise UserError(
+            f"{path}: sha256 must name {WEIGHTS_FILE} and, if there is a vocabulary, the tokenizer's files."
+        )
     for name in sha256:
         if Path(name).name != name or "\0" in name:
             raise UserError(f"{path}: sha256 names {name!r}, but must name files of this folder.")
     return _BundleConfig(values["task"], model, settings, sha256)
 
 
-def _read_tokenizer(folder: Path, config: _BundleConfig) -> TokenizerPair:
+def _read_tokenizer(folder: Path, config: _BundleConfig) -> TokenizerPair | None:
     names = [name for name in config.sha256 if name != WEIGHTS_FILE]
     files = {name: _read_file(folder / name, _LARGEST_TOKENIZER) for name in names}
     for name, content in files.items():
@@ -174,6 +177,8 @@ def _read_tokenizer(folder: Path, config: _BundleConfig) -> TokenizerPair:
             raise UserError(
                 f"{folder / name} is another vocabulary than the model was trained with; copy the right one there."
             )
+    if not files:
+        return None
     pair = pair_from_files(files)
     for side in ("source", "target"):
         size, expected = getattr(pair, side).vocab_size, getattr(config.model, f"{side}_vocab_size")
@@ -242,8 +247,9 @@ def _card(config: Mapping[str, Any], settings: Any, num_parameters: int, facts: 
         "parameters": f"{num_parameters:,} (float32)",
         "layers": f"{model['num_encoder_layers']} + {0 if model['num_classes'] else model['num_decoder_layers']}",
         "d_model, d_ff, heads": f"{model['d_model']}, {model['d_ff']}, {model['num_heads']}",
-        "vocabulary": f"{model['source_vocab_size']:,} source, {model['target_vocab_size']:,} target tokens",
     }
+    if model["source_vocab_size"]:
+        sizes["vocabulary"] = f"{model['source_vocab_size']:,} source, {model['target_vocab_size']:,} target tokens"
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in {**facts, **sizes}.items())
     return f"""# {settings.title}
 

@@ -8,6 +8,7 @@ from transformer_jax.models.classifier import Classifier
 from transformer_jax.models.config import ModelConfig
 from transformer_jax.models.seq2seq import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.models.stacks import Decoder, Encoder
+from transformer_jax.models.transformer import Transformer
 
 __all__ = [
     "AttentionWeights",
@@ -18,6 +19,7 @@ __all__ = [
     "Memory",
     "ModelConfig",
     "Seq2Seq",
+    "Transformer",
     "split",
     "structure",
 ]
@@ -29,7 +31,9 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     return graphdef, nnx.to_pure_dict(state)
 
 
-def structure(model: type[Seq2Seq] | type[Classifier], config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
+def structure(
+    model: type[Seq2Seq] | type[Classifier] | type[Transformer], config: ModelConfig
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """The graph of a model, and the shapes of its parameters in place of them; nothing is drawn.
 
     Raises:
