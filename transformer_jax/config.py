@@ -152,6 +152,8 @@ class Config:
 
     task: str = "translation"
     seed: int = 0
+    init_from: str = ""
+    """A model folder whose parameters the run starts from, see `training.origin`; empty: draw them."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -7,30 +7,23 @@ from typing_extensions import get_protocol_members
 
 from transformer_jax.config import Config, DataConfig, DecodingConfig, MeshConfig, TrainingConfig
 from transformer_jax.errors import UserError
+from transformer_jax.models import ModelConfig
 from transformer_jax.tasks import Task
 from transformer_jax.training import workdir as module
-from transformer_jax.training.workdir import MAY_CHANGE, claim, prepare_task
+from transformer_jax.training.origin import Origin
+from transformer_jax.training.workdir import MAY_CHANGE, find_origin
 
 FILES = {"tokenizer.model": b"first", "tokenizer.target.model": b"second"}
-
-
-@pytest.fixture(autouse=True)
-def made(monkeypatch):
-    """Stands in for making tasks; what was asked for is recorded."""
-    calls = []
-
-    def make_task(config, tokenizer_files=None):
-        calls.append((config, tokenizer_files))
-        return task(tokenizer_files or FILES)
-
-    monkeypatch.setattr(module, "make_task", make_task)
-    return calls
 
 
 def task(files=FILES):
     """All that a `Task` has, by name."""
     names = [name for name in get_protocol_members(Task) if name != "tokenizer_files"]
     return types.SimpleNamespace(tokenizer_files=files, **dict.fromkeys(names, "not used"))
+
+
+def claim(workdir, config, task, **origin):
+    module.claim(workdir, config, task, Origin(config.model, **origin))
 
 
 def begin(workdir, config=None):
@@ -47,19 +40,17 @@ def test_a_claimed_folder_holds_config_and_tokenizer(tmp_path):
     assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "tokenizer"]
 
 
-def test_preparing_writes_nothing(tmp_path, made):
-    prepare_task(Config(), tmp_path / "new")
-    assert made == [(Config(), None)]
+def test_finding_the_origin_writes_nothing(tmp_path):
+    assert find_origin(Config(), tmp_path / "new") == Origin(Config().model)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_goes_on_with_its_tokenizer(tmp_path, made):
+def test_a_run_goes_on_with_its_tokenizer(tmp_path):
     begin(tmp_path)
-    prepared = prepare_task(Config(), tmp_path)
-    assert made == [(Config(), FILES)]
+    found = find_origin(Config(), tmp_path)
     claim(tmp_path, Config(), task({"tokenizer.model": b"another"}))
     assert {file.name: file.read_bytes() for file in (tmp_path / "tokenizer").iterdir()} == FILES
-    assert prepared.tokenizer_files == FILES
+    assert found == Origin(Config().model, tokenizer_files=FILES)
 
 
 @pytest.mark.parametrize("mark", ["checkpoints/10", "model"])
@@ -71,21 +62,32 @@ def test_another_config_is_refused(tmp_path, mark):
     with pytest.raises(
         UserError, match=r"holds a run with config\.data\.bucket_lengths=\[8, .*, not \(8, 16\); choose"
     ):
-        prepare_task(changed, tmp_path)
+        find_origin(changed, tmp_path)
     with pytest.raises(UserError, match=r"config\.seed=0, not 1"):
-        prepare_task(Config(seed=1), tmp_path)
+        find_origin(Config(seed=1), tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-def test_what_never_began_may_begin_otherwise(tmp_path, made):
+def test_what_never_began_may_begin_otherwise(tmp_path):
     """A run that failed for a mistake in its config leaves no trap for the mended one."""
     claim(tmp_path, Config(), task({"old.model": b"old"}))
     (tmp_path / "checkpoints").mkdir()
-    prepare_task(Config(seed=1), tmp_path)
+    assert find_origin(Config(seed=1), tmp_path).tokenizer_files is None
     claim(tmp_path, Config(seed=1), task())
-    assert made == [(Config(seed=1), None)]
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
     assert {file.name for file in (tmp_path / "tokenizer").iterdir()} == set(FILES)
+
+
+def test_fields_of_a_later_release_count_as_their_defaults(tmp_path):
+    begin(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["init_from"], values["model"]["final_norm"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert find_origin(Config(), tmp_path).tokenizer_files == FILES
+    with pytest.raises(UserError, match=r"config\.init_from='', not 'elsewhere'"):
+        find_origin(Config(init_from="elsewhere"), tmp_path)
+    with pytest.raises(UserError, match=r"config\.model\.final_norm=False, not True"):
+        find_origin(Config(model=ModelConfig(final_norm=True)), tmp_path)
 
 
 def test_what_does_not_change_the_model_may_change(tmp_path):
@@ -96,7 +98,7 @@ def test_what_does_not_change_the_model_may_change(tmp_path):
         decoding=DecodingConfig(beam_size=9, batch_size=3),
         mesh=MeshConfig(data=2, fsdp=4),
     )
-    prepare_task(changed, tmp_path)
+    find_origin(changed, tmp_path)
     claim(tmp_path, changed, task())
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(changed)))
 
@@ -113,7 +115,7 @@ def test_a_damaged_config_is_named(tmp_path, content):
     begin(tmp_path)
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json is not"):
-        prepare_task(Config(), tmp_path)
+        find_origin(Config(), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer"])
@@ -121,12 +123,12 @@ def test_a_missing_part_is_named(tmp_path, name):
     begin(tmp_path)
     (tmp_path / name).rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=rf"{name} can't be read \(No such file"):
-        prepare_task(Config(), tmp_path)
+        find_origin(Config(), tmp_path)
 
 
 def test_a_file_is_no_work_folder(tmp_path):
     (tmp_path / "file").write_text("text")
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-        prepare_task(Config(), workdir)
+        find_origin(Config(), workdir)
         with pytest.raises(UserError, match="can't be used as --workdir"):
             claim(workdir, Config(), task())

@@ -3,6 +3,7 @@
 from transformer_jax.bundle.classifier import Classification, TextClassifier, TextClassifierSettings
 from transformer_jax.bundle.couplet_writer import CoupletWriter, CoupletWriterSettings
 from transformer_jax.bundle.seq2seq import Score
+from transformer_jax.bundle.stacks import TransformerStacks, TransformerStacksSettings
 from transformer_jax.bundle.storage import load, save_bundle
 from transformer_jax.bundle.translator import Alignment, Translation, Translator, TranslatorSettings
 
@@ -14,6 +15,8 @@ __all__ = [
     "Score",
     "TextClassifier",
     "TextClassifierSettings",
+    "TransformerStacks",
+    "TransformerStacksSettings",
     "Translation",
     "Translator",
     "TranslatorSettings",

@@ -92,6 +92,15 @@ def save_bundle(
         raise UserError(f"{folder} cannot be written ({error.strerror}); make room, or name another folder.") from error
 
 
+def task_of(path: str | Path) -> str:
+    """The task of a model folder, without reading the model.
+
+    Raises:
+        UserError: if it is none, or its `config.json` is damaged.
+    """
+    return _read_config(_folder(path)).task
+
+
 def load(path: str | Path) -> Any:
     """Read a trained model, such as the `model` folder of a run.
 
@@ -103,13 +112,17 @@ def load(path: str | Path) -> Any:
     Raises:
         UserError: if a file is missing, damaged, of another version, or does not belong to the others.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"{path} is no folder; name a model folder, such as runs/numerals/model.")
+    folder = _folder(path)
     config = _read_config(folder)
     tokenizer = _read_tokenizer(folder, config)
     params = _read_params(folder, config)
     return MODELS[config.task](config.model, params, tokenizer, config.settings)
+
+
+def _folder(path: str | Path) -> Path:
+    if not Path(path).is_dir():
+        raise UserError(f"{path} is no folder; name a model folder, such as runs/numerals/model.")
+    return Path(path)
 
 
 @dataclass(frozen=True)

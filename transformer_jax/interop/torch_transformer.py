@@ -112,7 +112,7 @@ def _config(
 
 
 def _shapes(config: ModelConfig, tensors: Tensors) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of such a model; `tensors` tells whether there are biases, and which are packed."""
+    """Name and shape of every tensor of such a model; `tensors` tells of biases, and how they are packed."""
     has_bias = any(name.endswith("bias") for name in tensors)
     d_model, d_ff = config.d_model, config.d_ff
 

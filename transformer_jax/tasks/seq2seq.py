@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
 from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.errors import UserError
-from transformer_jax.generation import Generator, SearchOptions
+from transformer_jax.generation import BAD_WORDS, Generator, SearchOptions
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.metrics import perplexity
 from transformer_jax.models import Seq2Seq, split, structure
@@ -89,15 +89,21 @@ class Seq2SeqTask:
                 f"config.data.max_length is {config.data.max_length}, but config.model.max_positions only {limit}; "
                 "raise that."
             )
+        self._validation_sums = jax.jit(partial(eval_step, loss_fn=partial(self._loss, smoothing=0.0)))
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The model behind the search, which keeps to what `settings` has of an imported model."""
         # The fused kernel wants masks that a step of beam search does not have.
         searched, _ = structure(Seq2Seq, replace(self.model_config, attention_implementation="xla"))
-        self.generator = Generator(
+        return Generator(
             searched,
-            batch_size=config.decoding.batch_size,
-            max_positions=limit,
+            batch_size=self.config.decoding.batch_size,
+            max_positions=self.config.model.position_limit,
             markers=self.tokenizer.target.markers,
+            bad_words=self.settings.get("bad_words", BAD_WORDS),
+            renormalizes=self.settings.get("renormalizes", False),
         )
-        self._validation_sums = jax.jit(partial(eval_step, loss_fn=partial(self._loss, smoothing=0.0)))
 
     def encode(self, pairs: list[tuple[str, str]]) -> list[Example]:
         """Token ids of source and target, end of sentence included."""

@@ -33,10 +33,10 @@ class TranslationTask(Seq2SeqTask):
             train, blank = drop_blank_pairs(train)
             notes.append(f"left out {blank:,} training pairs with a blank side")
         # Two vocabularies may well have one size, so that the model could not tell.
-        if config.model.tie_embeddings == "all" and not config.tokenizer.joint:
+        if tokenizer_files is None and config.model.one_vocabulary and not config.tokenizer.joint:
             raise UserError(
-                "config.model.tie_embeddings is 'all', but must be output or none where the languages have "
-                "vocabularies of their own (config.tokenizer.joint=False)."
+                f"config.model.tie_embeddings is {config.model.tie_embeddings!r}, but must be output or none where the "
+                "languages have vocabularies of their own (config.tokenizer.joint=False)."
             )
         super().__init__(config, train, validation, tokenizer_files, notes)
         self.data_name = f"{data.name}, {data.source_language}-{data.target_language}"

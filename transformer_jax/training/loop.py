@@ -26,8 +26,9 @@ from transformer_jax.steps import Params, TrainState, init_state, train_step
 from transformer_jax.tasks import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.logs import RunLog
+from transformer_jax.training.origin import read_origin, task_from
 from transformer_jax.training.progress import Progress, Rate, stop_on_signals
-from transformer_jax.training.workdir import claim, prepare_task
+from transformer_jax.training.workdir import claim, find_origin
 
 TIME_RESERVE = 0.04
 """Share of `max_minutes` kept free for what nobody foresaw."""
@@ -71,20 +72,22 @@ class _Run:
         training = config.training
         _check(config)
         self.mesh = make_mesh(config.mesh)
-        self.schedule = make_schedule(config.optim, d_model=config.model.d_model, num_steps=training.num_steps)
+        origin = find_origin(config, workdir)
+        self.schedule = make_schedule(config.optim, d_model=origin.model.d_model, num_steps=training.num_steps)
         optimizer = make_optimizer(config.optim, self.schedule)
-        self.task: Task = prepare_task(config, workdir)
+        self.task: Task = task_from(config, origin)
         if training.metric not in self.task.metrics:
             raise UserError(
                 f"config.training.metric is {training.metric!r}, but must be one of {', '.join(self.task.metrics)}."
             )
-        claim(workdir, config, self.task)
+        claim(workdir, config, self.task, origin)
 
-        def fresh() -> TrainState:
-            params = self.task.init_params(jax.random.key(config.seed))
+        def fresh(given: Params) -> TrainState:
+            params = self.task.init_params(jax.random.key(config.seed)) | given
             return init_state(params, optimizer, ema=training.ema_decay > 0)
 
-        shapes = jax.eval_shape(fresh)
+        self.given = origin.params
+        shapes = jax.eval_shape(fresh, self.given)
         shardings = state_shardings(shapes, self.mesh)
         self.like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
         self.fresh = jax.jit(fresh, out_shardings=shardings)
@@ -153,7 +156,9 @@ class _Run:
         """The last checkpoint, or a fresh start."""
         latest = self.checkpoints.latest()
         if latest is None:
-            return self.fresh(), Progress()
+            # A run may have begun, and yet have no checkpoint any more.
+            given, self.given = self.given or read_origin(self.config).params, {}
+            return self.fresh(given), Progress()
         state, metadata = self.checkpoints.restore(latest, self.like)
         progress = Progress(**{**metadata, "position": Position(*metadata["position"])})
         if progress.best_step in self.checkpoints.steps():
@@ -174,6 +179,8 @@ class _Run:
         log.say(
             f"{count:,} parameters, {self.config.data.tokens_per_batch:,} token slots a side and step, on {devices}"
         )
+        if self.config.init_from:
+            log.say(f"Starting from the model in {self.config.init_from}")
         if step:
             log.say(f"Going on from step {step:,}")
 

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder besides checkpoints and logs: its config and its tokenizer."""
+"""What a run keeps in its folder besides checkpoints and logs: its config, its tokenizer, what it started from."""
 
 import dataclasses
 import json
@@ -8,7 +8,10 @@ from typing import Any
 from transformer_jax.config import Config
 from transformer_jax.errors import UserError
 from transformer_jax.files import replace_folder, write_atomically
-from transformer_jax.tasks import Task, make_task
+from transformer_jax.tasks import Task
+from transformer_jax.training.origin import Origin, read_origin, stored_origin
+
+ORIGIN_FILE = "init_from.json"
 
 MAY_CHANGE = (
     "training.num_samples",
@@ -22,35 +25,38 @@ MAY_CHANGE = (
 """Fields, or groups of them, that may differ when a run is gone on with: they do not change what is learned."""
 
 
-def prepare_task(config: Config, workdir: Path) -> Task:
-    """The task of `config`, with the tokenizer of the run in `workdir` if there is one. Nothing is written yet.
+def find_origin(config: Config, workdir: Path) -> Origin:
+    """What the run in `workdir` starts from or, if it has begun, started from. Nothing is written yet.
+
+    A run that has begun does not read `config.init_from` again.
 
     Raises:
-        UserError: if the folder holds a run of another config, or the task's data can't be read.
+        UserError: if the folder holds a run of another config, or `config.init_from` names no model for it.
     """
     if not _has_begun(workdir):
-        return make_task(config)
-    path = workdir / "config.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        tokenizer_files = {file.name: file.read_bytes() for file in sorted((workdir / "tokenizer").iterdir())}
-    except OSError as error:
-        raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); choose another --workdir.") from error
+        return read_origin(config)
+    before = _read_json(workdir / "config.json")
     if not isinstance(before, dict):
-        raise UserError(f"{path} is not the config of a run; choose another --workdir.")
-    for name, value, now in _differences(before, dataclasses.asdict(config)):
+        raise UserError(f"{workdir / 'config.json'} is not the config of a run; choose another --workdir.")
+    default = dataclasses.asdict(Config())
+    for name, value, now in _differences(before, dataclasses.asdict(config), default):
         if not name.startswith(MAY_CHANGE):
             raise UserError(
                 f"{workdir} holds a run with config.{name}={value!r}, not {now!r}; "
                 "choose another --workdir, or delete that one."
             )
-    return make_task(config, tokenizer_files)
+    try:
+        tokenizer_files = {file.name: file.read_bytes() for file in sorted((workdir / "tokenizer").iterdir())}
+    except OSError as error:
+        raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
+    if not config.init_from:
+        return Origin(config.model, tokenizer_files=tokenizer_files)
+    path = workdir / ORIGIN_FILE
+    return stored_origin(config, _read_json(path), tokenizer_files, str(path))
 
 
-def claim(workdir: Path, config: Config, task: Task) -> None:
-    """Make `workdir` the folder of a run: write its config and, unless the run has begun, its tokenizer.
+def claim(workdir: Path, config: Config, task: Task, origin: Origin) -> None:
+    """Make `workdir` the folder of a run: write its config and, unless it has begun, its tokenizer and its origin.
 
     Raises:
         UserError: if the folder can't be written, or holds something else than a run.
@@ -62,6 +68,9 @@ def claim(workdir: Path, config: Config, task: Task) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if not _has_begun(workdir):
             replace_folder(workdir / "tokenizer", task.tokenizer_files)
+            (workdir / ORIGIN_FILE).unlink(missing_ok=True)
+            if config.init_from:
+                write_atomically(workdir / ORIGIN_FILE, (json.dumps(origin.to_json(), indent=2) + "\n").encode())
         write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{workdir} can't be used as --workdir ({error.strerror}); choose another.") from error
@@ -74,9 +83,25 @@ def _has_begun(workdir: Path) -> bool:
     return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
 
 
-def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); choose another --workdir.") from error
+
+
+def _differences(before: Any, now: Any, default: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Name, value and value of each field that differs; one that an older release did not have has its default."""
     if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted(set(before) | set(now))
-        return [d for n in names for d in _differences(before.get(n), now.get(n), f"{path}.{n}" if path else n)]
+        before = {**{name: default[name] for name in now if name in default}, **before}
+        return [
+            difference
+            for name in sorted(set(before) | set(now))
+            for difference in _differences(
+                before.get(name), now.get(name), default.get(name), f"{path}.{name}" if path else name
+            )
+        ]
     same = before == (list(now) if isinstance(now, tuple) else now)
     return [] if same else [(path, before, now)]
