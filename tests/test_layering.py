@@ -184,7 +184,7 @@ def test_a_reader_is_told_from_a_namesake():
 
 SOURCES = [
     path
-    for folder in ("transformer_jax", "configs", "tests", "benchmarks")
+    for folder in ("transformer_jax", "configs", "examples", "tests", "benchmarks")
     for path in sorted((REPOSITORY / folder).rglob("*.py"))
 ] + sorted(REPOSITORY.glob("*.py"))
 

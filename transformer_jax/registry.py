@@ -1,13 +1,13 @@
 """Further tasks, of people who import this package: known to the training loop and to `load`."""
 
-from transformer_jax.bundle.kinds import MODELS, TrainedModel
+from transformer_jax.bundle.kinds import MODELS, ModelClass
 from transformer_jax.errors import UserError
-from transformer_jax.tasks import TASKS, Task
+from transformer_jax.tasks import TASKS, TaskClass
 
 _OURS = frozenset(MODELS)
 
 
-def register_task(name: str, task: type[Task], model: type[TrainedModel]) -> None:
+def register_task(name: str, task: TaskClass, model: ModelClass) -> None:
     """Let `config.task = name` train `task`, and let `load` make a `model` of the folders that come out.
 
     Nothing of it is stored with a trained model: whoever loads one registers its task first. Registering a name again

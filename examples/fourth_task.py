@@ -1,0 +1,55 @@
+"""A fourth task, spelling numbers backwards ("drei" to "ierd"), without touching the package.
+
+Run `python examples/fourth_task.py`, which trains, saves, loads and answers, or train by the command line with
+`python train.py --config=examples/fourth_task.py`.
+"""
+
+import sys
+import tempfile
+
+from transformer_jax import Evaluation, Seq2SeqTask, Translator, default_config, exact_match, load, register_task, run
+from transformer_jax.data.numerals import Numerals
+
+
+class Backwards(Seq2SeqTask):
+    """Words to the same words backwards; a model for text in and text out comes with `Seq2SeqTask`."""
+
+    metrics = ("loss", "perplexity", "exact_match")
+    data_name = "German number words, backwards"
+
+    def __init__(self, config, tokenizer_files):
+        def pairs(split, size):
+            words = (word for word, _ in Numerals("de", "de", split)[:size])
+            return [(word, word[::-1]) for word in words if len(word) < config.data.max_length]
+
+        super().__init__(config, pairs("train", 20_000), pairs("validation", 500), tokenizer_files, notes=[])
+
+    def evaluate(self, params, *, final):
+        """Score on unseen numbers; greedy search unless `final`."""
+        ids = [source.tolist() for source, _ in self.validation_examples]
+        found = self.generator.generate(params, ids, self.search_options(final=final))
+        outputs = [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
+        words, references = zip(*self.validation, strict=True)
+        scores = {**self.likelihood(params), "exact_match": exact_match(outputs, references)}
+        return Evaluation(scores, list(zip(words, outputs, references, strict=True)))
+
+
+register_task("backwards", Backwards, Translator)
+
+
+def get_config():
+    """A small model of characters."""
+    config = default_config()
+    config.task = "backwards"
+    config.tokenizer.kind = "char"
+    config.data.update(max_length=24, row_length=48, tokens_per_batch=1536)
+    config.model.update(d_model=64, d_ff=128, num_encoder_layers=2, num_decoder_layers=2)
+    config.model.update(dropout_rate=0.0, norm_first=True)
+    config.optim.update(schedule="cosine", lr=5e-3, warmup_steps=20, label_smoothing=0.0)
+    config.training.update(num_steps=250, eval_every=250, checkpoint_every=250, metric="exact_match")
+    return config
+
+
+if __name__ == "__main__":
+    outcome = run(get_config(), sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+    print(load(outcome.model).translate(["drei", "siebenhundertzwölf"]))

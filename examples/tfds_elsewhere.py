@@ -1,0 +1,62 @@
+"""A TFDS builder of ours with someone else's loop: IBM's Model 1 (Brown et al., 1993) learns a dictionary of Multi30k.
+
+Run `python examples/tfds_elsewhere.py [FOLDER]`, where FOLDER has the raw files train.de.gz and train.en.gz. Without
+one, the example writes four sentences as such files. No TensorFlow is needed.
+"""
+
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from transformer_jax import Multi30k
+
+GERMAN = ["ein Hund rennt", "ein Hund schläft", "ein Kind rennt", "das Kind schläft"]
+ENGLISH = ["a dog runs", "a dog sleeps", "a child runs", "the child sleeps"]
+
+
+def read(folder, data_dir, split="train"):
+    """The records of a split, prepared in `data_dir` from the raw files in `folder`; the rest is TFDS's own."""
+    builder = Multi30k(config="de-en", data_dir=data_dir, file_format="array_record")
+    tfds.disable_progress_bar()
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+    return builder.as_data_source(split)  # a sequence: len(), [i], or what a data loader wants
+
+
+def dictionary(pairs, rounds=10):
+    """Probabilities of English words given German ones, `{german: {english: p}}`, by expectation maximisation."""
+    table = defaultdict(lambda: defaultdict(lambda: 1.0))
+    for _ in range(rounds):
+        counts = defaultdict(lambda: defaultdict(float))
+        for german, english in pairs:
+            for word in english:
+                total = sum(table[other][word] for other in german)
+                for other in german:
+                    counts[other][word] += table[other][word] / total
+        table = {
+            german: {english: count / sum(found.values()) for english, count in found.items()}
+            for german, found in counts.items()
+        }
+    return table
+
+
+def main(folder=None, num_pairs=1000):
+    """The dictionary of the first pairs of a folder, or of the sentences above."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if folder is None:
+            folder = scratch
+            Path(scratch, "train.de").write_text("\n".join(GERMAN) + "\n", encoding="utf-8")
+            Path(scratch, "train.en").write_text("\n".join(ENGLISH) + "\n", encoding="utf-8")
+        records = read(folder, data_dir=Path(scratch, "prepared"))
+        texts = [
+            [records[i][side].decode().split() for side in ("de", "en")] for i in range(min(len(records), num_pairs))
+        ]
+    return dictionary(texts)
+
+
+if __name__ == "__main__":
+    for german, found in list(main(*sys.argv[1:2]).items())[:10]:
+        english = max(found, key=found.get)
+        print(f"{german}: {english} ({found[english]:.2f})")

@@ -1,0 +1,29 @@
+import pytest
+
+from transformer_jax.bundle import Translator
+from transformer_jax.bundle.kinds import MODELS
+from transformer_jax.errors import UserError
+from transformer_jax.registry import register_task
+from transformer_jax.tasks import TASKS
+from transformer_jax.tasks.translation import TranslationTask
+
+
+class Other(TranslationTask):
+    pass
+
+
+def test_a_task_is_known_to_training_and_to_load(monkeypatch):
+    monkeypatch.setitem(TASKS, "other", None)
+    monkeypatch.setitem(MODELS, "other", None)
+    register_task("other", TranslationTask, Translator)
+    register_task("other", Other, Translator)
+    assert TASKS["other"] is Other
+    assert MODELS["other"] is Translator
+
+
+@pytest.mark.parametrize("name", ["translation", "classification", "couplet", "transformer"])
+def test_our_own_names_are_taken(name):
+    before = dict(TASKS), dict(MODELS)
+    with pytest.raises(UserError, match=f"'{name}' is one of transformer_jax's own; choose another"):
+        register_task(name, Other, Translator)
+    assert before == (TASKS, MODELS)
