@@ -32,6 +32,8 @@ from transformer_jax.models import AttentionWeights, Cache, Memory, Seq2Seq
 
 BAD_WORDS = ((BOS,), (UNK,))
 """What a model with the markers of this package never produces, besides padding."""
+FIRST_ROOM = 50
+"""Tokens by which outputs may be longer than the longest source of their batch before a larger cache is made."""
 
 
 class Hypothesis(NamedTuple):
@@ -159,10 +161,46 @@ class Generator:
         prefixes = [()] * len(sources) if prefixes is None else prefixes
         for prefix_of_one in prefixes:
             self._check_prefix(prefix_of_one)
+        outputs: list[list[Hypothesis]] = [[] for _ in sources]
+        todo, room = list(range(len(sources))), FIRST_ROOM
+        while todo:
+            # Devices work on one batch while the host prepares the next.
+            batches = list(self._batches(params, sources, options, prefixes, guide, todo, room))
+            todo, room = [], 4 * room
+            for chosen, found in batches:
+                tokens, scores, log_probs, lengths, done = map(np.asarray, found)
+                for row, i in enumerate(chosen):
+                    if not done[row]:
+                        todo.append(i)
+                        continue
+                    outputs[i] = [
+                        Hypothesis(
+                            tokens[row, k, : lengths[row, k] - 1].tolist(),
+                            float(scores[row, k]),
+                            float(log_probs[row, k]),
+                        )
+                        for k in range(options.n_best)
+                        if lengths[row, k] > 0
+                    ]
+                    if not outputs[i] or any(math.isnan(hypothesis.log_prob) for hypothesis in outputs[i]):
+                        raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
+        return outputs
+
+    def _batches(
+        self,
+        params: Any,
+        sources: Sequence[Sequence[int]],
+        options: SearchOptions,
+        prefixes: Sequence[Sequence[int]],
+        guide: Guide | None,
+        todo: Sequence[int],
+        room: int,
+    ) -> Iterator[tuple[list[int], SearchResult]]:
+        """The sentences of each batch, and what was found in `room` tokens more than the longest of their sources."""
         root = jax.random.key(options.seed)
         static = replace(options, seed=0)
-        pending = []
-        for length, rows, chosen in batches_by_length([len(s) for s in sources], self.batch_size):
+        for length, rows, places_in_todo in batches_by_length([len(sources[i]) for i in todo], self.batch_size):
+            chosen = [todo[place] for place in places_in_todo]
             source = padded([sources[i] for i in chosen], rows, length)
             # Shapes depend on the padded length alone, unless a prefix is longer: others would compile anew.
             longest_prefix = max(len(prefixes[i]) for i in chosen)
@@ -173,16 +211,17 @@ class Generator:
             places = np.zeros(rows, np.int32)
             places[: len(chosen)] = chosen
             keys = jax.vmap(partial(jax.random.fold_in, root))(places)
-            max_length = self._limit(length, 0, options)
-            if longest_prefix >= max_length:
-                max_length = self._limit(length, prefix.shape[1], options)
+            longest = self._limit(length, 0, options)
+            if longest_prefix >= longest:
+                longest = self._limit(length, prefix.shape[1], options)
             found = _search(
                 self.graphdef,
                 self.markers,
                 self._processors(options),
                 self.renormalizes,
                 static,
-                max_length,
+                min(longest, length + room),
+                longest,
                 None if guide is None else guide.make_processor,
                 params,
                 source,
@@ -192,21 +231,7 @@ class Generator:
                 None if guide is None else guide.shared,
                 None if guide is None else _stacked([guide.sentences[i] for i in chosen], rows, length),
             )
-            pending.append((chosen, found))
-        outputs: list[list[Hypothesis]] = [[] for _ in sources]
-        for chosen, found in pending:
-            tokens, scores, log_probs, lengths = map(np.asarray, found)
-            for row, i in enumerate(chosen):
-                outputs[i] = [
-                    Hypothesis(
-                        tokens[row, k, : lengths[row, k] - 1].tolist(), float(scores[row, k]), float(log_probs[row, k])
-                    )
-                    for k in range(options.n_best)
-                    if lengths[row, k] > 0
-                ]
-                if not outputs[i] or any(math.isnan(hypothesis.log_prob) for hypothesis in outputs[i]):
-                    raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
-        return outputs
+            yield chosen, found
 
     def stream(
         self, params: Any, source: Sequence[int], options: SearchOptions, prefix: Sequence[int] = ()
@@ -299,7 +324,7 @@ def _make_processors(bad_words: tuple[tuple[int, ...], ...], ngram: int) -> tupl
     return (never, no_repeat_ngram(ngram)) if ngram > 0 else (never,)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6, 7))
 def _search(
     graphdef: nnx.GraphDef,
     markers: Markers,
@@ -307,6 +332,7 @@ def _search(
     renormalizes: bool,
     options: SearchOptions,
     max_length: int,
+    longest: int,
     make_processor: Callable[[Any, Any], LogitsProcessor] | None,
     params: Any,
     source: Int[Array, "B S"],
@@ -328,6 +354,7 @@ def _search(
         "eos_id": markers.end,
         "pad_id": PAD,
         "max_lengths": limits,
+        "longest": longest,
         "min_lengths": options.min_length + 1,
         "prefix": prefix,
         "processors": (*processors, *guided, *((renormalize,) if renormalizes else ())),

@@ -16,7 +16,7 @@ class Constraints(NamedTuple):
     """Limits of each sentence; all lengths count the EOS."""
 
     max_lengths: Int[Array, " B"]
-    """The token at this position is EOS if the hypothesis has not ended before; between 1 and L."""
+    """The token at this position is EOS if the hypothesis has not ended before; at least 1."""
     min_lengths: Int[Array, " B"]
     prefix: Int[Array, "B L"]
     """Tokens that every hypothesis begins with; PAD where it is free."""
@@ -27,12 +27,13 @@ def make_constraints(
     max_length: int,
     *,
     max_lengths: Int[Array, " B"] | None,
+    longest: int | None = None,
     min_lengths: Int[Array, " B"] | int,
     prefix: Int[Array, "B P"] | None,
     eos_id: int,
     pad_id: int,
 ) -> Constraints:
-    """Fill in what the caller left out, and clip `max_lengths` to 1..L.
+    """Fill in what the caller left out, and clip `max_lengths` to 1..`longest`, which is L by default.
 
     Raises:
         UserError: If `max_length` is below 1, or `pad_id` is `eos_id`.
@@ -46,7 +47,7 @@ def make_constraints(
     if prefix is not None:
         forced = forced.at[:, : prefix.shape[1]].set(prefix[:, :max_length])
     return Constraints(
-        max_lengths=jnp.clip(limits, 1, max_length),
+        max_lengths=jnp.clip(limits, 1, max_length if longest is None else longest),
         min_lengths=jnp.broadcast_to(jnp.asarray(min_lengths, jnp.int32), (batch_size,)),
         prefix=forced,
     )
@@ -68,7 +69,7 @@ def constrain(
     with nothing left to say, because all its continuations are forbidden, must end: it may say EOS only.
     """
     allowed = log_probs
-    for process in (forbid_tokens([pad_id]), *processors, min_length(constraints.min_lengths, eos_id)):
+    for process in (forbid_tokens([pad_id]), min_length(constraints.min_lengths, eos_id), *processors):
         allowed = process(history, step, allowed)
 
     prefix = constraints.prefix[:, step]

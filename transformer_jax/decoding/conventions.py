@@ -18,9 +18,15 @@ class Conventions:
     """Of the 2K best successors of K hypotheses, any that ends counts. False: only one among the K best."""
     stop: str = "bound"
     """bound: when nothing alive can still win. estimate: when nothing alive would win if it ended now, with K ended
-    ones to beat. full: with K ended ones. never: when every hypothesis has ended."""
+    ones to beat. full: with K ended ones. full_or_best: the same or, without a length penalty, with the best of all.
+    never: when every hypothesis has ended."""
     free_forced_end: bool = False
     """An end that is forced by the limit of the length costs no probability."""
+    all_count_at_limit: bool = False
+    """Of the successors of the longest length, the K best count, ended or not, and only these; in |Y| an end that is
+    forced does not count."""
+    renormalizes: bool = False
+    """The probabilities of what may come next add up to 1 again once forbidden tokens are left out."""
 
 
 PAPER = Conventions()
@@ -28,8 +34,16 @@ PAPER = Conventions()
 CONVENTIONS = {
     "paper": PAPER,
     "transformers": Conventions("power", ends_outside_beam=False, stop="estimate", free_forced_end=True),
+    "ctranslate2": Conventions(
+        "power",
+        ends_outside_beam=False,
+        stop="full_or_best",
+        free_forced_end=True,
+        all_count_at_limit=True,
+        renormalizes=True,
+    ),
 }
-"""By name: those of this package, and those of Hugging Face transformers' `generate`."""
+"""By name: those of this package, of Hugging Face transformers' `generate`, and of CTranslate2's `translate_batch`."""
 
 
 def conventions_named(name: str) -> Conventions:

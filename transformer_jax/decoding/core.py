@@ -149,21 +149,26 @@ def grow_beam(*, weights: Float[Array, " M"], eos_id: int, n_best: int, conventi
         max_lengths: Int[Array, " B"],
     ) -> Growth:
         beam_size = state.newest.shape[1]
+        is_forced = state.step + 1 >= max_lengths
         if conventions.free_forced_end:
-            is_forced = (state.step + 1 >= max_lengths)[:, None, None]
-            allowed = jnp.where(is_forced & (allowed > -jnp.inf), 0.0, allowed)
+            allowed = jnp.where(is_forced[:, None, None] & (allowed > -jnp.inf), 0.0, allowed)
         candidates, parents = _best_successors(state, log_probs, allowed)
         newest = candidates.tokens[:, :, state.step]
         ends = newest == eos_id
 
-        penalised = candidates.scores * weights[state.step + 1]
-        counts = ends if conventions.ends_outside_beam else ends & (jnp.arange(ends.shape[1]) < beam_size)
+        uncounted = is_forced & conventions.all_count_at_limit
+        penalised = candidates.scores * jnp.where(uncounted, weights[state.step], weights[state.step + 1])[:, None]
+        in_beam = jnp.arange(ends.shape[1]) < beam_size
+        counts = ends & (in_beam | conventions.ends_outside_beam)
         ending = candidates._replace(scores=jnp.where(counts, penalised, -jnp.inf))
         # Ended ones come first: among equals the older stays, and an empty slot is never filled by another's.
         pool = Hypotheses(*(jnp.concatenate(pair, axis=1) for pair in zip(state.ended, ending, strict=True)))
         ended = reorder(pool, jax.lax.top_k(pool.scores, beam_size)[1])
 
-        going_on = candidates._replace(scores=jnp.where(ends, -jnp.inf, candidates.scores))
+        # What goes on from here, the forced end ends.
+        at_limit = (state.step + 2 >= max_lengths)[:, None] & conventions.all_count_at_limit
+        stays = ~ends & (in_beam | ~at_limit)
+        going_on = candidates._replace(scores=jnp.where(stays, candidates.scores, -jnp.inf))
         chosen = jax.lax.top_k(going_on.scores, beam_size)[1]
         alive = reorder(going_on, chosen)
         if conventions.stop == "bound":
@@ -173,7 +178,7 @@ def grow_beam(*, weights: Float[Array, " M"], eos_id: int, n_best: int, conventi
             hopeless = alive.scores.max(axis=1) * weights[state.step + 1] <= ended.scores[:, -1]
         else:
             hopeless = jnp.full(len(ends), False) if conventions.stop == "never" else ended.scores[:, -1] > -jnp.inf
-        alive = alive._replace(scores=jnp.where(hopeless[:, None], -jnp.inf, alive.scores))
+        alive = alive._replace(scores=jnp.where(hopeless[:, None] & ~at_limit, -jnp.inf, alive.scores))
         return Growth(
             newest=jnp.take_along_axis(newest, chosen, axis=1),
             alive=alive,

@@ -56,8 +56,9 @@ def forbid_sequences(sequences: Sequence[Sequence[int]]) -> LogitsProcessor:
 def renormalize(
     history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
 ) -> Float[Array, "B K V"]:
-    """Let the probabilities of what the processors before have left add up to 1 again."""
-    return jax.nn.log_softmax(log_probs, axis=-1)
+    """Let the probabilities of what the processors before have left add up to 1 again; nothing left stays nothing."""
+    is_left = jnp.any(log_probs > -jnp.inf, axis=-1, keepdims=True)
+    return jnp.where(is_left, jax.nn.log_softmax(log_probs, axis=-1), log_probs)
 
 
 def min_length(lengths: int | Int[Array, " B"], eos_id: int) -> LogitsProcessor:

@@ -9,6 +9,7 @@ hypothesis has one: at its sentence's limit it must end. A sentence's result nev
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ from transformer_jax.decoding.core import (
     search_step,
 )
 from transformer_jax.decoding.picks import pick_likeliest, sampler
-from transformer_jax.decoding.processors import LogitsProcessor
+from transformer_jax.decoding.processors import LogitsProcessor, renormalize
 from transformer_jax.errors import UserError
 
 StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
@@ -48,6 +49,8 @@ class SearchResult(NamedTuple):
     log_probs: Float[Array, "B K"]
     """The model's own log-probability of the output, before any processor, temperature, filter or penalty."""
     lengths: Int[Array, "B K"]
+    done: Bool[Array, " B"]
+    """Whether the search of a sentence has come to its end; it always has where L is its limit."""
 
 
 def beam_search(
@@ -61,6 +64,7 @@ def beam_search(
     eos_id: int,
     pad_id: int,
     max_lengths: Int[Array, " B"] | None = None,
+    longest: int | None = None,
     min_lengths: Int[Array, " B"] | int = 0,
     alpha: float = 0.6,
     prefix: Int[Array, "B P"] | None = None,
@@ -79,7 +83,9 @@ def beam_search(
         bos_id: What the model reads first.
         eos_id: Ends a hypothesis.
         pad_id: Fills up the result; never produced.
-        max_lengths: Limit of each sentence, clipped to 1..L; by default L.
+        max_lengths: Limit of each sentence, clipped to 1..L, or to 1..`longest`; by default L.
+        longest: Where limits may be above L: the largest of them. A sentence that needs more than L tokens is then not
+            `done`: search again with a larger L. So the memory need not be that of the longest output imaginable.
         min_lengths: No hypothesis ends with fewer tokens.
         alpha: Exponent of the length penalty.
         prefix: Tokens that every output begins with, PAD after the last; they count in its score.
@@ -100,7 +106,11 @@ def beam_search(
     n_best = beam_size if n_best is None else n_best
     if not 1 <= n_best <= beam_size:
         raise UserError(f"n_best is {n_best}, but must be from 1 to the beam size, {beam_size}.")
-    weights = length_weights(max_length, alpha, conventions.length_penalty)
+    weights = length_weights(max_length if longest is None else longest, alpha, conventions.length_penalty)
+    if conventions.stop == "full_or_best":
+        conventions = replace(conventions, stop="full" if alpha else "bound")
+    if conventions.renormalizes:
+        processors = (*processors, renormalize)
     if beam_size == 1:
         grow = grow_in_place(pick_likeliest, weights=weights, eos_id=eos_id)
     else:
@@ -109,6 +119,7 @@ def beam_search(
         batch_size,
         max_length,
         max_lengths=max_lengths,
+        longest=longest,
         min_lengths=min_lengths,
         prefix=prefix,
         eos_id=eos_id,
@@ -116,7 +127,8 @@ def beam_search(
     )
     state = keep_first_alive(initial_state(batch_size, beam_size, max_length, bos_id=bos_id, pad_id=pad_id))
     found = _run(step_fn, cache, state, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
-    return SearchResult(*(part[:, :n_best] for part in found))
+    tokens, scores, log_probs, lengths = (part[:, :n_best] for part in found[:-1])
+    return SearchResult(tokens, scores, log_probs, lengths, found.done)
 
 
 def greedy_search(
@@ -129,6 +141,7 @@ def greedy_search(
     eos_id: int,
     pad_id: int,
     max_lengths: Int[Array, " B"] | None = None,
+    longest: int | None = None,
     min_lengths: Int[Array, " B"] | int = 0,
     alpha: float = 0.6,
     prefix: Int[Array, "B P"] | None = None,
@@ -145,6 +158,7 @@ def greedy_search(
         eos_id=eos_id,
         pad_id=pad_id,
         max_lengths=max_lengths,
+        longest=longest,
         min_lengths=min_lengths,
         alpha=alpha,
         prefix=prefix,
@@ -164,6 +178,7 @@ def sample(
     eos_id: int,
     pad_id: int,
     max_lengths: Int[Array, " B"] | None = None,
+    longest: int | None = None,
     min_lengths: Int[Array, " B"] | int = 0,
     prefix: Int[Array, "B P"] | None = None,
     processors: Sequence[LogitsProcessor] = (),
@@ -190,6 +205,7 @@ def sample(
         batch_size,
         max_length,
         max_lengths=max_lengths,
+        longest=longest,
         min_lengths=min_lengths,
         prefix=prefix,
         eos_id=eos_id,
@@ -222,6 +238,6 @@ def _run(
         state, parents = search_step(state, logits, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
         return state, cache if parents is None else reorder(cache, parents)
 
-    ended = jax.lax.while_loop(go_on, body, (state, cache))[0].ended
-    lengths = jnp.sum(ended.tokens != pad_id, axis=-1)
-    return SearchResult(ended.tokens, ended.scores, ended.log_probs, lengths)
+    state = jax.lax.while_loop(go_on, body, (state, cache))[0]
+    lengths = jnp.sum(state.ended.tokens != pad_id, axis=-1)
+    return SearchResult(state.ended.tokens, state.ended.scores, state.ended.log_probs, lengths, is_done(state))
