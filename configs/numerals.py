@@ -2,7 +2,7 @@
 
 Command: python train.py
 Hardware and time: 2 cores of an AMD EPYC, 1.7 minutes (2026-11-22)
-Score: 1,000 of 1,000 unseen numbers right (validation), 999 of 1,000 (test)
+Score: 1,000 of 1,000 unseen numbers right (validation), 1,000 of 1,000 (test)
 """
 
 from ml_collections import ConfigDict
@@ -11,13 +11,13 @@ from transformer_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """A small Transformer that reads numbers below a million."""
+    """A small Transformer, post-norm as the paper's, that reads numbers below a million."""
     config = default_config()
     config.data.update(name="numerals", source_language="de", target_language="en", max_length=64, row_length=128)
     config.tokenizer.vocab_size = 200
     config.model.update(d_model=128, num_heads=4, d_ff=256, num_encoder_layers=2, num_decoder_layers=2)
-    config.model.update(dropout_rate=0.0, norm_first=True)
-    config.optim.update(schedule="cosine", lr=3e-3, warmup_steps=50, label_smoothing=0.0)
+    config.model.dropout_rate = 0.0
+    config.optim.update(schedule="cosine", lr=2e-3, warmup_steps=100, label_smoothing=0.0)
     config.training.update(
         num_steps=400, log_every=50, eval_every=200, checkpoint_every=200, metric="exact_match", num_samples=5
     )
