@@ -147,7 +147,7 @@ def test_renormalised_scores_are_of_what_may_be_produced(model, logits):
 @pytest.mark.parametrize("options", [GREEDY, BEAM, SAMPLES], ids=["greedy", "beam", "samples"])
 def test_outputs_that_need_more_room_are_searched_for_again(model, generator, monkeypatch, options):
     sources = make_sources()
-    options = replace(options, max_extra_tokens=12, min_length=12)
+    options = replace(options, max_extra_tokens=24, min_length=22)
     expected = generator.generate(model[1], sources, options)
     rooms, search = [], generation._search
 
@@ -162,7 +162,7 @@ def test_outputs_that_need_more_room_are_searched_for_again(model, generator, mo
     assert [[h.log_prob for h in found] for found in outputs] == [
         pytest.approx([h.log_prob for h in found], rel=1e-5) for found in expected
     ]
-    assert rooms == [1, 4, 12]
+    assert rooms == [1, 4, 16]
 
 
 @pytest.mark.parametrize("options", [GREEDY, BEAM], ids=["greedy", "beam"])
