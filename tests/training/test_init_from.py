@@ -1,0 +1,183 @@
+"""Runs that start from a model folder."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.bundle.toys import (
+    CLASSES,
+    SETTINGS,
+    tiny_config,
+    tiny_params,
+    tiny_tokenizer,
+    write_bundle,
+    write_classifier,
+)
+from transformer_jax.bundle import load, save_bundle
+from transformer_jax.config import default_config, from_config_dict
+from transformer_jax.errors import UserError
+from transformer_jax.metrics import translation_scores
+from transformer_jax.models import Transformer, split
+from transformer_jax.tasks import TASKS, Evaluation
+from transformer_jax.training import run
+from transformer_jax.training.origin import read_origin, task_from
+
+SOURCES = ["abc", "cab", "bad", "dab ab", "ace", "bead", "cede", "deed"]
+TARGETS = ["CBA", "BAC", "DAB", "BA BAD", "ECA", "DAEB", "EDEC", "DEED"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """One step of nothing, on files; the sizes and the tokenizer are none that a folder here has."""
+    for name, texts in (("source", SOURCES), ("target", TARGETS)):
+        (tmp_path / name).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    config = default_config()
+    config.data.update(name="text", max_length=16, row_length=16, tokens_per_batch=128)
+    for part in ("train", "validation"):
+        config.data.update({f"{part}_{side}": str(tmp_path / side) for side in ("source", "target")})
+    config.model.update(d_model=64, num_heads=8, dropout_rate=0.25)
+    config.tokenizer.vocab_size = 100_000
+    config.optim.update(schedule="constant", lr=0.0, warmup_steps=1)
+    config.training.update(num_steps=1)
+    config.decoding.update(SETTINGS["decoding"] | {"beam_size": 1})
+    return config
+
+
+@pytest.fixture
+def unscored(monkeypatch):
+    """Searching is what takes longest."""
+    scores = dict.fromkeys(TASKS["translation"].metrics, 1.0)
+    monkeypatch.setattr(TASKS["translation"], "evaluate", lambda *_, **__: Evaluation(scores, []))
+
+
+def write_stacks(path):
+    model_config = dataclasses.replace(
+        tiny_config(tiny_tokenizer()), source_vocab_size=0, target_vocab_size=0, final_norm=True, activation="gelu"
+    )
+    _, params = split(Transformer(model_config, rngs=nnx.Rngs(5)))
+    save_bundle(
+        path,
+        task="transformer",
+        model_config=model_config,
+        params=params,
+        tokenizer_files={},
+        settings={},
+        scores={},
+    )
+    return path
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_run_starts_from_a_model_and_its_score(tmp_path, config):
+    folder = write_bundle(tmp_path / "folder", bad_words=[[4, 5], [1]], renormalizes=True)
+    config.init_from = str(folder)
+    config.mesh.fsdp = 2
+    outcome = run(config, tmp_path / "run")
+    before, after = load(folder), load(outcome.model)
+    weights = [(path / "model.safetensors").read_bytes() for path in (folder, outcome.model)]
+    assert weights[0] == weights[1], "with a learning rate of 0 nothing moves"
+    assert after.model_config == dataclasses.replace(before.model_config, dropout_rate=0.25)
+    assert after.tokenizer.files() == before.tokenizer.files()
+    assert (after.settings.bad_words, after.settings.renormalizes) == (((4, 5), (1,)), True)
+
+    scores = before.score(SOURCES, TARGETS)
+    log_prob, tokens = sum(score.log_prob for score in scores), sum(len(score.tokens) for score in scores)
+    assert outcome.scores["loss"] == pytest.approx(-log_prob / tokens, rel=1e-5)
+    expected = translation_scores(before.translate(SOURCES, beam_size=1), TARGETS)
+    assert {name: outcome.scores[name] for name in expected} == expected
+    assert expected["chrf"] > 0
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    run(config, tmp_path / "run")
+    assert (outcome.model / "model.safetensors").read_bytes() == weights[0], "without checkpoints it starts anew"
+    shutil.rmtree(folder)
+    (outcome.model / "model.safetensors").unlink()
+    run(config, tmp_path / "run")
+    assert (outcome.model / "model.safetensors").read_bytes() == weights[0], "the folder is not needed any more"
+    assert load(outcome.model).settings == after.settings
+    config.init_from = ""
+    with pytest.raises(UserError, match=r"holds a run with config\.init_from='.*folder', not ''"):
+        run(config, tmp_path / "run")
+
+
+def test_a_run_starts_from_stacks(tmp_path, config, unscored):
+    folder = write_stacks(tmp_path / "folder")
+    config.init_from = str(folder)
+    config.tokenizer.update(kind="char", joint=False)
+    config.model.update(tie_embeddings="output", output_bias=True)
+    outcome = run(config, tmp_path / "run")
+    before, after = load(folder), load(outcome.model)
+    assert set(before.params) == {"encoder", "decoder"}
+    for stack in before.params:
+        assert_equal(after.params[stack], before.params[stack])
+    assert not after.tokenizer.joint
+    expected = dataclasses.replace(
+        before.model_config,
+        dropout_rate=0.25,
+        tie_embeddings="output",
+        output_bias=True,
+        source_vocab_size=after.tokenizer.source.vocab_size,
+        target_vocab_size=after.tokenizer.target.vocab_size,
+    )
+    assert after.model_config == expected
+    assert np.std(after.params["source_embedding"]["table"]) > 0.1
+    shutil.rmtree(folder)
+    run(config, tmp_path / "run")
+    assert_equal(load(outcome.model).params, after.params)
+
+
+def classification(tmp_path, config, classes=CLASSES):
+    path = tmp_path / "texts.csv"
+    path.write_text("".join(f"{label},{text}\n" for label in classes for text in SOURCES), encoding="utf-8")
+    config.task = "classification"
+    config.data.update(train_source="", train_target="", validation_source="", validation_target="")
+    config.data.update(train_file=str(path), validation_split="", validation_percent=30.0)
+    return config
+
+
+def test_a_classifier_keeps_its_tokenizer_and_sizes(tmp_path, config):
+    config = classification(tmp_path, config)
+    config.init_from = str(write_classifier(tmp_path / "folder"))
+    crossed = from_config_dict(config)
+    origin = read_origin(crossed)
+    task = task_from(crossed, origin)
+    assert task.tokenizer_files == tiny_tokenizer().files()
+    assert_equal(origin.params, jax.device_get(tiny_params(tiny_config(tiny_tokenizer(), num_classes=3))))
+    drawn = jax.eval_shape(task.init_params, jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), drawn, origin.params)
+
+
+@pytest.mark.parametrize(
+    ("task", "write", "message"),
+    [
+        ("couplet", write_bundle, "names a model of task 'translation', but config.task is 'couplet'"),
+        ("translation", write_classifier, "names a model of task 'classification', but config.task is 'translation'"),
+        ("classification", write_stacks, "names a model of task 'transformer', but config.task is 'classification'"),
+        ("poetry", write_stacks, "config.task is 'poetry'"),
+        ("translation", lambda path: path, "folder is no folder"),
+        ("translation", lambda path: path.mkdir(), "folder/config.json is missing"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(tmp_path, config, task, write, message):
+    write(tmp_path / "folder")
+    config.update(task=task, init_from=str(tmp_path / "folder"))
+    with pytest.raises(UserError, match=message):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_classes_are_refused(tmp_path, config):
+    config = classification(tmp_path, config, ("bee", "cat", "emu"))
+    config.training.metric = "accuracy"
+    config.init_from = str(write_classifier(tmp_path / "folder"))
+    with pytest.raises(UserError, match=r"classes bee, cat, dog, but the data has bee, cat, emu; name a model"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
