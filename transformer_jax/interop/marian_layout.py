@@ -1,0 +1,122 @@
+"""The tensors of MarianMT and Pegasus as parameters of a `Seq2Seq`, and back."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Int
+
+from transformer_jax.interop.width import permute_width, sines_first
+from transformer_jax.models import ModelConfig, Seq2Seq, structure
+
+SHARED, ENCODER, DECODER, OUTPUT, BIAS = (
+    "model.shared.weight",
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+    "lm_head.weight",
+    "final_logits_bias",
+)
+
+_TABLES = {
+    "all": {"target_embedding": SHARED},
+    "output": {"source_embedding": ENCODER, "target_embedding": DECODER},
+    "inputs": {"target_embedding": DECODER, "output_embedding": OUTPUT},
+    "none": {"source_embedding": ENCODER, "target_embedding": DECODER, "output_embedding": OUTPUT},
+}
+"""The name of each embedding table, by `ModelConfig.tie_embeddings`."""
+_LAYERS = {
+    "self_attention": "self_attn",
+    "cross_attention": "encoder_attn",
+    "self_attention_residual.norm": "self_attn_layer_norm",
+    "cross_attention_residual.norm": "encoder_attn_layer_norm",
+    "feed_forward_residual.norm": "final_layer_norm",
+    "feed_forward.wide": "fc1",
+    "feed_forward.narrow": "fc2",
+}
+_PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+
+Path = tuple[Any, ...]
+
+
+class Numbering(NamedTuple):
+    """How a vocabulary is numbered elsewhere: as here, but that padding has another place than 0."""
+
+    padding: int
+    """Its id there."""
+    size: int
+
+    def here(self, token_id: int) -> int:
+        """Our id of theirs."""
+        return 0 if token_id == self.padding else token_id + (token_id < self.padding)
+
+    def there(self, token_id: int) -> int:
+        """Their id of ours."""
+        return self.padding if token_id == 0 else token_id - (token_id <= self.padding)
+
+    def order(self) -> Int[np.ndarray, " V"]:
+        """Their id of each of ours."""
+        return np.insert(np.delete(np.arange(self.size), self.padding), 0, self.padding)
+
+
+def marian_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of such a model."""
+    _, params = structure(Seq2Seq, config)
+    flat = traverse_util.flatten_dict(params)
+    return {_name(path, config): _turned(path, np.broadcast_to(0, leaf.shape)).shape for path, leaf in flat.items()}
+
+
+def from_marian(
+    tensors: Mapping[str, np.ndarray], config: ModelConfig, source: Numbering, target: Numbering
+) -> dict[str, Any]:
+    """The parameters of a `Seq2Seq` from tensors of the names and shapes of `marian_shapes`."""
+    _, params = structure(Seq2Seq, config)
+    flat = {path: _turned(path, tensors[_name(path, config)]) for path in traverse_util.flatten_dict(params)}
+    for path in flat:
+        if _counts_tokens(path):
+            flat[path] = flat[path][_numbering(path, source, target).order()]
+    return permute_width(traverse_util.unflatten_dict(flat), sines_first(config.d_model))
+
+
+def to_marian(
+    params: Mapping[str, Any], config: ModelConfig, source: Numbering, target: Numbering
+) -> dict[str, np.ndarray]:
+    """The inverse of `from_marian`: contiguous float32 tensors."""
+    permuted = permute_width(params, np.argsort(sines_first(config.d_model)))
+    tensors = {}
+    for path, value in traverse_util.flatten_dict(permuted).items():
+        if _counts_tokens(path):
+            value = value[np.argsort(_numbering(path, source, target).order())]
+        tensors[_name(path, config)] = np.ascontiguousarray(_turned(path, value), dtype=np.float32)
+    return tensors
+
+
+def _name(path: Path, config: ModelConfig) -> str:
+    first, last = path[0], path[-1]
+    if first == "output_bias":
+        return BIAS
+    if last == "table":
+        return _TABLES[config.tie_embeddings][first]
+    ending = "bias" if last == "bias" else "weight"
+    if path[1] == "norm":
+        return f"model.{first}.layer_norm.{ending}"
+    _, _, number, *middle, _ = path
+    parts = _LAYERS.get(".".join(middle)) or f"{_LAYERS[middle[0]]}.{_PROJECTIONS[middle[1]]}"
+    return f"model.{first}.layers.{number}.{parts}.{ending}"
+
+
+def _turned(path: Path, array: np.ndarray) -> np.ndarray:
+    """PyTorch multiplies by the transpose of a weight, and the bias of the logits has a batch axis."""
+    if path[-1] == "kernel":
+        return array.T
+    if path[0] == "output_bias":
+        return array[0] if array.ndim == 2 else array[None]
+    return array
+
+
+def _counts_tokens(path: Path) -> bool:
+    return path[-1] == "table" or path[0] == "output_bias"
+
+
+def _numbering(path: Path, source: Numbering, target: Numbering) -> Numbering:
+    return source if path[0] == "source_embedding" else target

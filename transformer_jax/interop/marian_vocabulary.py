@@ -1,0 +1,166 @@
+"""The tokenizer's files of a MarianMT folder as tokenizers, and back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sentencepiece
+
+from transformer_jax.data.marian_tokenizer import MarianTokenizer
+from transformer_jax.data.markers import Markers
+from transformer_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, TokenizerPair
+from transformer_jax.errors import UserError
+from transformer_jax.interop.marian_layout import Numbering
+from transformer_jax.interop.reading import read_bytes, read_json
+
+_SOURCE, _TARGET = "source.spm", "target.spm"
+_VOCABULARY, _TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+_LARGEST_MODEL = 64_000_000  # bytes
+_MARKERS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+
+class Side(NamedTuple):
+    """What MarianMT needs of a tokenizer; ids are ours."""
+
+    model: bytes
+    pieces: list[str | None]
+    markers: Markers
+    numbering: Numbering
+
+
+def read_tokenizers(
+    folder: Path, tokenizer_config: Mapping[str, Any], source_size: int, target_size: int, start: int
+) -> tuple[MarianTokenizer, MarianTokenizer]:
+    """The tokenizers of a MarianMT folder, of source and target.
+
+    Args:
+        folder: with source.spm, target.spm, vocab.json and, where the vocabularies are separate, target_vocab.json.
+        tokenizer_config: the content of tokenizer_config.json; may be empty.
+        source_size: ids of the source.
+        target_size: ids of the target.
+        start: their id of what the decoder reads first.
+
+    Raises:
+        UserError: naming the file, if one is missing, damaged, or has ids twice or out of range.
+    """
+    names = {name: _token(folder, tokenizer_config, name) for name in _MARKERS}
+    target_file = _TARGET_VOCABULARY if tokenizer_config.get("separate_vocabs") is True else _VOCABULARY
+    source = _read_side(folder, _SOURCE, _VOCABULARY, names, source_size, None)
+    return source, _read_side(folder, _TARGET, target_file, names, target_size, start)
+
+
+def numbering_of(tokenizer: MarianTokenizer) -> Numbering:
+    """How the vocabulary is numbered in the folder that it came from."""
+    return Numbering(tokenizer.padding_place, tokenizer.vocab_size)
+
+
+def sides_of(pair: TokenizerPair) -> tuple[Side, Side]:
+    """Source and target as MarianMT needs them; padding comes last where it is not known to lie elsewhere.
+
+    Raises:
+        UserError: if a tokenizer is no sentencepiece model.
+    """
+    # transformers knows one id of padding for both sides, so with two vocabularies it is the last of the smaller.
+    last = min(pair.source.vocab_size, pair.target.vocab_size) - 1
+    return _side(pair.source, last), _side(pair.target, last)
+
+
+def write_tokenizers(folder: Path, source: Side, target: Side, *, max_length: int, languages: tuple[str, str]) -> None:
+    """Write the tokenizer's files of a MarianMT folder.
+
+    Args:
+        folder: an existing one.
+        source: of the texts read.
+        target: of the texts written.
+        max_length: tokens of the longest text that the model reads.
+        languages: of source and target; may be empty.
+    """
+    separate = (source.pieces, source.numbering) != (target.pieces, target.numbering)
+    (folder / _SOURCE).write_bytes(source.model)
+    (folder / _TARGET).write_bytes(target.model)
+    write_json(folder / _VOCABULARY, _numbered(source))
+    if separate:
+        write_json(folder / _TARGET_VOCABULARY, _numbered(target))
+    named = {
+        "eos_token": source.markers.end,
+        "unk_token": source.markers.unknown,
+        "pad_token": 0,
+    }
+    tokenizer_config = {
+        "tokenizer_class": "MarianTokenizer",
+        "source_lang": languages[0] or None,
+        "target_lang": languages[1] or None,
+        "separate_vocabs": separate,
+        "model_max_length": max_length,
+        **{name: source.pieces[token_id] for name, token_id in named.items()},
+    }
+    write_json(
+        folder / TOKENIZER_CONFIG, {name: value for name, value in tokenizer_config.items() if value is not None}
+    )
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object, a field a line."""
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_side(
+    folder: Path, model_file: str, vocabulary_file: str, names: Mapping[str, str], size: int, start: int | None
+) -> MarianTokenizer:
+    model = read_bytes(folder, model_file, _LARGEST_MODEL)
+    try:
+        sentencepiece.SentencePieceProcessor(model_proto=model)
+    except Exception as error:  # sentencepiece has no exception class of its own
+        raise UserError(f"{folder / model_file} is no sentencepiece model; copy it again from its origin.") from error
+    vocabulary = read_json(folder, vocabulary_file)
+    path = folder / vocabulary_file
+    for name, token in names.items():
+        if token not in vocabulary:
+            raise UserError(f"{path} lacks {token}, the {name}; copy it again from its origin.")
+    pieces: list[str | None] = [None] * size
+    for piece, token_id in vocabulary.items():
+        if type(token_id) is not int or not 0 <= token_id < size:
+            raise UserError(
+                f"{path}: {piece!r} has the id {token_id!r}, but the model has the ids 0 to {size - 1}; "
+                "copy the vocabulary that belongs to it."
+            )
+        if pieces[token_id] is not None:
+            raise UserError(f"{path}: {pieces[token_id]!r} and {piece!r} have the same id, {token_id}; copy it again.")
+        pieces[token_id] = piece
+    end, unknown, padding = (vocabulary[names[name]] for name in _MARKERS)
+    numbering = Numbering(padding, size)
+    markers = Markers(*map(numbering.here, (padding if start is None else start, end, unknown)))
+    return MarianTokenizer(model, [pieces[token_id] for token_id in numbering.order()], markers, padding)
+
+
+def _token(folder: Path, tokenizer_config: Mapping[str, Any], name: str) -> str:
+    token = tokenizer_config.get(name, _MARKERS[name])
+    if isinstance(token, dict):
+        token = token.get("content")
+    if not isinstance(token, str):
+        raise UserError(f"{folder / TOKENIZER_CONFIG}: {name} is {token!r}, but must be a piece of {_VOCABULARY}.")
+    return token
+
+
+def _side(tokenizer: Tokenizer, last: int) -> Side:
+    if isinstance(tokenizer, MarianTokenizer):
+        return Side(tokenizer.model, tokenizer.pieces, tokenizer.markers, numbering_of(tokenizer))
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        size = tokenizer.vocab_size
+        pieces: list[str | None] = [tokenizer.piece(token_id) for token_id in range(size)]
+        (model,) = tokenizer.files().values()
+        return Side(model, pieces, tokenizer.markers, Numbering(last, size))
+    raise UserError(
+        "The model's tokenizer is a list of words or characters, which MarianMT cannot hold; "
+        "train with config.tokenizer.kind=bpe or unigram."
+    )
+
+
+def _numbered(side: Side) -> dict[str, int]:
+    numbered = {
+        piece: side.numbering.there(token_id) for token_id, piece in enumerate(side.pieces) if piece is not None
+    }
+    return dict(sorted(numbered.items(), key=lambda item: item[1]))
