@@ -1,0 +1,186 @@
+"""Models for CTranslate2, a fast engine in C++: weights, vocabularies, and how to call it for the same translations."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from transformer_jax.bundle import CoupletWriter, Translator, load
+from transformer_jax.errors import UserError
+from transformer_jax.files import new_folder
+from transformer_jax.interop.snippets import FOLDER, tokenizer_snippet
+from transformer_jax.positions import sinusoidal_positions
+
+_ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swish": "SWISH"}
+_FEWEST_POSITIONS = 1024
+_LAYER_NORM_EPSILON = 1e-5  # that of `layers.LayerNorm`
+
+Model = Translator | CoupletWriter
+
+
+def export_ctranslate2(model: str | Path | Model, out: str | Path, *, quantization: str = "float32") -> None:
+    """Write an encoder-decoder model as a folder for `ctranslate2.Translator`; its README.md tells how to call it.
+
+    Args:
+        model: the folder of a translator or of a writer of couplets, or what `load` made of one.
+        out: the folder to write, which must not exist.
+        quantization: how weights are stored: float32, int8, int8_float32, float16 or another type of CTranslate2.
+
+    Raises:
+        UserError: if CTranslate2 is not installed, the model is none that it can run, `quantization` is unknown, or
+            `out` exists or cannot be written.
+    """
+    try:
+        converters: Any = importlib.import_module("ctranslate2.converters")
+        specs = importlib.import_module("ctranslate2.specs")
+        types = importlib.import_module("ctranslate2.specs.model_spec").ACCEPTED_MODEL_TYPES
+    except ImportError as error:
+        raise UserError("CTranslate2 is not installed; install it: pip install ctranslate2.") from error
+    if quantization not in types:
+        raise UserError(f"quantization is {quantization!r}, but must be one of {', '.join(types)}.")
+    loaded = model if isinstance(model, Model) else load(model)
+    if not isinstance(loaded, Model):
+        raise UserError(f"{model} holds no encoder-decoder model for text; export it with --to stablehlo.")
+    readme = _readme(loaded, quantization)
+
+    class Converter(converters.Converter):
+        def _load(self) -> Any:
+            return _specification(loaded, specs)
+
+    with new_folder(out) as folder:
+        Converter().convert(str(folder), quantization=quantization, force=True)
+        for name, content in loaded.tokenizer.files().items():
+            (folder / name).write_bytes(content)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+def _specification(model: Model, specs: Any) -> Any:
+    """CTranslate2's description of a model, filled with ours."""
+    config, params = model.model_config, model.params
+    spec = specs.TransformerSpec.from_config(
+        (config.num_encoder_layers, config.num_decoder_layers),
+        config.num_heads,
+        # What decides on a last normalisation here; the order within the layers is set below.
+        pre_norm=config.norm_first or config.final_norm,
+        activation=specs.Activation[_ACTIVATIONS[config.activation]],
+    )
+    target_table = params["target_embedding"]["table"]
+    for side, ours, theirs in (
+        ("source", params["encoder"], spec.encoder),
+        ("target", params["decoder"], spec.decoder),
+    ):
+        theirs.pre_norm = config.norm_first
+        theirs.scale_embeddings = config.scale_embeddings
+        theirs.position_encodings.encodings = _position_table(model, params.get(f"{side}_embedder", {}))
+        if "norm" in ours:
+            _set_norm(theirs.layer_norm, ours["norm"])
+        for index, layer in enumerate(theirs.layer):
+            _set_layer(layer, ours["layers"][index])
+    spec.encoder.embeddings[0].weight = np.array(params.get("source_embedding", {}).get("table", target_table))
+    spec.decoder.embeddings.weight = np.array(target_table)
+    spec.decoder.projection.weight = np.array(params.get("output_embedding", {}).get("table", target_table))
+    if config.output_bias:
+        spec.decoder.projection.bias = np.array(params["output_bias"])
+    source, target = model.tokenizer.source, model.tokenizer.target
+    spec.register_source_vocabulary([source.piece(token) for token in range(source.vocab_size)])
+    spec.register_target_vocabulary([target.piece(token) for token in range(target.vocab_size)])
+    markers = target.markers
+    spec.config.layer_norm_epsilon = _LAYER_NORM_EPSILON
+    spec.config.decoder_start_token = target.piece(markers.start)
+    spec.config.bos_token = target.piece(markers.start)
+    spec.config.eos_token = target.piece(markers.end)
+    spec.config.unk_token = target.piece(markers.unknown)
+    spec.config.add_source_eos = True
+    return spec
+
+
+def _position_table(model: Model, embedder: Any) -> Float[np.ndarray, "P D"]:
+    if "learned" in embedder:
+        return np.array(embedder["learned"])
+    settings = model.settings
+    longest = settings.max_source_length + settings.decoding.max_extra_tokens
+    rows = jnp.arange(max(longest, settings.decoding.max_length, _FEWEST_POSITIONS))
+    return np.array(sinusoidal_positions(rows, model.model_config.d_model))
+
+
+def _set_layer(theirs: Any, ours: Any) -> None:
+    attention = ours["self_attention"]
+    _set_linear(theirs.self_attention.linear[0], *(attention[name] for name in ("query", "key", "value")))
+    _set_linear(theirs.self_attention.linear[1], attention["out"])
+    _set_norm(theirs.self_attention.layer_norm, ours["self_attention_residual"]["norm"])
+    if "cross_attention" in ours:
+        attention = ours["cross_attention"]
+        _set_linear(theirs.attention.linear[0], attention["query"])
+        _set_linear(theirs.attention.linear[1], attention["key"], attention["value"])
+        _set_linear(theirs.attention.linear[2], attention["out"])
+        _set_norm(theirs.attention.layer_norm, ours["cross_attention_residual"]["norm"])
+    _set_linear(theirs.ffn.linear_0, ours["feed_forward"]["wide"])
+    _set_linear(theirs.ffn.linear_1, ours["feed_forward"]["narrow"])
+    _set_norm(theirs.ffn.layer_norm, ours["feed_forward_residual"]["norm"])
+
+
+def _set_linear(theirs: Any, *ours: Any) -> None:
+    """Several of ours become one of theirs, their outputs side by side."""
+    theirs.weight = np.concatenate([np.asarray(linear["kernel"]).T for linear in ours])
+    theirs.bias = np.concatenate([np.asarray(linear["bias"]) for linear in ours])
+
+
+def _set_norm(theirs: Any, ours: Any) -> None:
+    theirs.gamma, theirs.beta = np.array(ours["scale"]), np.array(ours["bias"])
+
+
+def _readme(model: Model, quantization: str) -> str:
+    snippet = tokenizer_snippet(model, pieces=True)
+    decoding, target = model.settings.decoding, model.tokenizer.target
+    markers = target.markers
+    never = [[0], *(list(word) for word in model.settings.bad_words)]
+    unknown = [markers.unknown] in never
+    sequences = [[target.piece(token) for token in word] for word in never if word != [markers.unknown]]
+    longest = f"max(map(len, sources)) + {decoding.max_extra_tokens}"
+    limits = [limit for limit in (decoding.max_length, (model.model_config.position_limit or 0) - 1) if limit > 0]
+    if limits:
+        longest = f"min({longest}, {min(limits)})"
+    imports = "".join(f"{line}\n" for line in (*snippet.imports, "import ctranslate2"))
+    setup = "".join(f"\n{line}" for line in snippet.setup)
+    return f"""# {model.settings.title}, for CTranslate2
+
+Exported from transformer-jax for [CTranslate2](https://opennmt.net/CTranslate2), stored as {quantization}.
+
+## Use
+
+```python
+{imports}
+folder = "{FOLDER}"
+translator = ctranslate2.Translator(folder){setup}
+
+
+def translate(texts):
+    sources = [{snippet.encode} for text in texts]
+    results = translator.translate_batch(
+        sources,
+        beam_size={decoding.beam_size},
+        length_penalty={decoding.alpha},
+        disable_unk={unknown},
+        suppress_sequences={json.dumps(sequences, ensure_ascii=False)},
+        max_input_length=0,
+        min_decoding_length=0,
+        max_decoding_length={longest},
+        max_batch_size={decoding.batch_size},
+    )
+    outputs = [result.hypotheses[0] for result in results]
+    return [{snippet.decode} for output in outputs]
+```
+
+CTranslate2 adds the end of sentence to its input by itself. Its search ranks outputs by their log-probability over
+length^{decoding.alpha} and ends with the first {decoding.beam_size} of them that end. transformer-jax does the same by
+`translate(texts, conventions="ctranslate2")`, and then gives the same translations. `max_input_length=0` keeps
+CTranslate2 from cutting long texts in silence.
+
+## Limits
+
+{model.settings.limits}
+"""
