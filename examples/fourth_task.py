@@ -8,21 +8,20 @@ import sys
 import tempfile
 
 from transformer_jax import Evaluation, Seq2SeqTask, Translator, default_config, exact_match, load, register_task, run
-from transformer_jax.data.numerals import Numerals
+from transformer_jax.data.numerals import number_words
 
 
 class Backwards(Seq2SeqTask):
     """Words to the same words backwards; a model for text in and text out comes with `Seq2SeqTask`."""
 
     metrics = ("loss", "perplexity", "exact_match")
-    data_name = "German number words, backwards"
+    data_name = "number words, backwards"
 
     def __init__(self, config, tokenizer_files):
-        def pairs(split, size):
-            words = (word for word, _ in Numerals("de", "de", split)[:size])
-            return [(word, word[::-1]) for word in words if len(word) < config.data.max_length]
-
-        super().__init__(config, pairs("train", 20_000), pairs("validation", 500), tokenizer_files, notes=[])
+        words = [number_words(number, language) for language in ("de", "es", "fr") for number in range(2000)]
+        pairs = [(word, word[::-1]) for word in words if len(word) < config.data.max_length]
+        train = [pair for i, pair in enumerate(pairs) if i % 19]
+        super().__init__(config, train, pairs[::19], tokenizer_files, notes=[])
 
     def evaluate(self, params, *, final):
         """Score on unseen numbers; greedy search unless `final`."""
@@ -52,4 +51,4 @@ def get_config():
 
 if __name__ == "__main__":
     outcome = run(get_config(), sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
-    print(load(outcome.model).translate(["drei", "siebenhundertzwölf"]))
+    print(load(outcome.model).translate(["drei", "quatre", "siebenhundertzwölf"]))

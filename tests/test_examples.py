@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import runpy
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def sentences_of(lines, longest):
 @pytest.mark.parametrize("disliked", [None, "moon"])
 def test_search_over_ngrams_finds_what_enumeration_finds(disliked):
     it = example("search_over_ngrams")
-    log_probs = sentences_of(it["LINES"], longest=7)
+    log_probs = sentences_of(it["LINES"], longest=11)
     assert len(log_probs) > 50
 
     def score(text):
@@ -105,7 +106,7 @@ def test_search_over_ngrams_finds_what_enumeration_finds(disliked):
         return (log_probs[text] - cost) / ((5 + len(words) + 1) / 6) ** 0.6
 
     processors = (it["dislike"](disliked, 3.0),) if disliked else ()
-    found = it["search"](beam_size=64, max_length=8, n_best=5, processors=processors)
+    found = it["search"](beam_size=64, max_length=12, n_best=5, processors=processors)
     expected = sorted(map(score, log_probs), reverse=True)[:5]
     np.testing.assert_allclose([value for _, value in found], expected, atol=1e-4)
     np.testing.assert_allclose([score(text) for text, _ in found], expected, atol=1e-4)
@@ -135,10 +136,10 @@ def test_schedule_elsewhere_follows_equation_three_and_learns(capsys):
     for step in (1, 50, 100, 101, 400):
         expected = 0.5 * 512**-0.5 * min(step**-0.5, step * 100**-1.5)
         assert float(it["noam"](step - 1)) == pytest.approx(expected, rel=1e-5)
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " at last" in line]
-    assert len(rows) == 2
-    for row in rows:
-        assert float(row[-3]) < 0.1 * float(row[-7])
+    losses = re.findall(r"loss (\S+) at first, (\S+) at last", capsys.readouterr().out)
+    assert len(losses) == 2
+    for first, last in losses:
+        assert float(last) < 0.1 * float(first)
 
 
 def test_tfds_elsewhere_reads_our_builder_and_learns_a_dictionary(tmp_path):
@@ -186,8 +187,8 @@ def backwards(tmp_path_factory):
     config = it["get_config"]()
     config.model.update(d_model=16, d_ff=16, num_encoder_layers=1, num_decoder_layers=1)
     config.data.update(max_length=16, row_length=16, tokens_per_batch=256)
-    config.training.update(num_steps=6, eval_every=6, checkpoint_every=6, log_every=3)
-    config.decoding.update(beam_size=2, max_extra_tokens=0)
+    config.training.update(num_steps=6, checkpoint_every=6, log_every=6)
+    config.decoding.update(beam_size=1, max_extra_tokens=0)
     yield it, config, transformer_jax.run(config, tmp_path_factory.mktemp("backwards"))
     del transformer_jax.bundle.kinds.MODELS["backwards"], transformer_jax.tasks.TASKS["backwards"]
 
@@ -199,7 +200,7 @@ def test_a_fourth_task_trains_and_its_folder_loads_as_its_class(backwards):
     assert type(model) is transformer_jax.Translator
     task = it["Backwards"](transformer_jax.config.from_config_dict(config), None)
     assert all(target == source[::-1] and len(source) < 16 for source, target in task.validation)
-    assert len(task.validation) > 20
+    assert len(task.validation) > 5
     sources = [source for source, _ in task.validation]
     outputs = [output for _, output, _ in task.evaluate(model.params, final=True).samples]
     assert model.translate(sources) == outputs

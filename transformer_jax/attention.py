@@ -74,7 +74,7 @@ def dot_product_attention(
 
 
 def split_heads(x: Float[Array, "*batch D"], num_heads: int) -> Float[Array, "*batch {num_heads} H"]:
-    """Section 3.2.2: the model width as `num_heads` heads of width H = D / num_heads."""
+    """Section 3.2.2: the model width as `num_heads` heads of width H = D / num_heads, which has to be whole."""
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 
 
@@ -84,7 +84,7 @@ def merge_heads(x: Float[Array, "*batch N H"]) -> Float[Array, "*batch D"]:
 
 
 def padding_mask(tokens: Int[Array, "B S"], pad_id: int = 0) -> Bool[Array, "B 1 1 S"]:
-    """No query attends to padding."""
+    """True for every key that is a token: no query attends to padding."""
     return (tokens != pad_id)[:, None, None, :]
 
 

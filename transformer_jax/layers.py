@@ -30,7 +30,7 @@ DropoutKey = Key[Array, ""] | None
 
 
 class Linear(nnx.Module):
-    """x W + b, computed in `dtype` from float32 parameters."""
+    """x W + b, computed in `dtype` from float32 parameters; W is drawn as Glorot and Bengio (2010) do, b is 0."""
 
     def __init__(self, d_in: int, d_out: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(jax.nn.initializers.glorot_uniform()(rngs.params(), (d_in, d_out)))
@@ -61,7 +61,10 @@ class LayerNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token embeddings, times sqrt(d_model) if `scale`, and their transpose as output layer (section 3.4)."""
+    """Token embeddings, times sqrt(d_model) if `scale` (section 3.4).
+
+    `table`, [V, D], is drawn with a standard deviation of d_model^-0.5, so that it also serves as the output layer.
+    """
 
     def __init__(
         self, vocab_size: int, d_model: int, *, scale: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -75,7 +78,19 @@ class Embedding(nnx.Module):
 
 
 class MultiHeadAttention(nnx.Module):
-    """MultiHead(Q, K, V) = Concat(head_1, ..., head_h) W^O (section 3.2.2), all heads in one product."""
+    """MultiHead(Q, K, V) = Concat(head_1, ..., head_h) W^O (section 3.2.2), all heads in one product.
+
+    Args:
+        d_model: D, the width of what is read and written.
+        num_heads: N, a divisor of it.
+        dropout_rate: share of the attention weights set to zero where a call passes a key.
+        implementation: of the kernel, see `dot_product_attention`.
+        dtype: of the computation; parameters are float32.
+        rngs: of the initial parameters.
+
+    Raises:
+        ValueError: if `d_model` does not divide into the heads.
+    """
 
     def __init__(
         self,
@@ -105,7 +120,15 @@ class MultiHeadAttention(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Queries come from `x`, keys and values from `memory` (`x` itself in self-attention)."""
+        """Queries come from `x`, keys and values from `memory` (`x` itself in self-attention).
+
+        Args:
+            x: what asks.
+            memory: what is asked.
+            mask: True where a token of `x` may attend to one of `memory`.
+            dropout_key: source of dropout; None for none.
+            record: a list to which the weights [B, N, T, S] are appended.
+        """
         return self.attend(self.queries(x), *self.keys_values(memory), mask, dropout_key=dropout_key, record=record)
 
     def queries(self, x: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
@@ -144,7 +167,7 @@ class MultiHeadAttention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """FFN(x) = activation(x W_1 + b_1) W_2 + b_2 (section 3.3, equation 2)."""
+    """FFN(x) = activation(x W_1 + b_1) W_2 + b_2 (section 3.3, equation 2); `activation` is a key of `ACTIVATIONS`."""
 
     def __init__(
         self, d_model: int, d_ff: int, *, activation: str = "relu", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -183,7 +206,23 @@ def split_key(key: DropoutKey, num: int) -> list[DropoutKey]:
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and a feed-forward network, each in a residual connection (figure 1, left)."""
+    """Self-attention and a feed-forward network, each in a residual connection (figure 1, left).
+
+    Args:
+        d_model: D, the width of what is read and written.
+        num_heads: N, a divisor of it.
+        d_ff: F, the inner width of the feed-forward network.
+        dropout_rate: share of each sub-layer's output set to zero where a call passes a key (section 5.4).
+        attention_dropout_rate: the same of the attention weights.
+        norm_first: whether layer normalisation comes before each sub-layer; in the paper it comes after the sum.
+        activation: relu, gelu or swish.
+        implementation: of the attention kernel, see `dot_product_attention`.
+        dtype: of the computation; parameters are float32.
+        rngs: of the initial parameters.
+
+    Raises:
+        ValueError: if `d_model` does not divide into the heads.
+    """
 
     def __init__(
         self,
@@ -227,7 +266,10 @@ class EncoderLayer(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Causal self-attention, attention over the encoder's output, feed-forward network (figure 1, right)."""
+    """Causal self-attention, attention over the encoder's output, feed-forward network (figure 1, right).
+
+    Arguments and errors are those of `EncoderLayer`. Causal it is by the mask of the call.
+    """
 
     def __init__(
         self,

@@ -18,7 +18,16 @@ OPTIMIZERS: dict[str, Callable[[OptimConfig, optax.Schedule], optax.GradientTran
 
 
 def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax.Schedule:
-    """Equation (3): factor * d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5), with step counted from 1."""
+    """Equation (3): factor * d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5), with step counted from 1.
+
+    Args:
+        d_model: width of the model.
+        warmup_steps: updates during which the learning rate rises.
+        factor: before the whole; the paper has 1.
+
+    Returns:
+        An optax schedule: the number of updates so far, from 0, to the learning rate of the next.
+    """
 
     def schedule(count: Array | int) -> Array:
         step = count + 1.0
@@ -32,6 +41,11 @@ def make_schedule(config: OptimConfig, *, d_model: int, num_steps: int) -> optax
 
     `rsqrt`, `cosine`, `linear` and `constant` rise linearly to `config.lr` over `config.warmup_steps` updates; then
     they fall as 1 / sqrt(step), as half a cosine to 0 or as a line to 0 at `num_steps`, or stay.
+
+    Args:
+        config: `schedule`, `lr` and `warmup_steps` are read.
+        d_model: width of the model, for `noam`, which is equation (3).
+        num_steps: updates in all.
 
     Raises:
         UserError: if the schedule is unknown.
@@ -57,7 +71,11 @@ def make_schedule(config: OptimConfig, *, d_model: int, num_steps: int) -> optax
 
 
 def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser that `config` names, after clipping the gradient by its global norm if asked.
+    """The optimiser that `config` names, after clipping the gradient by its global norm if asked (section 5.3).
+
+    Args:
+        config: `name`, `beta1`, `beta2`, `epsilon`, `weight_decay` and `clip_norm` are read.
+        schedule: any of optax's form.
 
     Raises:
         UserError: if the optimiser is unknown, or has no weight decay and `config` asks for it.

@@ -34,6 +34,7 @@ from transformer_jax.decoding.processors import LogitsProcessor, renormalize
 from transformer_jax.errors import UserError
 
 StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
+"""`(tokens, cache) -> (logits, cache)`: the model, any pure function of the newest tokens and of what it remembers."""
 
 
 class SearchResult(NamedTuple):
