@@ -16,7 +16,8 @@ PACKAGE = REPOSITORY / "transformer_jax"
 
 # Low to high. A module imports from lower rows, or from its own package; neighbours in a row don't know each other.
 LAYERS = (
-    ("errors", "files"),
+    ("errors",),
+    ("files",),
     ("attention", "positions", "data", "decoding"),
     ("layers", "couplets"),
     ("models",),

@@ -148,7 +148,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment."""
+    """One experiment: all that decides what a run learns, by groups of fields."""
 
     task: str = "translation"
     seed: int = 0

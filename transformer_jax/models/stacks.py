@@ -36,7 +36,10 @@ class Embedder(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The stack of encoder layers (section 3.1), over embedded tokens."""
+    """The stack of encoder layers (section 3.1), over embedded tokens.
+
+    A layer normalisation ends it if `config.norm_first` or `config.final_norm`.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.layers = nnx.List(
@@ -58,7 +61,10 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The stack of decoder layers (section 3.1), over embedded tokens."""
+    """The stack of decoder layers (section 3.1), over embedded tokens, ended as `Encoder` is.
+
+    It does not mask by itself: pass `mask` with `causal_mask` in it.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.layers = nnx.List(
