@@ -30,7 +30,7 @@ class ModelConfig:
     norm_first: bool = False
     """False: LayerNorm(x + Sublayer(x)), as in section 3.1. True: x + Sublayer(LayerNorm(x))."""
     final_norm: bool = False
-    """End post-norm stacks with a layer normalisation too, as PyTorch's nn.Transformer does; pre-norm ones always do."""
+    """End post-norm stacks with a layer normalisation, as PyTorch's nn.Transformer does; pre-norm ones always do."""
     activation: str = "relu"
     """One of relu, gelu, swish."""
     positions: str = "sinusoidal"
