@@ -41,7 +41,7 @@ def from_readme(folder: Path) -> Callable[[list[str]], list[str]]:
 
 
 def by_transformers(model: Translator, folder: Path, texts: Sequence[str]) -> list[str]:
-    """What transformers' `generate` gives; one sentence at a time has no padding that could matter."""
+    """What transformers' `generate` gives."""
     import torch
     import transformers
 
@@ -50,15 +50,16 @@ def by_transformers(model: Translator, folder: Path, texts: Sequence[str]) -> li
     tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
     decoding = model.settings.decoding
     outputs: list[str] = []
-    for text in texts:
-        batch = tokenizer([text.lower() if model.settings.lowercase else text], return_tensors="pt")
-        length = batch["input_ids"].shape[1]
+    for start in range(0, len(texts), decoding.batch_size):
+        chosen = [text.lower() if model.settings.lowercase else text for text in texts[start:][: decoding.batch_size]]
+        batch = tokenizer(chosen, return_tensors="pt", padding=True)
         with torch.no_grad():
             found = peer.generate(
                 **batch,
                 num_beams=BEAM_SIZE,
                 length_penalty=decoding.alpha,
-                max_new_tokens=length + decoding.max_extra_tokens,
+                max_length=None,
+                max_new_tokens=batch["input_ids"].shape[1] + decoding.max_extra_tokens,
             )
         outputs += tokenizer.batch_decode(found, skip_special_tokens=True)
     return outputs

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from transformer_jax.bundle import CoupletWriter, Translator, load
 from transformer_jax.errors import UserError
 from transformer_jax.files import new_folder
-from transformer_jax.interop.snippets import FOLDER, tokenizer_snippet
+from transformer_jax.interop.snippets import FOLDER, longest_output, tokenizer_snippet
 from transformer_jax.positions import sinusoidal_positions
 
 _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swish": "SWISH"}
@@ -140,10 +140,6 @@ def _readme(model: Model, quantization: str) -> str:
     never = [[0], *(list(word) for word in model.settings.bad_words)]
     unknown = [markers.unknown] in never
     sequences = [[target.piece(token) for token in word] for word in never if word != [markers.unknown]]
-    longest = f"max(map(len, sources)) + {decoding.max_extra_tokens}"
-    limits = [limit for limit in (decoding.max_length, (model.model_config.position_limit or 0) - 1) if limit > 0]
-    if limits:
-        longest = f"min({longest}, {min(limits)})"
     imports = "".join(f"{line}\n" for line in (*snippet.imports, "import ctranslate2"))
     setup = "".join(f"\n{line}" for line in snippet.setup)
     return f"""# {model.settings.title}, for CTranslate2
@@ -168,7 +164,7 @@ def translate(texts):
         suppress_sequences={json.dumps(sequences, ensure_ascii=False)},
         max_input_length=0,
         min_decoding_length=0,
-        max_decoding_length={longest},
+        max_decoding_length={longest_output(model)},
         max_batch_size={decoding.batch_size},
     )
     outputs = [result.hypotheses[0] for result in results]

@@ -46,6 +46,15 @@ def tokenizer_snippet(model: Translator | CoupletWriter | TextClassifier, *, pie
     return Snippet(source.imports, source.setup + target.setup, source.encode, target.decode)
 
 
+def longest_output(model: Translator | CoupletWriter) -> str:
+    """An expression of how many tokens outputs may have; `sources` are tokens, all without the end of sentence."""
+    decoding = model.settings.decoding
+    longest = f"max(map(len, sources)) + {decoding.max_extra_tokens}"
+    # The end of sentence takes a position, too.
+    limits = [limit for limit in (decoding.max_length, (model.model_config.position_limit or 0) - 1) if limit > 0]
+    return f"min({longest}, {min(limits)})" if limits else longest
+
+
 def _side(tokenizer: Tokenizer, name: str, prefix: str, text: str, pieces: bool) -> Snippet:
     """What one tokenizer, to be called `name`, needs; the names of its files begin with `prefix`."""
     if isinstance(tokenizer, SentencePieceTokenizer):
