@@ -17,9 +17,12 @@ from tests.bundle.toys import (
     write_bundle,
     write_classifier,
 )
+from tests.interop.marian_folders import ENGLISH, GERMAN, make_folder
 from transformer_jax.bundle import load, save_bundle
 from transformer_jax.config import default_config, from_config_dict
+from transformer_jax.data.tokenizers import Markers
 from transformer_jax.errors import UserError
+from transformer_jax.interop.marian import import_marian
 from transformer_jax.metrics import translation_scores
 from transformer_jax.models import Transformer, split
 from transformer_jax.tasks import TASKS, Evaluation
@@ -106,6 +109,23 @@ def test_a_run_starts_from_a_model_and_its_score(tmp_path, config):
     config.init_from = ""
     with pytest.raises(UserError, match=r"holds a run with config\.init_from='.*folder', not ''"):
         run(config, tmp_path / "run")
+
+
+def test_an_imported_model_keeps_its_markers_and_what_it_never_writes(tmp_path, config):
+    import_marian(make_folder(tmp_path / "marian", layers=(1, 1)), tmp_path / "folder")
+    config.data.update(max_length=64, row_length=64, tokens_per_batch=512)
+    for side, texts in (("source", GERMAN), ("target", ENGLISH)):
+        (tmp_path / side).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    config.init_from = str(tmp_path / "folder")
+    crossed, before = from_config_dict(config), load(tmp_path / "folder")
+    origin = read_origin(crossed)
+    task = task_from(crossed, origin)
+    assert task.settings["bad_words"] == before.settings.bad_words != ((1,), (3,))
+    assert task.generator.bad_words == before.settings.bad_words
+    assert task.generator.markers == before.tokenizer.target.markers != Markers()
+    scores = before.score(GERMAN, ENGLISH)
+    log_prob, tokens = sum(score.log_prob for score in scores), sum(len(score.tokens) for score in scores)
+    assert task.likelihood(origin.params)["loss"] == pytest.approx(-log_prob / tokens, rel=1e-5)
 
 
 def test_a_run_starts_from_stacks(tmp_path, config, unscored):
