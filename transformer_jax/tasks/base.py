@@ -35,7 +35,8 @@ class Task(Protocol):
     tokenizer_files: dict[str, bytes]
     """To be stored with the model."""
     settings: dict[str, Any]
-    """What a trained model must know besides its parameters."""
+    """What a trained model must know besides its parameters. Before the first evaluation the loop adds what the model
+    of `config.init_from` knows beyond that."""
     data_name: str
     """What the model is trained on, for its card."""
     notes: list[str]

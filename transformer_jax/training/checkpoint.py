@@ -20,6 +20,8 @@ Result = TypeVar("Result")
 _STATE = "state"
 _METADATA = "metadata"
 _PROTECTED = "protected.json"
+_SMALLEST_SHARE = 1 << 20  # bytes
+"""An array that every device holds is written by all of them, a part each, unless the parts would be smaller."""
 
 
 class Checkpoints:
@@ -52,8 +54,10 @@ class Checkpoints:
             raise UserError(f"{folder} can't hold checkpoints: {error.strerror}; choose another folder.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / _PROTECTED} is damaged; delete that file.") from error
+        context = ocp.Context()
+        context.array.saving.min_slice_bytes_for_replica_parallel = _SMALLEST_SHARE
         self._orbax = ocp.training.Checkpointer(
-            self._folder, preservation_policy=_Preservation(self), cleanup_tmp_directories=True
+            self._folder, preservation_policy=_Preservation(self), cleanup_tmp_directories=True, context=context
         )
 
     def save(self, step: int, state: PyTree, metadata: dict[str, JSON]) -> None:

@@ -179,10 +179,10 @@ class _Run:
         log.say(
             f"{count:,} parameters, {self.config.data.tokens_per_batch:,} token slots a side and step, on {devices}"
         )
-        if self.config.init_from:
-            log.say(f"Starting from the model in {self.config.init_from}")
         if step:
             log.say(f"Going on from step {step:,}")
+        elif self.config.init_from:
+            log.say(f"Starting from the model in {self.config.init_from}")
 
     def _is_due(self, step: int) -> bool:
         """Whether a checkpoint is saved at this step in any case; the one of an evaluation may be the best."""
