@@ -151,10 +151,17 @@ def random_tensors(config: dict, rng: np.random.Generator) -> dict[str, np.ndarr
             shapes[f"model.{side}.layers.{layer}.fc2.bias"] = (d_model,)
             shapes[f"model.{side}.layers.{layer}.final_layer_norm.weight"] = (d_model,)
             shapes[f"model.{side}.layers.{layer}.final_layer_norm.bias"] = (d_model,)
-    return {
-        name: (("norm.weight" in name) + rng.normal(size=shape) * (1.0 if "bias" in name else 0.4)).astype(np.float32)
-        for name, shape in shapes.items()
-    }
+    return {name: _drawn(name, shape, rng).astype(np.float32) for name, shape in shapes.items()}
+
+
+def _drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    normal = rng.normal(size=shape)
+    if "bias" in name:
+        return normal * (1.0 if name == "final_logits_bias" else 0.2)
+    if "norm" in name:
+        return 1 + 0.2 * normal
+    # What is read of the source must decide what is written, or all outputs are alike.
+    return normal * (1.0 if "encoder_attn" in name else 0.4)
 
 
 def write(path: Path, values: dict) -> None:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from transformer_jax.cli import classify, couplet, evaluate, export, translate
+from transformer_jax.cli import classify, couplet, evaluate, export, import_model, translate
 from transformer_jax.errors import UserError
 
 
@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="transformer-jax",
-        description="Translate, classify and write couplets with a trained Transformer, score one, and export one.",
+        description="Translate, classify and write couplets with a trained Transformer; score, import and export one.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (translate, classify, couplet, evaluate, export):
+    for command in (translate, classify, couplet, evaluate, import_model, export):
         command.add_command(commands)
     return parser

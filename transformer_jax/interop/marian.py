@@ -69,7 +69,13 @@ def import_marian(source: str | Path, out: str | Path) -> None:
 
     has_settings = (folder / _GENERATION).exists()
     generation = read_json(folder, _GENERATION) if has_settings else config
-    settings = settings_of(folder / _GENERATION if has_settings else path, generation, target_numbering, max_positions)
+    settings = settings_of(
+        folder / _GENERATION if has_settings else path,
+        generation,
+        target_numbering,
+        target_side.markers.end,
+        max_positions,
+    )
     for name, field in (("source_language", "source_lang"), ("target_language", "target_lang")):
         if isinstance(tokenizer_config.get(field), str):
             settings[name] = tokenizer_config[field]

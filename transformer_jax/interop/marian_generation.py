@@ -35,13 +35,16 @@ _BATCH_SIZE = 16
 """Sentences at a time: the cache has room for outputs of any length that the folder allows."""
 
 
-def settings_of(path: Path, generation: Mapping[str, Any], numbering: Numbering, max_positions: int) -> dict[str, Any]:
+def settings_of(
+    path: Path, generation: Mapping[str, Any], numbering: Numbering, end: int, max_positions: int
+) -> dict[str, Any]:
     """Fields of `TranslatorSettings` with which a search finds what transformers' `generate` does.
 
     Args:
         path: of the file, for messages.
         generation: its content; what it leaves open is Marian's custom.
         numbering: of the target.
+        end: our id of the end of a sentence.
         max_positions: tokens of the longest source.
 
     Raises:
@@ -73,7 +76,7 @@ def settings_of(path: Path, generation: Mapping[str, Any], numbering: Numbering,
             "max_extra_tokens": max_length,
             "batch_size": _BATCH_SIZE,
         },
-        "bad_words": _bad_words(path, generation, numbering),
+        "bad_words": _bad_words(path, generation, numbering, end),
         "renormalizes": bool(renormalizes),
     }
 
@@ -122,14 +125,16 @@ def token_id(path: Path, config: Mapping[str, Any], name: str, size: int) -> int
     return value
 
 
-def _bad_words(path: Path, generation: Mapping[str, Any], numbering: Numbering) -> list[list[int]]:
+def _bad_words(path: Path, generation: Mapping[str, Any], numbering: Numbering, end: int) -> list[list[int]]:
     words = generation.get("bad_words_ids") or [[numbering.padding]]
     if not isinstance(words, list) or not all(
         isinstance(word, list) and word and all(type(item) is int and 0 <= item < numbering.size for item in word)
         for word in words
     ):
         raise _unlike(path, "bad_words_ids", words, f"lists of ids from 0 to {numbering.size - 1}")
-    return [[numbering.here(item) for item in word] for word in words]
+    here = [[numbering.here(item) for item in word] for word in words]
+    # transformers lets no one forbid the end; ours never produces padding anyway.
+    return [word for word in here if word != [end]] or [[0]]
 
 
 def _whole(path: Path, generation: Mapping[str, Any], name: str, default: int, *, smallest: int = 1) -> int:

@@ -1,0 +1,74 @@
+import sys
+
+import pytest
+
+from tests.cli.outcomes import refused
+from tests.interop.marian_folders import make_folder
+from transformer_jax.bundle import Translator, load
+from transformer_jax.cli import main
+from transformer_jax.interop import torch_transformer
+
+
+@pytest.fixture
+def run_import(capfd):
+    """Run the command; returns (exit status, stdout, stderr)."""
+
+    def call(*arguments):
+        status = main(["import", *map(str, arguments)])
+        return (status, *capfd.readouterr())
+
+    return call
+
+
+def test_marian(run_import, tmp_path):
+    folder = make_folder(tmp_path / "marian")
+    assert run_import("--from", "marian", folder, tmp_path / "out") == (0, "", "")
+    assert isinstance(load(tmp_path / "out"), Translator)
+    refused(run_import("--from", "marian", folder, tmp_path / "out"), "exists")
+
+
+def test_a_refusal_leaves_nothing(run_import, tmp_path):
+    folder = make_folder(tmp_path / "marian", model_type="bart")
+    refused(run_import("--from", "marian", folder, tmp_path / "deep" / "out"), "config.json", "'bart'")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_an_output_that_cannot_be_written(run_import, tmp_path):
+    folder = make_folder(tmp_path / "marian")
+    (tmp_path / "file").write_text("")
+    refused(run_import("--from=marian", folder, tmp_path / "file" / "out"), "cannot be written")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--from", "onnx", "in", "out"], ["'onnx'", "marian, torch"]),
+        (["--from", "marian", "nowhere", "out"], ["nowhere is no folder"]),
+        (["--from", "marian", "--num-heads", "8", "in", "out"], ["--num-heads", "--from torch"]),
+        (["--from", "marian", "--norm-first", "in", "out"], ["--norm-first"]),
+        (["--from", "torch", "nowhere.safetensors", "out"], ["nowhere.safetensors is missing"]),
+    ],
+)
+def test_mistakes_are_told(run_import, arguments, expected):
+    refused(run_import(*arguments), *expected)
+
+
+def test_options_reach_the_import_of_pytorch(run_import, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch_transformer, "import_torch", lambda *args, **options: calls.append((args, options)))
+    run_import("--from", "torch", "model.safetensors", "out")
+    run_import("--from=torch", "--num-heads=4", "--norm-first", "--activation=gelu", "--prefix=m.", "in", "out")
+    assert calls == [
+        (("model.safetensors", "out"), {}),
+        (("in", "out"), {"num_heads": 4, "norm_first": True, "activation": "gelu", "prefix": "m."}),
+    ]
+
+
+def test_help_needs_no_jax(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["import", "--help"])
+    assert caught.value.code == 0
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert "marian, torch" in help_text
+    assert "pickles" in help_text
