@@ -9,10 +9,12 @@ import pytest
 from flax import nnx
 
 from tests.bundle.toys import write_classifier
+from tests.interop.marian_folders import GERMAN, make_folder
 from transformer_jax.bundle import load, save_bundle
 from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.errors import UserError
 from transformer_jax.interop.ctranslate2_export import export_ctranslate2
+from transformer_jax.interop.marian import import_marian
 from transformer_jax.models import ModelConfig, Seq2Seq, split
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: pip install ctranslate2")
@@ -127,6 +129,17 @@ def test_the_readme_translates(tmp_path, kind, settings, options):
     expected = load(folder).translate(texts, conventions="ctranslate2")
     assert len(set(expected)) > 2
     assert snippet(tmp_path / "out")["translate"](texts) == expected
+
+
+def test_a_model_of_marian(tmp_path):
+    settings = {"max_length": 12, "num_beams": 3, "length_penalty": 0.8}
+    marian = make_folder(tmp_path / "marian", separate=True, share=False, tie=False, temper=20.0, generation=settings)
+    import_marian(marian, tmp_path / "model")
+    export_ctranslate2(tmp_path / "model", tmp_path / "out")
+    texts = [*GERMAN, f">>fra<< {GERMAN[0]}"]
+    found = snippet(tmp_path / "out")["translate"](texts)
+    assert found == load(tmp_path / "model").translate(texts, conventions="ctranslate2")
+    assert len(set(found)) > 2
 
 
 def test_quantization(tmp_path):

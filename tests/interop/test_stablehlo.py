@@ -13,10 +13,12 @@ import pytest
 from flax import nnx
 
 from tests.bundle.toys import CLASSES, write_classifier, write_couplet_writer
+from tests.interop.marian_folders import GERMAN, make_folder
 from transformer_jax.bundle import load, save_bundle
 from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.errors import UserError
 from transformer_jax.interop import stablehlo_reader
+from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.interop.stablehlo_reader import ExportError
 from transformer_jax.models import ModelConfig, Seq2Seq, split
@@ -100,6 +102,16 @@ def test_the_readme_translates(tmp_path, monkeypatch, kind):
     longest = max(len(model.tokenizer.source.encode(text)) for text in texts) + 3
     assert found == model.translate(texts, beam_size=1, max_length=longest, max_extra_tokens=99)
     assert len(set(found)) > 1
+
+
+def test_a_model_of_marian(tmp_path, monkeypatch):
+    import_marian(make_folder(tmp_path / "marian", temper=20.0, layers=(1, 1)), tmp_path / "model")
+    export_stablehlo(tmp_path / "model", tmp_path / "out")
+    names, model = run_readme(tmp_path / "out", monkeypatch), load(tmp_path / "model")
+    names["model"].greedy = lambda sources, max_length: sources
+    texts = [*GERMAN, f">>fra<< {GERMAN[0]}"]
+    found = names["translate"](texts)
+    assert found == [model.tokenizer.target.decode(model.tokenizer.source.encode(text)) for text in texts]
 
 
 def test_a_classifier(tmp_path, monkeypatch):

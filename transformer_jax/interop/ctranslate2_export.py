@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from transformer_jax.bundle import CoupletWriter, Translator, load
+from transformer_jax.data.tokenizers import PAD
 from transformer_jax.errors import UserError
 from transformer_jax.files import new_folder
 from transformer_jax.interop.snippets import FOLDER, longest_output, tokenizer_snippet
@@ -137,9 +138,9 @@ def _readme(model: Model, quantization: str) -> str:
     snippet = tokenizer_snippet(model, pieces=True)
     decoding, target = model.settings.decoding, model.tokenizer.target
     markers = target.markers
-    never = [[0], *(list(word) for word in model.settings.bad_words)]
-    unknown = [markers.unknown] in never
-    sequences = [[target.piece(token) for token in word] for word in never if word != [markers.unknown]]
+    never = dict.fromkeys(((PAD,), *model.settings.bad_words))
+    unknown = (markers.unknown,) in never
+    sequences = [[target.piece(token) for token in word] for word in never if word != (markers.unknown,)]
     imports = "".join(f"{line}\n" for line in (*snippet.imports, "import ctranslate2"))
     setup = "".join(f"\n{line}" for line in snippet.setup)
     return f"""# {model.settings.title}, for CTranslate2

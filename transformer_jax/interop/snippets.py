@@ -67,11 +67,15 @@ def _side(tokenizer: Tokenizer, name: str, prefix: str, text: str, pieces: bool)
             f"{name}.decode(output)",
         )
     if isinstance(tokenizer, MarianTokenizer):
-        cut = f"{name}.encode({text}, out_type=str)"
+        # A language code is one piece, which the sentencepiece model does not know.
+        code = '"^>>.*?<<"'
+        cut = f're.findall({code}, {text}) + {name}.encode(re.sub({code}, "", {text}), out_type=str)'
         written = "output" if pieces else f"[{name}_pieces[token] for token in output]"
         vocabulary = f'json.loads(Path(folder, "{prefix}{tokenizer.VOCABULARY_FILE}").read_text("utf-8"))["pieces"]'
         return Snippet(
-            ["import sentencepiece"] if pieces else ["import json", "from pathlib import Path", "import sentencepiece"],
+            ["import re", "import sentencepiece"]
+            if pieces
+            else ["import json", "import re", "from pathlib import Path", "import sentencepiece"],
             [_processor(name, prefix + tokenizer.MODEL_FILE), *([] if pieces else _listed(name, vocabulary))],
             cut if pieces else _looked_up(name, tokenizer, cut),
             f'{name}.decode({written}).replace("\\u2581", " ").strip()',
