@@ -23,8 +23,6 @@ from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.interop.stablehlo_reader import ExportError
 from transformer_jax.models import ModelConfig, Seq2Seq, split
 
-pytest.importorskip("flatbuffers", reason="flatbuffers is not installed: pip install flatbuffers")
-
 LINES = ["abc", "cab ab", "Bad", "decade", "e", "ABBA"]
 
 
