@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from transformer_jax.interop.ctranslate2_export import export_ctranslate2 as export_ctranslate2
     from transformer_jax.interop.marian import import_marian as import_marian
     from transformer_jax.interop.marian_export import export_marian as export_marian
+    from transformer_jax.interop.stablehlo_export import export_stablehlo as export_stablehlo
     from transformer_jax.interop.torch_transformer import import_torch as import_torch
     from transformer_jax.layers import DecoderLayer as DecoderLayer
     from transformer_jax.layers import Embedding as Embedding
