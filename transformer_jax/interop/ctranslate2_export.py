@@ -149,6 +149,8 @@ Exported from transformer-jax for [CTranslate2](https://opennmt.net/CTranslate2)
 
 ## Use
 
+Needs `pip install ctranslate2{" sentencepiece" if "sentencepiece" in imports else ""}`.
+
 ```python
 {imports}
 folder = "{FOLDER}"

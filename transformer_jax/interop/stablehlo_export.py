@@ -145,6 +145,7 @@ def _facts(model: Model) -> dict[str, Any]:
 def _readme(model: Model) -> str:
     snippet = tokenizer_snippet(model, pieces=False)
     imports = "".join(f"{line}\n" for line in snippet.imports)
+    packages = "jax flatbuffers numpy" + (" sentencepiece" if "sentencepiece" in imports else "")
     setup = "".join(f"\n{line}" for line in snippet.setup)
     if isinstance(model, TextClassifier):
         use = f"""def classify(texts):
@@ -169,8 +170,8 @@ Exported from transformer-jax, with jax {jax.__version__}, for {", ".join(PLATFO
 
 ## Use
 
-Needs `pip install jax flatbuffers numpy`, and the file `stablehlo_reader.py` of the package `transformer_jax.interop`:
-copy it beside your program. It imports nothing else of that package.
+Needs `pip install {packages}`, and the file `stablehlo_reader.py` of the package
+`transformer_jax.interop`: copy it beside your program. It imports nothing else of that package.
 
 ```python
 {imports}from stablehlo_reader import load

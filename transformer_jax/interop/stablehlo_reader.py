@@ -149,16 +149,16 @@ def _read_signature(path: Path) -> dict[str, Any]:
         or not all(name in signature for name in _FIELDS[kind])
         or not isinstance(programs, dict)
         or sorted(programs) != sorted(_PROGRAMS[kind])
-        or not all(isinstance(entry, dict) and {"file", "sha256"} <= entry.keys() for entry in programs.values())
+        or not all(isinstance(entry, dict) and isinstance(entry.get("file"), str) for entry in programs.values())
     ):
         raise ExportError(f"{path} is damaged; copy the folder again from its origin.")
     return signature
 
 
-def _read_program(folder: Path, entry: dict[str, str]) -> export.Exported:
+def _read_program(folder: Path, entry: dict[str, Any]) -> export.Exported:
     path = folder / Path(entry["file"]).name
     content = _read(path)
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+    if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
         raise ExportError(f"{path} is truncated or damaged; copy it again from its origin.")
     try:
         return export.deserialize(bytearray(content))
