@@ -25,6 +25,7 @@ LAYERS = (
     ("losses", "metrics", "confusion", "optim"),
     ("sharding",),
     ("steps",),
+    ("search_options",),
     ("generation", "prediction"),
     ("writing",),
     ("tasks",),

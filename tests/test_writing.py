@@ -8,8 +8,9 @@ from flax import nnx
 from transformer_jax.couplets import NAMES, Rules, judge
 from transformer_jax.data.tokenizers import EOS, CharTokenizer, WordTokenizer
 from transformer_jax.errors import UserError
-from transformer_jax.generation import Generator, SearchOptions
+from transformer_jax.generation import Generator
 from transformer_jax.models import ModelConfig, Seq2Seq, split
+from transformer_jax.search_options import SearchOptions
 from transformer_jax.writing import write
 
 CHARACTERS = (

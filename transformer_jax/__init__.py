@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from transformer_jax.decoding import stream as stream
     from transformer_jax.errors import UserError as UserError
     from transformer_jax.generation import Generator as Generator
-    from transformer_jax.generation import SearchOptions as SearchOptions
     from transformer_jax.interop.ctranslate2_export import export_ctranslate2 as export_ctranslate2
     from transformer_jax.interop.marian import import_marian as import_marian
     from transformer_jax.interop.marian_export import export_marian as export_marian
@@ -85,6 +84,7 @@ if TYPE_CHECKING:
     from transformer_jax.positions import sinusoidal_positions as sinusoidal_positions
     from transformer_jax.prediction import Predictor as Predictor
     from transformer_jax.registry import register_task as register_task
+    from transformer_jax.search_options import SearchOptions as SearchOptions
     from transformer_jax.steps import TrainState as TrainState
     from transformer_jax.steps import init_state as init_state
     from transformer_jax.steps import train_step as train_step

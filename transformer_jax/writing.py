@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from transformer_jax.couplets import Plan, Rules, keep_rules, make_plan, vocabulary_of
 from transformer_jax.data.tokenizers import EOS, PAD, Tokenizer
-from transformer_jax.generation import Generator, Guide, SearchOptions
+from transformer_jax.generation import Generator, Guide
+from transformer_jax.search_options import SearchOptions
 
 
 class Reply(NamedTuple):

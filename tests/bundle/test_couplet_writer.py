@@ -8,7 +8,8 @@ from transformer_jax.bundle import CoupletWriter, load
 from transformer_jax.couplets import NAMES, Rules, judge
 from transformer_jax.data.tokenizers import EOS
 from transformer_jax.errors import UserError
-from transformer_jax.generation import Generator, SearchOptions
+from transformer_jax.generation import Generator
+from transformer_jax.search_options import SearchOptions
 
 UPPERS = ["天", "春风有雨", "山山水水，来来去去", "东西南北；一二三", "hello", "龘龘鬱天！", "、"]
 """Repeated characters, marks and characters within and beyond the vocabulary, Latin text; one padded length."""

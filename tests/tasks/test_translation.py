@@ -12,9 +12,10 @@ from transformer_jax.config import Config, DataConfig, DecodingConfig, OptimConf
 from transformer_jax.data.numerals import Numerals
 from transformer_jax.data.tokenizers import BOS, EOS, PAD
 from transformer_jax.errors import UserError
-from transformer_jax.generation import Hypothesis, SearchOptions
+from transformer_jax.generation import Hypothesis
 from transformer_jax.losses import smoothed_cross_entropy
 from transformer_jax.models import ModelConfig
+from transformer_jax.search_options import SearchOptions
 from transformer_jax.tasks import Task, make_task
 from transformer_jax.tasks.seq2seq import MAX_SOURCE_LENGTH
 

@@ -77,7 +77,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
             beam_size: hypotheses kept.
             alpha: exponent of the length penalty, which matters only without a rule of length.
             batch_size: lines at a time; it changes speed and memory, not results.
-            options: further fields of `generation.SearchOptions`.
+            options: further fields of `search_options.SearchOptions`.
 
         Raises:
             TypeError: if a line is no string, or an option is unknown.

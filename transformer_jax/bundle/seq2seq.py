@@ -12,8 +12,9 @@ from transformer_jax.bundle.checks import check_batch_size, check_texts
 from transformer_jax.config import DecodingConfig
 from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
 from transformer_jax.errors import UserError
-from transformer_jax.generation import BAD_WORDS, Generator, SearchOptions
+from transformer_jax.generation import BAD_WORDS, Generator
 from transformer_jax.models import ModelConfig, Seq2Seq, structure
+from transformer_jax.search_options import SearchOptions
 
 CHARACTERS_PER_TOKEN = 32
 """A text may have at most so many characters for each token that the model takes."""

@@ -114,7 +114,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             batch_size: sentences translated at a time; it changes speed and memory, not results.
             prefix: how every translation must begin.
             return_attention: whether translations come with their `Alignment`.
-            options: further fields of `generation.SearchOptions`.
+            options: further fields of `search_options.SearchOptions`.
 
         Raises:
             TypeError: if a text is no string, or an option is unknown.
@@ -157,7 +157,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
         Args:
             text: one sentence.
             prefix: how the translation must begin; it comes first.
-            options: fields of `generation.SearchOptions`.
+            options: fields of `search_options.SearchOptions`.
 
         Raises:
             TypeError: as `search`.

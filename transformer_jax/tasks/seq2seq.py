@@ -16,10 +16,11 @@ from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
 from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.errors import UserError
-from transformer_jax.generation import BAD_WORDS, Generator, SearchOptions
+from transformer_jax.generation import BAD_WORDS, Generator
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.metrics import perplexity
 from transformer_jax.models import Seq2Seq, split, structure
+from transformer_jax.search_options import SearchOptions
 from transformer_jax.steps import Params, Sums, eval_step
 from transformer_jax.tasks.base import make_batches
 
