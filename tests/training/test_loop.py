@@ -56,6 +56,11 @@ def small(**training):
     return shrunk(numerals.get_config(), training)
 
 
+def short(**training):
+    """Two evaluations, as quick as can be."""
+    return small(**{"num_steps": 4, "eval_every": 2, "checkpoint_every": 2} | training)
+
+
 def small_classifier(**training):
     config = classification_sample.get_config()
     config.tokenizer.kind = "word"
@@ -207,12 +212,12 @@ def test_only_the_first_signal_is_caught(number):
 
 def test_a_finished_run_only_writes_its_model_again(tmp_path, monkeypatch, scores):
     scores(1.0)
-    outcome = run(small(), tmp_path)
+    outcome = run(short(), tmp_path)
     weights = (outcome.model / "model.safetensors").read_bytes()
     log = (tmp_path / "log.jsonl").read_bytes()
     (outcome.model / "model.safetensors").unlink()
     interrupt_at(monkeypatch, 1, kill)  # no step is made
-    assert run(small(), tmp_path).step == 12
+    assert run(short(), tmp_path).step == 4
     assert (outcome.model / "model.safetensors").read_bytes() == weights
     assert (tmp_path / "log.jsonl").read_bytes() == log
 
@@ -226,7 +231,7 @@ def test_a_finished_run_only_writes_its_model_again(tmp_path, monkeypatch, score
     ],
 )
 def test_the_best_checkpoint_is_chosen(tmp_path, scores, during, at_the_end, expected):
-    config = small(metric="bleu", num_steps=4, eval_every=2, keep_checkpoints=1, checkpoint_every=1)
+    config = short(metric="bleu", keep_checkpoints=1, checkpoint_every=1)
     scores(*during, *at_the_end)
     outcome = run(config, tmp_path)
     assert outcome.scores["parameters"] == expected
@@ -239,27 +244,27 @@ def test_the_best_checkpoint_is_chosen(tmp_path, scores, during, at_the_end, exp
 
 def test_a_lower_loss_is_better(tmp_path, scores):
     scores(3.0, 2.0, 1.0)
-    run(small(metric="loss"), tmp_path)
-    assert state_of(small(metric="loss"), tmp_path, 12)[1]["best_score"] == -2.0
+    run(short(metric="loss"), tmp_path)
+    assert state_of(short(metric="loss"), tmp_path, 4)[1]["best_score"] == -2.0
 
 
 def test_average_of_the_last_checkpoints(tmp_path, scores):
-    config = small(metric="bleu", average_last=3, keep_checkpoints=1)
+    config = short(metric="bleu", average_last=3, keep_checkpoints=1, checkpoint_every=1)
     scores(1.0, 2.0, 3.0, 4.0)
     outcome = run(config, tmp_path)
-    assert outcome.scores["parameters"] == "mean of the 3 checkpoints to step 12"
-    assert steps_of(tmp_path)[-3:] == [6, 9, 12]
-    parts = [state_of(config, tmp_path, step)[0].params for step in (6, 9, 12)]
+    assert outcome.scores["parameters"] == "mean of the 3 checkpoints to step 4"
+    assert steps_of(tmp_path)[-3:] == [2, 3, 4]
+    parts = [state_of(config, tmp_path, step)[0].params for step in (2, 3, 4)]
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *parts)
     stored = jax.device_get(load(outcome.model).params)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), stored, mean)
 
 
 def test_the_moving_average_is_what_is_written(tmp_path, scores):
-    config = small(ema_decay=0.9)
+    config = short(ema_decay=0.9)
     scores(1.0)
     outcome = run(config, tmp_path)
-    state, _ = state_of(config, tmp_path, 12)
+    state, _ = state_of(config, tmp_path, 4)
     stored = jax.device_get(load(outcome.model).params)
     jax.tree.map(np.testing.assert_array_equal, stored, state.average)
     assert not np.array_equal(jax.tree.leaves(state.params)[0], jax.tree.leaves(state.average)[0])
@@ -275,14 +280,14 @@ def test_patience(tmp_path, scores):
 
 
 def test_time_limit(tmp_path, scores, monkeypatch):
-    config = small(num_steps=10_000, max_minutes=60.0)
+    config = small(num_steps=10_000, max_minutes=30.0)
     scores(1.0)
     seconds = iter(range(0, 10**6, 100))  # each look at the clock comes 100 s after the one before
     clock = dataclasses.make_dataclass("Clock", [])()
     clock.monotonic = lambda: float(next(seconds))
     monkeypatch.setattr(loop, "time", clock)
     outcome = run(config, tmp_path)
-    assert 0 < outcome.step < 40
+    assert 0 < outcome.step < 20
     assert steps_of(tmp_path)[-1] == outcome.step
     assert (outcome.model / "model.safetensors").is_file()
 
@@ -338,13 +343,13 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path, group, values, m
 
 
 def test_a_mended_config_may_take_the_folder(tmp_path, scores, monkeypatch):
-    other = small()
+    other = short()
     other.seed = 1
     with monkeypatch.context() as patch:
         interrupt_at(patch, 2, kill)  # before the first checkpoint
         with pytest.raises(Killed):
             run(other, tmp_path)
     scores(1.0)
-    assert run(small(), tmp_path).step == 12
+    assert run(short(), tmp_path).step == 4
     with pytest.raises(UserError, match=r"holds a run with config\.seed=0, not 1"):
         run(other, tmp_path)
