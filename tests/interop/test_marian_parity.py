@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import transformer_jax
 from tests.interop.marian_folders import CODES, ENGLISH, GERMAN, make_folder
+from tests.interop.test_marian_export import own_model
 from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.marian_export import export_marian
 
@@ -182,3 +183,40 @@ def test_their_library_reads_what_we_write(both, tmp_path):
     assert torch.equal(*outputs)
     fields = [json.loads((f / "generation_config.json").read_text()) for f in (tmp_path / "exported", both.folder)]
     assert fields[1].items() <= fields[0].items()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("marian", {"joint": False, "tie_embeddings": "output", "activation": "gelu"}),
+        ("pegasus", {"norm_first": True, "tie_embeddings": "inputs", "output_bias": True}),
+    ],
+)
+def test_our_own_models_answer_there_as_their_readme_says(tmp_path, architecture, options):
+    model = own_model(**options)
+    folder = tmp_path / "exported"
+    export_marian(model, folder, architecture=architecture)
+    code = (folder / "README.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
+    code = (
+        code.replace("path/of/this/folder", str(folder)).replace('["..."]', repr(GERMAN)).replace("print(", "found = (")
+    )
+    names = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
+        exec(code.replace("model.generate(**batch)", "model.generate(**batch, max_length=12)"), names)
+    assert names["found"] == model.translate(GERMAN, conventions="transformers", max_length=10)
+    source, target = model.tokenizer.source, model.tokenizer.target
+    batch = names["batch"].input_ids.tolist()
+    padding = min(source.vocab_size, target.vocab_size) - 1
+    ids = [[0 if i == padding else i + (i < padding) for i in row] for row in batch]
+    expected = [[*each, source.markers.end] for each in source.encode_batch(GERMAN)]
+    assert [[i for i in row if i] for row in ids] == expected
+    inputs = [[1, *target.encode(text)[:4]] for text in ENGLISH]
+    theirs = torch.tensor([[padding if i == 0 else i - (i <= padding) for i in row] for row in inputs])
+    with torch.inference_mode():
+        logits = names["model"](**names["batch"], decoder_input_ids=theirs).logits.numpy()
+    order = np.argsort([padding if i == 0 else i - (i <= padding) for i in range(target.vocab_size)])
+    found = np.asarray(model.model(jnp.array(ids), jnp.array(inputs)))[..., order]
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-3)  # they reach 20
+    _, info = type(names["model"]).from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] | info["unexpected_keys"]

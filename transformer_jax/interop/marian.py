@@ -17,17 +17,18 @@ from transformer_jax.interop.marian_layout import (
     DECODER,
     ENCODER,
     OUTPUT,
+    POSITIONS,
     SHARED,
     Numbering,
     from_marian,
     marian_shapes,
+    sinusoids,
 )
 from transformer_jax.interop.marian_vocabulary import TOKENIZER_CONFIG, numbering_of, read_tokenizers
 from transformer_jax.interop.reading import check_tensors, listed, read_json, read_weights
 from transformer_jax.models import ModelConfig
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
-_POSITIONS = tuple(f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder"))
 _POSITION_TOLERANCE = 5e-3
 """Half of the last place of bfloat16 below 1: folders may hold rounded sinusoids."""
 
@@ -117,7 +118,7 @@ def _checked(
     if layers > len(tensors):  # lest a mere number keep us busy for ever
         raise UserError(f"{folder} has {len(tensors):,} tensors, too few for {layers:,} layers; copy it again.")
     tensors = dict(tensors)
-    for name in _POSITIONS:
+    for name in POSITIONS:
         if name in tensors:
             _check_positions(folder, name, tensors.pop(name), model.d_model)
     if model.tie_embeddings == "all":
@@ -152,9 +153,6 @@ def _merge(folder: Path, tensors: Tensors, kept: str, others: tuple[str, ...]) -
 
 
 def _check_positions(folder: Path, name: str, table: np.ndarray, d_model: int) -> None:
-    expected = None
-    if table.ndim == 2 and table.shape[1] == d_model:
-        angles = np.arange(len(table))[:, None] / 10000.0 ** (np.arange(0, d_model, 2) / d_model)
-        expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    if expected is None or not np.allclose(table, expected, rtol=0, atol=_POSITION_TOLERANCE):
+    fits = table.ndim == 2 and table.shape[1] == d_model
+    if not fits or not np.allclose(table, sinusoids(len(table), d_model), rtol=0, atol=_POSITION_TOLERANCE):
         raise UserError(f"{folder}: {name} holds no sinusoids, which MarianMT has; name another model.")

@@ -10,7 +10,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.files import new_folder
 from transformer_jax.interop.marian_config import config_json_of
 from transformer_jax.interop.marian_generation import generation_json_of, longest_output
-from transformer_jax.interop.marian_layout import DECODER, ENCODER, SHARED, to_marian
+from transformer_jax.interop.marian_layout import BIAS, DECODER, ENCODER, POSITIONS, SHARED, sinusoids, to_marian
 from transformer_jax.interop.marian_vocabulary import sides_of, write_json, write_tokenizers
 from transformer_jax.interop.reading import WEIGHTS_FILE
 from transformer_jax.models import ModelConfig
@@ -41,7 +41,7 @@ def export_marian(model: str | Path | Translator, out: str | Path, *, architectu
     _check(config, architecture)
     source, target = sides_of(translator.tokenizer)
     tensors = to_marian(translator.params, config, source.numbering, target.numbering)
-    tensors.setdefault("final_logits_bias", np.zeros((1, config.target_vocab_size), np.float32))
+    tensors.setdefault(BIAS, np.zeros((1, config.target_vocab_size), np.float32))
     if config.tie_embeddings == "inputs":
         # One table a side, as transformers 5 reads them where the output has its own; 4 reads Pegasus' shared one.
         tensors[ENCODER] = tensors[DECODER]
@@ -49,6 +49,9 @@ def export_marian(model: str | Path | Translator, out: str | Path, *, architectu
             tensors[SHARED] = tensors[DECODER]
     # The last token of an output is never read.
     max_positions = max(settings.max_source_length, longest_output(settings) - 1)
+    if architecture == "pegasus":
+        # Its class would compute them, but warn that they are missing.
+        tensors |= dict.fromkeys(POSITIONS, sinusoids(max_positions, config.d_model).astype(np.float32))
     generation = generation_json_of(settings, target.markers, target.numbering)
     markers = {name: value for name, value in generation.items() if name.endswith("token_id")}
     with new_folder(out) as folder:

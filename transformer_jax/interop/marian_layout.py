@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from transformer_jax.interop.width import permute_width, sines_first
 from transformer_jax.models import ModelConfig, Seq2Seq, structure
@@ -17,6 +17,8 @@ SHARED, ENCODER, DECODER, OUTPUT, BIAS = (
     "lm_head.weight",
     "final_logits_bias",
 )
+
+POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 _TABLES = {
     "all": {"target_embedding": SHARED},
@@ -57,6 +59,12 @@ class Numbering(NamedTuple):
     def order(self) -> Int[np.ndarray, " V"]:
         """Their id of each of ours."""
         return np.insert(np.delete(np.arange(self.size), self.padding), 0, self.padding)
+
+
+def sinusoids(rows: int, d_model: int) -> Float[np.ndarray, "rows D"]:
+    """The table of positions, all sines first; in double precision, as they compute theirs."""
+    angles = np.arange(rows)[:, None] / 10000.0 ** (np.arange(0, d_model, 2) / d_model)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def marian_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
