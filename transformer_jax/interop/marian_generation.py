@@ -31,8 +31,6 @@ _NEUTRAL: dict[str, Any] = {
 }
 """Fields that change the search, and the values that do not."""
 _MARIAN_LENGTH = 512
-_BATCH_SIZE = 16
-"""Sentences at a time: the cache has room for outputs of any length that the folder allows."""
 
 
 def settings_of(
@@ -74,7 +72,6 @@ def settings_of(
             "alpha": 1.0 if alpha is None else float(alpha),
             "max_length": max_length - 2,
             "max_extra_tokens": max_length,
-            "batch_size": _BATCH_SIZE,
         },
         "bad_words": _bad_words(path, generation, numbering, end),
         "renormalizes": bool(renormalizes),
