@@ -132,7 +132,22 @@ def test_a_new_folder_replaces_nothing(tmp_path, kind):
     assert [file.name for file in tmp_path.iterdir()] == ["there"]
 
 
+def test_a_new_folder_needs_a_name():
+    with pytest.raises(UserError, match="empty text"), new_folder(""):
+        raise AssertionError
+
+
 def test_a_new_folder_where_none_can_be(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="new cannot be written"), new_folder(tmp_path / "file" / "new"):
-        raise AssertionError
+    for path in (tmp_path / "file" / "new", tmp_path / "file" / "deep" / "new"):
+        with pytest.raises(UserError, match=r"new cannot be written, for .*/file is no folder"), new_folder(path):
+            raise AssertionError
+    assert contents(tmp_path) == {"file": b""}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, OSError])
+def test_a_new_folder_that_fails_leaves_none_above(tmp_path, error):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises((error, UserError)), new_folder(tmp_path / "empty" / "deep" / "deeper" / "new"):
+        raise error
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]

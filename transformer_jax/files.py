@@ -1,6 +1,7 @@
 """Writing to disk so that nothing is ever seen half-written."""
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -56,11 +57,17 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends without an error; otherwise nothing is left.
 
     Raises:
-        UserError: if `path` exists, or cannot be written.
+        UserError: if `path` is empty, exists, or cannot be written.
     """
+    if not str(path):
+        raise UserError("The folder to write is an empty text; name one that does not exist.")
     folder = Path(path).absolute()
     if os.path.lexists(folder):
         raise UserError(f"{path} exists; name a folder that does not, or remove it.")
+    missing = list(itertools.takewhile(lambda parent: not os.path.lexists(parent), folder.parents))
+    above = (missing[-1] if missing else folder).parent
+    if not os.path.isdir(above):
+        raise UserError(f"{path} cannot be written, for {above} is no folder; name another folder.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -74,6 +81,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         _sync_folder(folder.parent)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); make room, or name another folder.") from error
+    finally:
+        with contextlib.suppress(OSError):  # they are not empty once the new folder is there
+            for parent in missing:
+                parent.rmdir()
 
 
 def _write(path: Path, content: bytes) -> None:

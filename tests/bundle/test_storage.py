@@ -108,6 +108,7 @@ def test_the_card_tells_facts_sizes_and_limits(folder):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(load(folder).params))
     expected = (
         "translation from de to en",
+        "A model folder of transformer-jax, version",
         "| data | random |",
         "| command | pytest tests |",
         "| bleu | 12.35 |",
@@ -208,6 +209,10 @@ BROKEN = {
     "config is a list": (write("config.json", b"[]"), ["config.json", "format_version"]),
     "config has NaN": (write("config.json", b'{"format_version": NaN}'), ["config.json", "NaN"]),
     "later version": (in_config(lambda c: c.update(format_version=2)), ["format_version 2"]),
+    "of another system": (
+        write("config.json", b'{"model_type": "marian"}'),
+        ["format_version", "transformer-jax import"],
+    ),
     "unknown field": (in_config(lambda c: c.update(colour="red")), ["config.json", "colour"]),
     "no field": (in_config(lambda c: c.pop("task")), ["config.json", "task"]),
     "unknown task": (in_config(lambda c: c.update(task="poetry")), ["config.json", "poetry", "translation"]),
@@ -222,6 +227,16 @@ BROKEN = {
     "giant width": (in_config(lambda c: c["model"].update(d_model=2**30)), ["model.safetensors", "1073741824"]),
     "ill-typed setting": (in_config(lambda c: c["settings"].update(lowercase=1)), ["settings.lowercase", "bool"]),
     "unknown decoding": (in_config(lambda c: c["settings"]["decoding"].update(beams=1)), ["settings.decoding.beams"]),
+    "an empty bad word": (
+        in_config(lambda c: c["settings"].update(bad_words=[[3], []])),
+        ["settings.bad_words has ()"],
+    ),
+    "a giant bad word": (in_config(lambda c: c["settings"].update(bad_words=[[3, 2**40]])), ["(3, 1099511627776)"]),
+    "a bad word too far": (in_config(lambda c: c["settings"].update(bad_words=[[15]])), ["(15,)", "from 0 to 14"]),
+    "a bad word below 0": (
+        in_config(lambda c: c["settings"].update(bad_words=[[-5]])),
+        ["settings.bad_words", "(-5,)"],
+    ),
     "no sums": (in_config(lambda c: c.update(sha256={})), ["sha256", "model.safetensors"]),
     "file elsewhere": (in_config(lambda c: c["sha256"].update({"../x": "0"})), ["'../x'", "this folder"]),
     "another vocabulary": (in_vocabulary(swap_last), ["characters.txt", "another vocabulary"]),
@@ -345,3 +360,15 @@ def test_an_unloadable_model_is_not_written(tmp_path, changes, expected):
     with pytest.raises(UserError, match=expected):
         save(tmp_path / "model", **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("language", ["de\n\n```python\nimport os", "de`x`", "de\u2028x", "de\x1b[0m"])
+def test_a_name_in_the_title_adds_nothing_to_a_readme(folder, language):
+    edit(folder / "config.json", lambda config: config["settings"].update(source_language=language))
+    with pytest.raises(UserError, match=r"config.json: settings has a line break"):
+        load(folder)
+
+
+def test_a_folder_does_not_choose_the_kernel(folder):
+    edit(folder / "config.json", lambda config: config["model"].update(attention_implementation="cudnn"))
+    assert load(folder).model_config.attention_implementation == "xla"

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ CARD_FILE = "README.md"
 _LARGEST_CONFIG = 1_000_000  # bytes
 _LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
+_UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029`]")
+"""What would let a title, which may come from anybody, write more than a heading into READMEs."""
 
 _MAY_BE_ZERO = ("source_vocab_size", "target_vocab_size", "num_classes")
 """Sizes that not every kind of model has; whether it has, the model itself checks."""
@@ -147,7 +150,10 @@ def _read_config(folder: Path) -> _BundleConfig:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); copy the model again from its origin.") from error
     if not isinstance(values, dict) or "format_version" not in values:
-        raise UserError(f"{path} has no field format_version; it does not describe a model of this package.")
+        raise UserError(
+            f"{path} has no field format_version; it does not describe a model of this package; import it first "
+            "(transformer-jax import), or name another folder."
+        )
     if values["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has format_version {values['format_version']!r}, but this release reads {FORMAT_VERSION}; "
@@ -165,11 +171,18 @@ def _read_config(folder: Path) -> _BundleConfig:
             "registered (register_task)."
         )
     model = build(ModelConfig, values["model"], f"{path}: model")
+    # Which kernel computes attention is this machine's business.
+    model = dataclasses.replace(model, attention_implementation="xla")
     for name, value in dataclasses.asdict(model).items():
         smallest = 0 if name in _MAY_BE_ZERO else 1
         if type(value) is int and not smallest <= value < 2**31:
             raise UserError(f"{path}: model.{name} is {value}, but must be a size from {smallest} on.")
     settings = build(MODELS[values["task"]].settings_type, values["settings"], f"{path}: settings")
+    if _UNFIT_FOR_TITLE.search(settings.title):
+        raise UserError(
+            f"{path}: settings has a line break, control character or backtick in a name of the model's title; "
+            "copy the model again from its origin."
+        )
     sha256 = values["sha256"]
     has_tokenizer = model.source_vocab_size > 0
     if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or (len(sha256) > 1) != has_tokenizer:
@@ -266,7 +279,7 @@ def _card(config: Mapping[str, Any], settings: Any, num_parameters: int, facts: 
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in {**facts, **sizes}.items())
     return f"""# {settings.title}
 
-A Transformer, trained with transformer-jax, version {config["package_version"]}.
+A model folder of transformer-jax, version {config["package_version"]}.
 
 | | |
 | --- | --- |

@@ -33,13 +33,16 @@ def add_command(commands: Any) -> None:
     translate.add_argument("--scores", action="store_true", help="print LINE<TAB>SCORE<TAB>TEXT")
     add_sampling(translate)
     translate.add_argument("--min-length", type=int, default=0, metavar="N", help="tokens a translation must have [0]")
-    translate.add_argument("--max-length", type=int, metavar="N", help="tokens a translation may have [input + 50]")
+    translate.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens a translation may have [the model's, usually input + 50]"
+    )
     translate.add_argument("--prefix", metavar="TEXT", help="how every translation must begin")
     translate.add_argument("--no-repeat-ngram", type=int, default=0, metavar="N", help="let no N tokens come twice")
     translate.add_argument(
         "--conventions",
         metavar="NAME",
-        help="search as another system does where they differ: paper, transformers [as the model's settings say]",
+        help="search as another system does where they differ: paper, transformers, ctranslate2 [as "
+        "the model's settings say]",
     )
     shape = translate.add_mutually_exclusive_group()
     shape.add_argument("--stream", action="store_true", help="print words as they come (greedy, or drawn)")

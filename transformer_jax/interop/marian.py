@@ -1,17 +1,21 @@
 """MarianMT models in: a folder of Hugging Face transformers becomes a model folder of this package."""
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from transformer_jax.bundle import save_bundle
+from transformer_jax.data.text import encodable
 from transformer_jax.data.tokenizers import TokenizerPair
 from transformer_jax.errors import UserError
 from transformer_jax.files import new_folder
+from transformer_jax.interop.fields import unlike, whole
 from transformer_jax.interop.marian_config import model_config_of
-from transformer_jax.interop.marian_generation import settings_of, token_id
+from transformer_jax.interop.marian_generation import check_markers, settings_of
 from transformer_jax.interop.marian_layout import (
     BIAS,
     DECODER,
@@ -19,7 +23,6 @@ from transformer_jax.interop.marian_layout import (
     OUTPUT,
     POSITIONS,
     SHARED,
-    Numbering,
     from_marian,
     marian_shapes,
     sinusoids,
@@ -29,8 +32,11 @@ from transformer_jax.interop.reading import check_tensors, listed, read_json, re
 from transformer_jax.models import ModelConfig
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
+_START = "decoder_start_token_id"
 _POSITION_TOLERANCE = 5e-3
 """Half of the last place of bfloat16 below 1: folders may hold rounded sinusoids."""
+_LANGUAGE = r"[\w.@-]{0,32}"
+"""It becomes part of the titles of READMEs, where a stranger's text must not go on."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -50,38 +56,46 @@ def import_marian(source: str | Path, out: str | Path) -> None:
             naming the field or every tensor; if `out` exists or cannot be written.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # takes any name, unlike folder.is_dir
         raise UserError(f"{source} is no folder; name a MarianMT folder, with config.json and model.safetensors.")
     path = folder / _CONFIG
     config = read_json(folder, _CONFIG)
     model = model_config_of(path, config)
-    max_positions = config.get("max_position_embeddings", 1024)
-    if type(max_positions) is not int or not 2 <= max_positions < 2**31:
-        raise UserError(f"{path}: max_position_embeddings is {max_positions!r}, but must be at least 2; mend it.")
+    max_positions = whole(path, config, "max_position_embeddings", 1024, smallest=2)
+    tensors = _checked(folder, read_weights(folder), model, config)
 
-    tokenizer_config = read_json(folder, TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
-    start = token_id(path, config, "decoder_start_token_id", model.target_vocab_size)
+    # What `generate` uses is in the second file, where there is one.
+    searching, generation = path, config
+    if os.path.lexists(folder / _GENERATION):
+        searching, generation = folder / _GENERATION, read_json(folder, _GENERATION)
+    has_start = generation.get(_START) is not None
+    starting = (searching, generation) if has_start else (path, config)
+    start = whole(*starting, _START, smallest=0, below=model.target_vocab_size)
+
+    tokenizer_config = read_json(folder, TOKENIZER_CONFIG) if os.path.lexists(folder / TOKENIZER_CONFIG) else {}
     sizes = model.source_vocab_size, model.target_vocab_size
     source_side, target_side = read_tokenizers(folder, tokenizer_config, *sizes, start)
     numberings = source_numbering, target_numbering = numbering_of(source_side), numbering_of(target_side)
-    _check_markers(path, config, numberings, target_numbering.there(target_side.markers.end))
+    for place, values in ((path, config), (searching, generation)):
+        check_markers(place, values, numberings, target_side.markers.end)
     if model.one_vocabulary and source_numbering != target_numbering:
         raise UserError(f"{folder}: both sides share their embeddings, so {_CONFIG} must not have vocabularies apart.")
 
-    has_settings = (folder / _GENERATION).exists()
-    generation = read_json(folder, _GENERATION) if has_settings else config
-    settings = settings_of(
-        folder / _GENERATION if has_settings else path,
-        generation,
-        target_numbering,
-        target_side.markers.end,
-        max_positions,
-    )
+    settings = settings_of(searching, generation, target_numbering, target_side.markers.end, max_positions)
     for name, field in (("source_language", "source_lang"), ("target_language", "target_lang")):
-        if isinstance(tokenizer_config.get(field), str):
-            settings[name] = tokenizer_config[field]
+        language = tokenizer_config.get(field) or ""
+        if not isinstance(language, str) or not re.fullmatch(_LANGUAGE, language):
+            remedy = "the name of a language, such as de"
+            raise unlike(folder / TOKENIZER_CONFIG, tokenizer_config, field, remedy)
+        settings[name] = language
 
-    tensors, model = _checked(folder, read_weights(folder), model, config, numberings)
+    if (
+        model.tie_embeddings == "none"
+        and source_numbering == target_numbering
+        and np.array_equal(tensors[ENCODER], tensors[DECODER])
+    ):
+        del tensors[ENCODER]
+        model = dataclasses.replace(model, tie_embeddings="inputs")
     params = from_marian(tensors, model, *numberings)
     with new_folder(out) as new:
         save_bundle(
@@ -92,28 +106,12 @@ def import_marian(source: str | Path, out: str | Path) -> None:
             tokenizer_files=TokenizerPair(source_side, target_side, joint=False).files(),
             settings=settings,
             scores={},
-            origin={"origin": f"a MarianMT model, {folder.resolve().name}"},
+            origin={"imported from": f"a MarianMT model, {encodable(folder.resolve().name)}"},
         )
 
 
-def _check_markers(path: Path, config: dict[str, Any], numberings: tuple[Numbering, Numbering], end: int) -> None:
-    """The ids in config.json must be those of the vocabularies."""
-    paddings = [numbering.padding for numbering in numberings]
-    for name, ids in (("eos_token_id", [end]), ("pad_token_id", paddings)):
-        if config.get(name, ids[0]) not in ids:
-            raise UserError(
-                f"{path}: {name} is {config[name]!r}, but {ids[0]} in the vocabulary; copy the one that belongs to it."
-            )
-
-
-def _checked(
-    folder: Path,
-    tensors: Tensors,
-    model: ModelConfig,
-    config: dict[str, Any],
-    numberings: tuple[Numbering, Numbering],
-) -> tuple[Tensors, ModelConfig]:
-    """The tensors that the model needs, one a table, and which tables are one."""
+def _checked(folder: Path, tensors: Tensors, model: ModelConfig, config: dict[str, Any]) -> Tensors:
+    """The tensors that the model needs, one a table; only then are the sizes in config.json to be trusted."""
     layers = model.num_encoder_layers + model.num_decoder_layers
     if layers > len(tensors):  # lest a mere number keep us busy for ever
         raise UserError(f"{folder} has {len(tensors):,} tensors, too few for {layers:,} layers; copy it again.")
@@ -132,11 +130,7 @@ def _checked(
             tensors.setdefault(name, shared)
     tensors.setdefault(BIAS, np.zeros((1, model.target_vocab_size), np.float32))
     check_tensors(folder, tensors, marian_shapes(model))
-    same_numbering = numberings[0] == numberings[1]
-    if model.tie_embeddings == "none" and same_numbering and np.array_equal(tensors[ENCODER], tensors[DECODER]):
-        del tensors[ENCODER]
-        model = dataclasses.replace(model, tie_embeddings="inputs")
-    return tensors, model
+    return tensors
 
 
 def _merge(folder: Path, tensors: Tensors, kept: str, others: tuple[str, ...]) -> None:
