@@ -1,5 +1,6 @@
 """Tiny models with random weights: quick to compile, and different outputs for different inputs."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ from flax import nnx
 
 from transformer_jax.bundle import save_bundle
 from transformer_jax.data.tokenizers import TokenizerPair, train_pair
-from transformer_jax.models import Classifier, ModelConfig, Seq2Seq, split
+from transformer_jax.models import Classifier, ModelConfig, Seq2Seq, Transformer, split
 
 SETTINGS = {
     "source_language": "de",
@@ -56,6 +57,24 @@ def write_classifier(path: Path, **settings: object) -> Path:
 def write_couplet_writer(path: Path, **settings: object) -> Path:
     decoding = {"beam_size": 2, "batch_size": 64}
     return _write(path, "couplet", tiny_tokenizer(CHARACTERS + MARKS), {"decoding": decoding} | settings)
+
+
+def write_stacks(path: Path) -> Path:
+    """Stacks without a vocabulary, as those of PyTorch."""
+    model_config = dataclasses.replace(
+        tiny_config(tiny_tokenizer()), source_vocab_size=0, target_vocab_size=0, final_norm=True, activation="gelu"
+    )
+    _, params = split(Transformer(model_config, rngs=nnx.Rngs(5)))
+    save_bundle(
+        path,
+        task="transformer",
+        model_config=model_config,
+        params=params,
+        tokenizer_files={},
+        settings={},
+        scores={},
+    )
+    return path
 
 
 def _write(path: Path, task: str, tokenizer: TokenizerPair, settings: dict, *, seed: int = 0) -> Path:

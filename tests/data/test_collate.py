@@ -26,6 +26,14 @@ def test_pairs_by_hand():
     assert real_token_share(batch) == 10 / 24
 
 
+def test_pairs_start_with_the_token_of_the_vocabulary():
+    rows = [[(np.array([7, EOS]), np.array([9, EOS])), (np.array([5, EOS]), np.array([6, 4, EOS]))]]
+    batch, usual = collate_pairs(rows, 6, 2, start=30), collate_pairs(rows, 6, 2)
+    assert batch.target.tolist() == [[30, 9, 30, 6, 4, 0], [0] * 6]
+    for name in set(Seq2SeqBatch._fields) - {"target"}:
+        np.testing.assert_array_equal(getattr(batch, name), getattr(usual, name))
+
+
 def test_texts_by_hand():
     texts = [
         (np.array([BOS, 7, 8]), np.array([2])),

@@ -61,6 +61,16 @@ def test_forbid_sequences_equals_a_plain_search():
     assert num_forbidden > 50
 
 
+def test_many_sequences_make_as_small_a_program_as_few():
+    history, step, log_probs = jnp.zeros((2, 2, 8), jnp.int32), jnp.asarray(3), jnp.zeros((2, 2, 2000))
+
+    def size(sequences):
+        return len(jax.make_jaxpr(forbid_sequences(sequences))(history, step, log_probs).eqns)
+
+    singles, pairs = [(token,) for token in range(1000)], [(token, token + 1) for token in range(1000)]
+    assert size([*singles[:2], *pairs[:2]]) == size(singles + pairs)
+
+
 def test_renormalize_lets_what_is_left_add_up_to_1():
     log_probs = jnp.log(jnp.array([[[0.1, 0.3, 0.2, 0.4]]])).at[..., 3].set(-jnp.inf)
     processed = renormalize(jnp.zeros((1, 1, 5), jnp.int32), jnp.asarray(1), log_probs)

@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.bundle.toys import (
     CLASSES,
@@ -16,6 +15,7 @@ from tests.bundle.toys import (
     tiny_tokenizer,
     write_bundle,
     write_classifier,
+    write_stacks,
 )
 from tests.interop.marian_folders import ENGLISH, GERMAN, make_folder
 from transformer_jax.bundle import load, save_bundle
@@ -24,9 +24,9 @@ from transformer_jax.data.tokenizers import Markers
 from transformer_jax.errors import UserError
 from transformer_jax.interop.marian import import_marian
 from transformer_jax.metrics import translation_scores
-from transformer_jax.models import Transformer, split
+from transformer_jax.sharding import place
 from transformer_jax.tasks import TASKS, Evaluation
-from transformer_jax.training import run
+from transformer_jax.training import loop, run
 from transformer_jax.training.origin import read_origin, task_from
 
 SOURCES = ["abc", "cab", "bad", "dab ab", "ace", "bead", "cede", "deed"]
@@ -57,30 +57,13 @@ def unscored(monkeypatch):
     monkeypatch.setattr(TASKS["translation"], "evaluate", lambda *_, **__: Evaluation(scores, []))
 
 
-def write_stacks(path):
-    model_config = dataclasses.replace(
-        tiny_config(tiny_tokenizer()), source_vocab_size=0, target_vocab_size=0, final_norm=True, activation="gelu"
-    )
-    _, params = split(Transformer(model_config, rngs=nnx.Rngs(5)))
-    save_bundle(
-        path,
-        task="transformer",
-        model_config=model_config,
-        params=params,
-        tokenizer_files={},
-        settings={},
-        scores={},
-    )
-    return path
-
-
 def assert_equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_run_starts_from_a_model_and_its_score(tmp_path, config):
-    folder = write_bundle(tmp_path / "folder", bad_words=[[4, 5], [1]], renormalizes=True)
+    folder = write_bundle(tmp_path / "folder", bad_words=[[4, 5], [1]], renormalizes=True, max_source_length=64)
     config.init_from = str(folder)
     config.mesh.fsdp = 2
     outcome = run(config, tmp_path / "run")
@@ -90,6 +73,7 @@ def test_a_run_starts_from_a_model_and_its_score(tmp_path, config):
     assert after.model_config == dataclasses.replace(before.model_config, dropout_rate=0.25)
     assert after.tokenizer.files() == before.tokenizer.files()
     assert (after.settings.bad_words, after.settings.renormalizes) == (((4, 5), (1,)), True)
+    assert after.settings.max_source_length == 64
 
     scores = before.score(SOURCES, TARGETS)
     log_prob, tokens = sum(score.log_prob for score in scores), sum(len(score.tokens) for score in scores)
@@ -109,6 +93,51 @@ def test_a_run_starts_from_a_model_and_its_score(tmp_path, config):
     config.init_from = ""
     with pytest.raises(UserError, match=r"holds a run with config\.init_from='.*folder', not ''"):
         run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("other", ["sizes", "vocabulary"])
+def test_another_model_in_the_folder_is_refused(tmp_path, config, other):
+    config.init_from = str(write_bundle(tmp_path / "folder"))
+    loop._Run(from_config_dict(config), tmp_path / "run", 0.0)
+    (tmp_path / "run" / "model").mkdir()  # begun, and yet without a checkpoint
+    tokenizer = tiny_tokenizer() if other == "sizes" else tiny_tokenizer("abcdf ABCDE")
+    model_config = dataclasses.replace(tiny_config(tokenizer), d_ff=16 if other == "sizes" else 8)
+    save_bundle(
+        config.init_from,
+        task="translation",
+        model_config=model_config,
+        params=tiny_params(model_config),
+        tokenizer_files=tokenizer.files(),
+        settings=SETTINGS,
+        scores={},
+    )
+    with pytest.raises(UserError, match=r"config\.init_from: .*folder holds another model than the one that this run"):
+        run(config, tmp_path / "run")
+
+
+def killed(*arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_exactly(tmp_path, config, unscored):
+    config.init_from = str(write_bundle(tmp_path / "folder"))
+    config.optim.update(lr=0.01)
+    config.training.update(num_steps=6, checkpoint_every=2, eval_every=6)
+    whole = run(config, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        batches = iter(range(5))
+        patch.setattr(loop, "place", lambda *batch: place(*batch) if next(batches) < 4 else killed())
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "model").exists()
+    shutil.rmtree(tmp_path / "folder")
+    parts = run(config, tmp_path / "killed")
+    weights = [(outcome.model / "model.safetensors").read_bytes() for outcome in (whole, parts)]
+    assert weights[0] == weights[1]
+    changed = jax.tree.map(np.array_equal, load(whole.model).params, tiny_params(tiny_config(tiny_tokenizer())))
+    assert not any(jax.tree.leaves(changed)), "the learning rate moves everything"
+    assert (tmp_path / "whole" / "log.jsonl").read_bytes() == (tmp_path / "killed" / "log.jsonl").read_bytes()
 
 
 def test_an_imported_model_keeps_its_markers_and_what_it_never_writes(tmp_path, config):

@@ -1,5 +1,6 @@
 """What all trained encoder-decoder models share: texts to tokens, search options, scores of given outputs."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -59,11 +60,22 @@ class Seq2SeqModel(Generic[Settings]):
         tokenizer: TokenizerPair,
         settings: Settings | None = None,
     ) -> None:
-        """Put the parts together; `params` is the nested dict of `models.split`."""
+        """Put the parts together; `params` is the nested dict of `models.split`.
+
+        Raises:
+            UserError: if the settings forbid tokens that the model does not have.
+        """
         self.model_config = model_config
         self.params = params
         self.tokenizer = tokenizer
         self.settings = self.settings_type() if settings is None else settings
+        size = model_config.target_vocab_size
+        for word in self.settings.bad_words:
+            if not word or not all(0 <= token < size for token in word):
+                raise UserError(
+                    f"settings.bad_words has {reprlib.repr(word)}, but each must be one or more token ids from 0 to "
+                    f"{size - 1:,}; copy the model again from its origin."
+                )
         self.graphdef, _ = structure(Seq2Seq, model_config)
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.cli.console import progress, write_report
-from transformer_jax.cli.options import ALPHA_HELP, add_model, add_search
+from transformer_jax.cli.options import ALPHA_HELP, add_model, add_search, not_for_this_command
 from transformer_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,15 +48,17 @@ def add_command(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from transformer_jax.bundle import CoupletWriter, TextClassifier, load
+    from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator, load
 
     model = load(arguments.model)
     if isinstance(model, TextClassifier):
         report = _classification(arguments, model)
     elif isinstance(model, CoupletWriter):
         report = _couplets(arguments, model)
-    else:
+    elif isinstance(model, Translator):
         report = _translation(arguments, model)
+    else:
+        raise not_for_this_command(arguments.model, model)
     write_report(report | {"model": arguments.model})
 
 

@@ -1,7 +1,7 @@
 """Options that several commands share, and the loading of a model of the right kind."""
 
 import argparse
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformer_jax.errors import UserError
 
@@ -44,7 +44,15 @@ def load_as(kind: type[Model], path: str) -> Model:
 
     model = load(path)
     if not isinstance(model, kind):
-        raise UserError(
-            f"{path} holds a model for another task; use transformer-jax {_COMMANDS[type(model).__name__]}."
-        )
+        raise not_for_this_command(path, model)
     return model
+
+
+def not_for_this_command(path: str, model: Any) -> UserError:
+    """What to say of a loaded model that a command can do nothing with."""
+    command = _COMMANDS.get(type(model).__name__)
+    if command is None:  # stacks without a vocabulary, or the class of a registered task
+        return UserError(
+            f"{path} holds no model for the text commands; load it in Python, or train from it with --config.init_from."
+        )
+    return UserError(f"{path} holds a model for another task; use transformer-jax {command}.")

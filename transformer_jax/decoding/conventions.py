@@ -1,22 +1,26 @@
 """What beam searches of different systems do differently, so that a model from elsewhere answers as it does there."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.errors import UserError
 
+PenaltyForm = Literal["wu", "power"]
+StopRule = Literal["bound", "estimate", "full", "full_or_best", "never"]
+
 
 @dataclass(frozen=True)
 class Conventions:
     """Where beam searches differ; the defaults are those of this package."""
 
-    length_penalty: str = "wu"
+    length_penalty: PenaltyForm = "wu"
     """wu: ((5 + |Y|) / 6)^alpha (Wu et al., 2016; section 6.1). power: |Y|^alpha. |Y| counts the end."""
     ends_outside_beam: bool = True
     """Of the 2K best successors of K hypotheses, any that ends counts. False: only one among the K best."""
-    stop: str = "bound"
+    stop: StopRule = "bound"
     """bound: when nothing alive can still win. estimate: when nothing alive would win if it ended now, with K ended
     ones to beat. full: with K ended ones. full_or_best: the same or, without a length penalty, with the best of all.
     never: when every hypothesis has ended."""
@@ -57,7 +61,7 @@ def conventions_named(name: str) -> Conventions:
     return CONVENTIONS[name]
 
 
-def length_penalty(length: Int[Array, "*shape"], alpha: float, form: str = "wu") -> Float[Array, "*shape"]:
+def length_penalty(length: Int[Array, "*shape"], alpha: float, form: PenaltyForm = "wu") -> Float[Array, "*shape"]:
     """((5 + |Y|) / 6)^alpha, the length penalty of Wu et al. (2016) that section 6.1 uses; |Y| counts EOS.
 
     Args:
@@ -69,7 +73,7 @@ def length_penalty(length: Int[Array, "*shape"], alpha: float, form: str = "wu")
     return (base if form == "power" else (5.0 + base) / 6.0) ** alpha
 
 
-def length_weights(max_length: int, alpha: float, form: str = "wu") -> Float[Array, " M"]:
+def length_weights(max_length: int, alpha: float, form: PenaltyForm = "wu") -> Float[Array, " M"]:
     """What sums of log-probabilities are multiplied by at lengths 0 to `max_length`: one over the penalty.
 
     A table of factors, for powers and quotients may round differently in a batch of another size. At length 0, which

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 LogitsProcessor = Callable[
@@ -38,16 +39,26 @@ def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
 
 def forbid_sequences(sequences: Sequence[Sequence[int]]) -> LogitsProcessor:
     """Never produce any of these sequences of tokens: forbid the last of one where the others stand before."""
+    forbid_singles = forbid_tokens([sequence[0] for sequence in sequences if len(sequence) == 1])
+    # One array for each length: however many sequences there are, little is compiled.
+    longer = [
+        np.array([sequence for sequence in sequences if len(sequence) == length], np.int32)
+        for length in sorted({len(sequence) for sequence in sequences} - {1})
+    ]
 
     def process(
         history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
     ) -> Float[Array, "B K V"]:
-        for *before, last in sequences:
-            completes = step >= len(before)
-            for offset, token in enumerate(before, start=-len(before)):
-                completes &= jnp.take(history, step + offset, axis=2, mode="clip") == token
-            is_last = jnp.arange(log_probs.shape[-1]) == last
-            log_probs = jnp.where(jnp.asarray(completes)[..., None] & is_last, -jnp.inf, log_probs)
+        log_probs = forbid_singles(history, step, log_probs)
+        for table in longer:
+            before, last = table[:, :-1], table[:, -1]
+            num_before = before.shape[1]
+            completes: Bool[Array, "B K W"] = jnp.broadcast_to(step >= num_before, (*history.shape[:2], len(table)))
+            for offset in range(num_before):
+                recent = jnp.take(history, step - num_before + offset, axis=2, mode="clip")
+                completes &= recent[..., None] == before[:, offset]
+            forbidden = jnp.zeros(log_probs.shape, bool).at[:, :, last].max(completes)
+            log_probs = jnp.where(forbidden, -jnp.inf, log_probs)
         return log_probs
 
     return process

@@ -73,10 +73,7 @@ class Seq2SeqTask:
             source_vocab_size=self.tokenizer.source.vocab_size,
             target_vocab_size=self.tokenizer.target.vocab_size,
         )
-        self.settings: dict[str, Any] = {
-            "max_source_length": MAX_SOURCE_LENGTH,
-            "decoding": asdict(config.decoding),
-        }
+        self.settings: dict[str, Any] = {"decoding": asdict(config.decoding)}
         self.validation_examples = self.encode(self.validation)
         collate = partial(collate_pairs, start=self.tokenizer.target.markers.start)
         self.batches = make_batches(config, train, self.encode, collate)

@@ -26,7 +26,7 @@ from transformer_jax.steps import Params, TrainState, init_state, train_step
 from transformer_jax.tasks import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.logs import RunLog
-from transformer_jax.training.origin import read_origin, task_from
+from transformer_jax.training.origin import params_of_origin, task_from
 from transformer_jax.training.progress import Progress, Rate, stop_on_signals
 from transformer_jax.training.workdir import claim, find_origin
 
@@ -86,8 +86,8 @@ class _Run:
             params = self.task.init_params(jax.random.key(config.seed)) | given
             return init_state(params, optimizer, ema=training.ema_decay > 0)
 
-        self.given = origin.params
-        shapes = jax.eval_shape(fresh, self.given)
+        self.origin = origin
+        shapes = jax.eval_shape(fresh, origin.params)
         shardings = state_shardings(shapes, self.mesh)
         self.like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
         self.fresh = jax.jit(fresh, out_shardings=shardings)
@@ -157,7 +157,8 @@ class _Run:
         latest = self.checkpoints.latest()
         if latest is None:
             # A run may have begun, and yet have no checkpoint any more.
-            given, self.given = self.given or read_origin(self.config).params, {}
+            given = self.origin.params or params_of_origin(self.config, self.origin)
+            self.origin = dataclasses.replace(self.origin, params={})
             return self.fresh(given), Progress()
         state, metadata = self.checkpoints.restore(latest, self.like)
         progress = Progress(**{**metadata, "position": Position(*metadata["position"])})

@@ -86,6 +86,25 @@ def stored_origin(config: Config, values: Any, tokenizer_files: dict[str, bytes]
     return Origin(model, settings, tokenizer_files)
 
 
+def params_of_origin(config: Config, origin: Origin) -> Params:
+    """Parameters of the model folder that a run which has begun once more reads; see `Origin.params`.
+
+    Args:
+        config: of the run.
+        origin: what the run started from.
+
+    Raises:
+        UserError: if the folder can't be read, or holds another model by now.
+    """
+    now = read_origin(config)
+    if now.model != origin.model or now.tokenizer_files not in (None, origin.tokenizer_files):
+        raise UserError(
+            f"config.init_from: {config.init_from} holds another model than the one that this run started from; "
+            "put that back, or choose another --workdir."
+        )
+    return now.params
+
+
 def task_from(config: Config, origin: Origin) -> Task:
     """The task of `config`, with the sizes, tokenizer and settings of `origin`.
 
