@@ -7,10 +7,8 @@ import pytest
 
 import transformer_jax
 from tests.interop.marian_folders import (
-    CODES,
     DECODER,
     ENCODER,
-    ENGLISH,
     GERMAN,
     SHARED,
     change,
@@ -23,6 +21,7 @@ from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.marian_export import export_marian
 from transformer_jax.interop.marian_layout import Numbering
 
+REQUIRED = ("config.json", "model.safetensors", "source.spm", "vocab.json")
 SHAPES = {
     "all": {},
     "output": {"separate": True, "share": False},
@@ -118,44 +117,61 @@ def test_import_export_import_gives_the_same_bytes(tmp_path, tying):
         assert json.loads((folder / name).read_text()) == json.loads((tmp_path / "exported" / name).read_text())
 
 
-class TestTokenizer:
-    def test_ids_are_marians_but_for_padding(self, folder, model):
-        vocabulary = json.loads((folder / "vocab.json").read_text())
-        source = model.tokenizer.source
-        assert source.vocab_size == len(vocabulary)
-        assert source.markers == (0, 1, 2)
-        assert source.piece(0) == "<pad>"
-        for piece, number in vocabulary.items():
-            if piece != "<pad>":
-                assert source.piece(number + 1) == piece
+def test_a_piece_that_is_missing_is_a_hole(tmp_path):
+    folder = make_folder(tmp_path / "marian")
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    hole = vocabulary.pop(list(vocabulary)[-2])  # the piece before padding
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    import_marian(folder, tmp_path / "out")
+    target = transformer_jax.load(tmp_path / "out").tokenizer.target
+    assert target.vocab_size == len(vocabulary) + 1
+    assert target.markers == (0, 1, 2)
+    assert target.piece(hole + 1) == f"<{hole + 1}>"
 
-    def test_texts_come_back(self, model):
-        for texts, tokenizer in ((GERMAN, model.tokenizer.source), (ENGLISH, model.tokenizer.target)):
-            for text in texts:
-                assert tokenizer.decode(tokenizer.encode(text)) == text
 
-    def test_codes_of_languages_are_tokens(self, model):
-        source = model.tokenizer.source
-        code, *rest = source.encode(f"{CODES[1]} Wo ist der Bahnhof?")
-        assert source.piece(code) == CODES[1]
-        assert rest == source.encode(" Wo ist der Bahnhof?")
-        assert source.encode(">>xyz<< Wo")[0] == source.markers.unknown
+class TestIdsOfGeneration:
+    """`generate` uses those in generation_config.json, whatever config.json has."""
 
-    @pytest.mark.parametrize("text", ["</s>", "<pad>", "a</s>b", ">></s><<", "<unk>", "\ud800", "\u4e2d"])
-    def test_no_text_is_a_marker(self, model, text):
-        source = model.tokenizer.source
-        assert not {0, source.markers.end} & set(source.encode(text))
-
-    def test_ids_without_a_piece_say_nothing(self, tmp_path):
-        folder = make_folder(tmp_path / "marian")
-        vocabulary = json.loads((folder / "vocab.json").read_text())
-        hole = vocabulary.pop(list(vocabulary)[-2])  # the piece before padding
-        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    @pytest.mark.parametrize("in_config", [{}, {"decoder_start_token_id": None}, {"decoder_start_token_id": 0}])
+    def test_the_start(self, tmp_path, in_config):
+        folder = make_folder(tmp_path / "marian", generation={"decoder_start_token_id": 5}, **in_config)
         import_marian(folder, tmp_path / "out")
-        target = transformer_jax.load(tmp_path / "out").tokenizer.target
-        assert target.piece(hole + 1) == f"<{hole + 1}>"
-        ids = target.encode("the dog")
-        assert target.decode([ids[0], hole + 1, *ids[1:]]) == target.decode(ids)
+        assert transformer_jax.load(tmp_path / "out").tokenizer.target.markers.start == 6  # padding comes first here
+
+    def test_the_start_is_that_of_config_json_where_it_is_not_there(self, tmp_path):
+        generation = {"decoder_start_token_id": None}
+        import_marian(
+            make_folder(tmp_path / "marian", generation=generation, decoder_start_token_id=5), tmp_path / "out"
+        )
+        assert transformer_jax.load(tmp_path / "out").tokenizer.target.markers.start == 6
+
+    def test_no_start(self, fresh):
+        for name in ("config.json", "generation_config.json"):
+            values = json.loads((fresh / name).read_text())
+            del values["decoder_start_token_id"]
+            (fresh / name).write_text(json.dumps(values))
+        assert "config.json lacks the field decoder_start_token_id" in refusal(fresh)
+
+    @pytest.mark.parametrize("fields", [{"eos_token_id": [0]}, {"forced_eos_token_id": None}, {"suppress_tokens": []}])
+    def test_what_changes_nothing(self, fresh, fields):
+        change(fresh, "generation_config.json", **fields)
+        import_marian(fresh, fresh.parent / "out")
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"decoder_start_token_id": 10**6},
+            {"decoder_start_token_id": "5"},
+            {"eos_token_id": 5},
+            {"eos_token_id": [0, 5]},
+            {"eos_token_id": False},
+            {"pad_token_id": 5},
+            {"forced_eos_token_id": 5},
+        ],
+    )
+    def test_others_are_refused(self, fresh, fields):
+        change(fresh, "generation_config.json", **fields)
+        assert f"generation_config.json: {next(iter(fields))} is" in refusal(fresh)
 
 
 class TestRefusals:
@@ -163,7 +179,9 @@ class TestRefusals:
         ("fields", "expected"),
         [
             ({"model_type": "bart"}, "'bart'"),
-            ({"model_type": None}, "None"),
+            ({"model_type": None}, "null"),
+            ({"model_type": ["marian"]}, "['marian']"),
+            ({"activation_function": ["relu"]}, "['relu']"),
             ({"decoder_ffn_dim": 32}, "decoder_ffn_dim"),
             ({"decoder_attention_heads": 4}, "decoder_attention_heads"),
             ({"normalize_before": True}, "normalize_before"),
@@ -173,11 +191,14 @@ class TestRefusals:
             ({"activation_function": "gelu_new"}, "'gelu_new'"),
             ({"scale_embedding": 1}, "scale_embedding"),
             ({"encoder_layers": "2"}, "encoder_layers"),
-            ({"encoder_layers": 2**30}, "too few"),
-            ({"vocab_size": 10, "decoder_start_token_id": 9}, "vocab.json"),
+            ({"encoder_layers": 9_999_999}, "too few"),
+            ({"encoder_layers": 2**30}, "encoder_layers"),
+            ({"d_model": 2**30}, "d_model"),
+            ({"d_model": 9_999_998}, "tensors of another shape"),
+            ({"vocab_size": 2**31 - 1, "decoder_vocab_size": 2**31 - 1}, "vocab_size"),
+            ({"vocab_size": 9_999_999, "decoder_vocab_size": 9_999_999}, "tensors of another shape"),
             ({"eos_token_id": 1}, "eos_token_id"),
             ({"pad_token_id": 0}, "pad_token_id"),
-            ({"decoder_start_token_id": 10**6}, "decoder_start_token_id"),
             ({"max_position_embeddings": None}, "max_position_embeddings"),
             ({"dropout": 1}, "dropout"),
         ],
@@ -195,6 +216,8 @@ class TestRefusals:
             {"no_repeat_ngram_size": 3},
             {"num_beams": 0},
             {"length_penalty": "1"},
+            {"length_penalty": 10**400},
+            {"length_penalty": 1e308},
             {"max_length": 2},
             {"max_new_tokens": 1},
             {"bad_words_ids": [[10**6]]},
@@ -205,6 +228,14 @@ class TestRefusals:
     def test_a_search_that_we_have_not_is_told_by_its_field(self, fresh, fields):
         change(fresh, "generation_config.json", **fields)
         assert f"generation_config.json: {next(iter(fields))} is" in refusal(fresh)
+
+    def test_a_number_that_is_none(self, fresh):
+        (fresh / "generation_config.json").write_text('{"length_penalty": 1e999}')
+        assert "length_penalty is inf" in refusal(fresh)
+
+    def test_long_values_are_cut(self, fresh):
+        change(fresh, "config.json", model_type="x" * 10**6)
+        assert len(refusal(fresh)) < 400
 
     def test_tensors_that_do_not_fit_are_named(self, fresh):
         tensors = stored(fresh)
@@ -238,24 +269,51 @@ class TestRefusals:
         assert "pytorch_model.bin is a pickle" in message
         assert "runs the code" in message
 
-    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "source.spm", "target.spm", "vocab.json"])
+    @pytest.mark.parametrize("name", [*REQUIRED, "target.spm"])
     def test_a_missing_or_linked_file(self, fresh, name):
         (fresh / name).rename(fresh / "elsewhere")
         assert name in refusal(fresh)
         (fresh / name).symlink_to(fresh / "elsewhere")
         assert "symbolic link" in refusal(fresh)
 
-    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "source.spm", "vocab.json"])
+    @pytest.mark.parametrize("name", REQUIRED)
     def test_a_truncated_file(self, fresh, name):
         content = (fresh / name).read_bytes()
         (fresh / name).write_bytes(content[: len(content) // 2])
         assert name in refusal(fresh)
+
+    @pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+    def test_a_link_to_nowhere_is_not_passed_over(self, fresh, name):
+        (fresh / name).unlink()
+        (fresh / name).symlink_to(fresh / "nowhere")
+        assert f"{name} is a symbolic link" in refusal(fresh)
+
+    def test_an_empty_sentencepiece_model(self, fresh):
+        (fresh / "target.spm").write_bytes(b"")
+        assert "target.spm is no sentencepiece model" in refusal(fresh)
+
+    @pytest.mark.parametrize("name", ["vocab.json", "tokenizer_config.json"])
+    def test_half_characters(self, fresh, name):
+        content = (fresh / name).read_text(encoding="utf-8")
+        (fresh / name).write_text(content.replace("{", '{"\\ud800": 3,', 1), encoding="utf-8")
+        assert f"{name} is not valid JSON" in refusal(fresh)
+
+    def test_a_flag_that_is_none(self, fresh):
+        change(fresh, "tokenizer_config.json", separate_vocabs=1)
+        assert "tokenizer_config.json: separate_vocabs is 1, but must be true or false" in refusal(fresh)
+
+    @pytest.mark.parametrize("tokens", [{"eos_token": "<pad>"}, {"unk_token": "</s>"}])
+    def test_one_piece_for_two_markers(self, fresh, tokens):
+        change(fresh, "tokenizer_config.json", **tokens)
+        assert "markers must be three pieces, but are eos_token" in refusal(fresh)
 
     def test_ids_that_come_twice_or_are_none(self, fresh):
         change(fresh, "vocab.json", twice=3)
         assert "have the same id, 3" in refusal(fresh)
         change(fresh, "vocab.json", twice=True)
         assert "'twice' has the id True" in refusal(fresh)
+        change(fresh, "vocab.json", twice=10**6)
+        assert "'twice' has the id 1000000" in refusal(fresh)
 
     def test_a_vocabulary_without_a_marker(self, fresh):
         change(fresh, "tokenizer_config.json", eos_token="[END]")
@@ -273,9 +331,16 @@ class TestRefusals:
             import_marian(fresh, out)
         assert list(out.iterdir()) == []
 
-    def test_no_folder(self, tmp_path):
+    @pytest.mark.parametrize("name", ["nothing", "x" * 5000])
+    def test_no_folder(self, tmp_path, name):
         with pytest.raises(UserError, match="is no folder"):
-            import_marian(tmp_path / "nothing", tmp_path / "out")
+            import_marian(tmp_path / name, tmp_path / "out")
+
+
+def test_a_folder_whose_name_is_not_utf_8(tmp_path):
+    folder = make_folder(tmp_path / "marian\udcff")
+    import_marian(folder, tmp_path / "out")
+    assert "a MarianMT model, marian? |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_redundant_tensors_are_taken(tmp_path):

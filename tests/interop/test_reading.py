@@ -55,6 +55,19 @@ def test_other_types_are_refused_by_name(tmp_path):
     assert "position_ids is of type I64" in refusal(read_tensors, path)
 
 
+def test_what_lies_outside_the_prefix_is_passed_over(tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(
+        {f"net.{name}": tensor for name, tensor in TENSORS.items()} | {"ids": np.arange(3)}, path
+    )
+    same(read_tensors(path, "net."), {f"net.{name}": tensor for name, tensor in TENSORS.items()})
+
+
+def test_names_too_long_for_a_file_are_refused(tmp_path):
+    for name in ("x" * 5000, "x" * 5000 + ".bin"):
+        assert "cannot be read" in refusal(read_tensors, tmp_path / name)
+
+
 def test_truncated_files_are_refused_wherever_they_end(weights):
     content = weights.read_bytes()
     for end in (0, 4, 8, 20, len(content) // 2, len(content) - 1):
@@ -106,7 +119,9 @@ def test_missing_folders_and_large_files(tmp_path):
     assert read_bytes(tmp_path, "large", 11) == bytes(11)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[1]", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff", b"[" * 100_000, rb'{"a": "\ud800"}']
+)
 def test_bad_json_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     assert "config.json" in refusal(read_json, tmp_path, "config.json")
@@ -148,12 +163,20 @@ class TestShards:
 
 
 def test_every_tensor_that_does_not_fit_is_named(tmp_path):
-    shapes = {"a": (2, 3), "b": (2,), "c": (1,), "d": ()}
-    message = refusal(check_tensors, tmp_path, TENSORS | {"e": TENSORS["a"]}, shapes, optional=["d"])
+    shapes = {"a": (2, 3), "b": (2,), "c": (1,)}
+    message = refusal(check_tensors, tmp_path, TENSORS | {"e": TENSORS["a"]}, shapes)
     assert "unknown tensors: e;" in message
     assert "missing tensors: c;" in message
     assert "tensors of another shape: b 1 instead of 2" in message
-    check_tensors(tmp_path, TENSORS, {"a": (2, 3), "b": (1,), "d": ()}, optional=["d"])
+    check_tensors(tmp_path, TENSORS, {"a": (2, 3), "b": (1,)})
+
+
+def test_names_are_fit_for_a_terminal(tmp_path):
+    evil = "evil\x1b[2J\n"
+    for shapes in ({}, {evil: (7,)}):
+        message = refusal(check_tensors, tmp_path, {evil: TENSORS["b"]}, shapes)
+        assert message.isprintable()
+        assert r"'evil\x1b[2J\n'" in message
 
 
 def test_of_many_names_ten_are_shown(tmp_path):

@@ -112,9 +112,10 @@ def test_a_part_of_a_larger_model_has_a_prefix(tmp_path):
     larger = {f"net.{name}": tensor for name, tensor in tensors().items()} | {
         "head.weight": np.ones((3, D), np.float32)
     }
+    neighbours = {"position_ids": np.arange(3)}  # of a type that is not read
     with pytest.raises(UserError, match=r"no matrix encoder\.layers\.0\.linear1\.weight, .*give the prefix 'net\.'\."):
         imported(tmp_path, larger)
-    params = imported(tmp_path, larger, prefix="net.").params
+    params = imported(tmp_path, larger | neighbours, prefix="net.").params
     np.testing.assert_array_equal(params["decoder"]["norm"]["scale"], larger["net.decoder.norm.weight"])
 
 
@@ -140,6 +141,11 @@ BROKEN = {
     ),
     "a gap": (with_shape("encoder.layers.1000000000.linear1.weight", F, D), ["unknown tensors: ", "encoder.layers.1."]),
     "no matrix": (with_shape("encoder.layers.0.linear1.weight", F), ["no matrix encoder.layers.0.linear1.weight"]),
+    "no width": (with_shape("encoder.layers.0.linear1.weight", F, 0), ["encoder.layers.0.linear1.weight is empty"]),
+    "no inner width": (
+        with_shape("encoder.layers.0.linear1.weight", 0, D),
+        ["encoder.layers.0.linear1.weight is empty"],
+    ),
     "no decoder": (
         lambda t: [t.pop(name) for name in list(t) if name.startswith("decoder")],
         ["no matrix decoder.layers.0.linear1.weight, which every nn.Transformer has"],
@@ -183,6 +189,20 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path, name):
     with pytest.raises(UserError, match=rf"{name} is a pickle, .*safetensors\.torch\.save_file"):
         import_torch(tmp_path / name, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "folder"])
+def test_a_folder_is_no_file(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="is no file; name a safetensors file"):
+        import_torch(tmp_path / name, tmp_path / "model")
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "weights\udcff.safetensors"
+    path.write_bytes(safetensors.numpy.save(tensors()))
+    import_torch(path, tmp_path / "model", num_heads=2)
+    assert "| weights?.safetensors," in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_exists_is_not_written_over(tmp_path):

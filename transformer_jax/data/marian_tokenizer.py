@@ -38,22 +38,25 @@ class MarianTokenizer:
             padding_place: the id of padding before the renumbering, for `interop.marian_export`.
 
         Raises:
-            UserError: if the model is none, a piece comes twice, or a marker is out of range.
+            UserError: if the model is none, a piece comes twice, or a marker is out of range or like another.
         """
         self._model = model
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except Exception as error:  # sentencepiece has no exception class of its own
-            raise UserError(f"{self.MODEL_FILE} is no sentencepiece model; copy it again from its origin.") from error
+        self._processor = processor_of(model, self.MODEL_FILE)
         twice = [piece for piece, count in Counter(pieces).items() if piece is not None and count > 1]
         if twice:
             raise UserError(f"{self.VOCABULARY_FILE} has the piece {twice[0]!r} twice; copy it again from its origin.")
         if not all(0 <= token_id < len(pieces) for token_id in (*markers, padding_place)):
             raise UserError(f"{self.VOCABULARY_FILE} has a marker without a piece; copy it again from its origin.")
+        if len({PAD, markers.end, markers.unknown}) < 3:
+            raise UserError(f"{self.VOCABULARY_FILE} has one id for two markers; copy it again from its origin.")
         self._pieces = list(pieces)
         self.markers = markers
         self.padding_place = padding_place
-        self._silent = {PAD, *markers}
+        self._silent = {PAD, markers.end, markers.unknown}
+        # A decoder may start with a piece of text, which then stays one.
+        start = pieces[markers.start]
+        if start is not None and self._processor.is_control(self._processor.piece_to_id(start)):
+            self._silent.add(markers.start)
         self._ids = {
             piece: token_id
             for token_id, piece in enumerate(pieces)
@@ -125,3 +128,17 @@ class MarianTokenizer:
         vocabulary = {"padding_place": self.padding_place, **self.markers._asdict(), "pieces": self._pieces}
         content = json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n"
         return {self.MODEL_FILE: self._model, self.VOCABULARY_FILE: content.encode("utf-8")}
+
+
+def processor_of(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
+    """The processor of a serialised model; `name` is what an error calls its file.
+
+    Raises:
+        UserError: if it is none.
+    """
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)  # unlike the constructor, it refuses an empty one
+    except Exception as error:  # sentencepiece has no exception class of its own
+        raise UserError(f"{name} is no sentencepiece model; copy it again from its origin.") from error
+    return processor

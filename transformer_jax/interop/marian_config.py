@@ -1,10 +1,11 @@
 """config.json of MarianMT and Pegasus as a `ModelConfig`, and back."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.errors import UserError
+from transformer_jax.interop.fields import flag, number, unlike, whole
 from transformer_jax.models import ModelConfig
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
@@ -15,7 +16,6 @@ _ALWAYS = {
     "static_position_embeddings": True,
 }
 """Fields of older folders; other values make a model that MarianMT is not."""
-_LARGEST = 2**31
 
 
 def model_config_of(path: Path, config: Mapping[str, Any]) -> ModelConfig:
@@ -28,32 +28,31 @@ def model_config_of(path: Path, config: Mapping[str, Any]) -> ModelConfig:
     Raises:
         UserError: naming the field that makes it another model, or is no size.
     """
-    kind = config.get("model_type")
-    if kind != "marian":
-        raise UserError(f"{path}: model_type is {kind!r}, but only marian can be imported; name a MarianMT folder.")
+    if config.get("model_type") != "marian":
+        raise unlike(path, config, "model_type", "marian, as only MarianMT can be imported")
     for name, expected in _ALWAYS.items():
         if config.get(name, expected) is not expected:
-            raise _unlike(path, name, config[name], repr(expected))
+            raise unlike(path, config, name, json.dumps(expected))
     activation = config.get("activation_function", "gelu")
-    if activation not in _ACTIVATIONS:
-        raise _unlike(path, "activation_function", activation, f"one of {', '.join(_ACTIVATIONS)}")
-    d_model = _size(path, config, "d_model")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise unlike(path, config, "activation_function", f"one of {', '.join(_ACTIVATIONS)}")
+    d_model = whole(path, config, "d_model", smallest=1)
     if d_model % 2:
-        raise _unlike(path, "d_model", d_model, "even, for sinusoids")
+        raise unlike(path, config, "d_model", "even, for sinusoids")
     num_heads = _both(path, config, "attention_heads")
     if d_model % num_heads:
-        raise _unlike(path, "encoder_attention_heads", num_heads, f"a divisor of d_model, which is {d_model}")
+        raise unlike(path, config, "encoder_attention_heads", f"a divisor of d_model, which is {d_model}")
     shares = flag(path, config, "share_encoder_decoder_embeddings", True)
-    vocab_size = _size(path, config, "vocab_size")
+    vocab_size = whole(path, config, "vocab_size", smallest=1)
     tied = flag(path, config, "tie_word_embeddings", True)
     return ModelConfig(
         d_model=d_model,
         num_heads=num_heads,
         d_ff=_both(path, config, "ffn_dim"),
-        num_encoder_layers=_size(path, config, "encoder_layers", smallest=0),
-        num_decoder_layers=_size(path, config, "decoder_layers", smallest=0),
-        dropout_rate=_rate(path, config, "dropout", 0.1),
-        attention_dropout_rate=_rate(path, config, "attention_dropout", 0.0),
+        num_encoder_layers=whole(path, config, "encoder_layers", smallest=0),
+        num_decoder_layers=whole(path, config, "decoder_layers", smallest=0),
+        dropout_rate=number(path, config, "dropout", 0.1, 0.0, 0.99),
+        attention_dropout_rate=number(path, config, "attention_dropout", 0.0, 0.0, 0.99),
         activation=_ACTIVATIONS[activation],
         # Which tables are equal though they need not be is known only when they are read.
         tie_embeddings=("all" if shares else "output") if tied else "none",
@@ -62,7 +61,7 @@ def model_config_of(path: Path, config: Mapping[str, Any]) -> ModelConfig:
         source_vocab_size=vocab_size,
         target_vocab_size=vocab_size
         if shares or config.get("decoder_vocab_size") is None
-        else _size(path, config, "decoder_vocab_size"),
+        else whole(path, config, "decoder_vocab_size", smallest=1),
     )
 
 
@@ -100,38 +99,8 @@ def config_json_of(model: ModelConfig, architecture: str, *, max_positions: int)
     return config
 
 
-def flag(path: Path, config: Mapping[str, Any], name: str, default: bool) -> bool:
-    """A field that is true or false.
-
-    Raises:
-        UserError: naming it, if it is neither.
-    """
-    value = config.get(name, default)
-    if not isinstance(value, bool):
-        raise _unlike(path, name, value, "true or false")
-    return value
-
-
 def _both(path: Path, config: Mapping[str, Any], name: str) -> int:
-    encoder, decoder = (_size(path, config, f"{side}_{name}") for side in ("encoder", "decoder"))
+    encoder, decoder = (whole(path, config, f"{side}_{name}", smallest=1) for side in ("encoder", "decoder"))
     if encoder != decoder:
-        raise _unlike(path, f"decoder_{name}", decoder, f"encoder_{name}, which is {encoder}, for this package")
+        raise unlike(path, config, f"decoder_{name}", f"encoder_{name}, which is {encoder}, for this package")
     return encoder
-
-
-def _size(path: Path, config: Mapping[str, Any], name: str, *, smallest: int = 1) -> int:
-    value = config.get(name)
-    if type(value) is not int or not smallest <= value < _LARGEST:
-        raise _unlike(path, name, value, f"a whole number from {smallest} on")
-    return value
-
-
-def _rate(path: Path, config: Mapping[str, Any], name: str, default: float) -> float:
-    value = config.get(name, default)
-    if type(value) not in (int, float) or not 0 <= value <= 0.99:
-        raise _unlike(path, name, value, "between 0 and 0.99")
-    return float(value)
-
-
-def _unlike(path: Path, name: str, value: object, remedy: str) -> UserError:
-    return UserError(f"{path}: {name} is {value!r}, but must be {remedy}; name another model.")

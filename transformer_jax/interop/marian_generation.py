@@ -1,12 +1,13 @@
 """generation_config.json of MarianMT and Pegasus as settings of a `Translator`, and back."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformer_jax.bundle import TranslatorSettings
 from transformer_jax.data.markers import Markers
-from transformer_jax.errors import UserError
+from transformer_jax.interop.fields import flag, number, unlike, whole
 from transformer_jax.interop.marian_layout import Numbering
 
 _NEUTRAL: dict[str, Any] = {
@@ -31,6 +32,8 @@ _NEUTRAL: dict[str, Any] = {
 }
 """Fields that change the search, and the values that do not."""
 _MARIAN_LENGTH = 512
+_LARGEST_PENALTY = 10.0
+"""Single precision holds the tenth power of any length."""
 
 
 def settings_of(
@@ -48,33 +51,28 @@ def settings_of(
     Raises:
         UserError: naming the field, if one asks for what this package's search does not do.
     """
+    given = {name: value for name, value in generation.items() if value is not None}
     for name, neutral in _NEUTRAL.items():
-        if generation.get(name) not in (None, neutral):
-            raise _unlike(path, name, generation[name], f"{neutral!r}")
-    alpha = generation.get("length_penalty")
-    if alpha is not None and type(alpha) not in (int, float):
-        raise _unlike(path, "length_penalty", alpha, "a number")
+        if given.get(name, neutral) not in (neutral, [], {}):
+            raise unlike(path, given, name, json.dumps(neutral))
     # Theirs counts the start and the end, ours neither.
-    new_tokens = _whole(path, generation, "max_new_tokens", 0, smallest=0)
-    max_length = new_tokens + 1 if new_tokens else _whole(path, generation, "max_length", _MARIAN_LENGTH, smallest=0)
+    new_tokens = whole(path, given, "max_new_tokens", 0, smallest=0)
+    max_length = new_tokens + 1 if new_tokens else whole(path, given, "max_length", _MARIAN_LENGTH, smallest=0)
     if max_length < 3:
-        raise _unlike(path, "max_new_tokens" if new_tokens else "max_length", max_length, "larger, to hold a token")
+        raise unlike(path, given, "max_new_tokens" if new_tokens else "max_length", "larger, to hold a token")
     # Beyond the table of positions theirs fails.
     max_length = min(max_length, max_positions + 1)
-    renormalizes = generation.get("renormalize_logits") or False
-    if renormalizes not in (True, False):
-        raise _unlike(path, "renormalize_logits", renormalizes, "true or false")
     return {
         "max_source_length": max_positions,
         "decoding": {
             "conventions": "transformers",
-            "beam_size": _whole(path, generation, "num_beams", 1),
-            "alpha": 1.0 if alpha is None else float(alpha),
+            "beam_size": whole(path, given, "num_beams", 1, smallest=1),
+            "alpha": number(path, given, "length_penalty", 1.0, -_LARGEST_PENALTY, _LARGEST_PENALTY),
             "max_length": max_length - 2,
             "max_extra_tokens": max_length,
         },
-        "bad_words": _bad_words(path, generation, numbering, end),
-        "renormalizes": bool(renormalizes),
+        "bad_words": _bad_words(path, given, numbering, end),
+        "renormalizes": flag(path, given, "renormalize_logits", False),
     }
 
 
@@ -110,16 +108,23 @@ def longest_output(settings: TranslatorSettings) -> int:
     return min(decoding.max_length + 2, by_source) if decoding.max_length else by_source
 
 
-def token_id(path: Path, config: Mapping[str, Any], name: str, size: int) -> int:
-    """The id in a field.
+def check_markers(path: Path, values: Mapping[str, Any], numberings: tuple[Numbering, Numbering], end: int) -> None:
+    """Do nothing, unless the ids of markers in a file are others than those of the vocabularies.
+
+    Args:
+        path: of config.json or generation_config.json, for messages.
+        values: its content.
+        numberings: of source and target.
+        end: our id of the end of a sentence.
 
     Raises:
-        UserError: naming the field, if it is no id of a vocabulary of that size.
+        UserError: naming the field.
     """
-    value = config.get(name)
-    if type(value) is not int or not 0 <= value < size:
-        raise _unlike(path, name, value, f"an id from 0 to {size - 1}")
-    return value
+    ends, paddings = [numberings[1].there(end)], [numbering.padding for numbering in numberings]
+    for name, ids in (("eos_token_id", ends), ("forced_eos_token_id", ends), ("pad_token_id", paddings)):
+        value = values.get(name)
+        if value is not None and not (type(value) is int and value in ids) and value != ends:
+            raise unlike(path, values, name, f"{ids[0]}, as in the vocabulary")
 
 
 def _bad_words(path: Path, generation: Mapping[str, Any], numbering: Numbering, end: int) -> list[list[int]]:
@@ -128,20 +133,7 @@ def _bad_words(path: Path, generation: Mapping[str, Any], numbering: Numbering, 
         isinstance(word, list) and word and all(type(item) is int and 0 <= item < numbering.size for item in word)
         for word in words
     ):
-        raise _unlike(path, "bad_words_ids", words, f"lists of ids from 0 to {numbering.size - 1}")
+        raise unlike(path, generation, "bad_words_ids", f"lists of ids from 0 to {numbering.size - 1}")
     here = [[numbering.here(item) for item in word] for word in words]
     # transformers lets no one forbid the end; ours never produces padding anyway.
     return [word for word in here if word != [end]] or [[0]]
-
-
-def _whole(path: Path, generation: Mapping[str, Any], name: str, default: int, *, smallest: int = 1) -> int:
-    value = generation.get(name)
-    if value is None:
-        return default
-    if type(value) is not int or value < smallest or value >= 2**31:
-        raise _unlike(path, name, value, f"a whole number from {smallest} on")
-    return value
-
-
-def _unlike(path: Path, name: str, value: object, remedy: str) -> UserError:
-    return UserError(f"{path}: {name} is {value!r}, but must be {remedy}; change or remove the field.")

@@ -71,7 +71,7 @@ def marian_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of such a model."""
     _, params = structure(Seq2Seq, config)
     flat = traverse_util.flatten_dict(params)
-    return {_name(path, config): _turned(path, np.broadcast_to(0, leaf.shape)).shape for path, leaf in flat.items()}
+    return {_name(path, config): _turned_shape(path, leaf.shape) for path, leaf in flat.items()}
 
 
 def from_marian(
@@ -120,6 +120,13 @@ def _turned(path: Path, array: np.ndarray) -> np.ndarray:
     if path[0] == "output_bias":
         return array[0] if array.ndim == 2 else array[None]
     return array
+
+
+def _turned_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """That of our parameter, turned; no array is made, as the sizes are not trusted yet."""
+    if path[-1] == "kernel":
+        return shape[::-1]
+    return (1, *shape) if path[0] == "output_bias" else shape
 
 
 def _counts_tokens(path: Path) -> bool:

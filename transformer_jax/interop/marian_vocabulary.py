@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import sentencepiece
-
-from transformer_jax.data.marian_tokenizer import MarianTokenizer
+from transformer_jax.data.marian_tokenizer import MarianTokenizer, processor_of
 from transformer_jax.data.markers import Markers
 from transformer_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, TokenizerPair
 from transformer_jax.errors import UserError
+from transformer_jax.interop.fields import flag
 from transformer_jax.interop.marian_layout import Numbering
-from transformer_jax.interop.reading import read_bytes, read_json
+from transformer_jax.interop.reading import printable, read_bytes, read_json
 
 _SOURCE, _TARGET = "source.spm", "target.spm"
 _VOCABULARY, _TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
@@ -47,7 +46,8 @@ def read_tokenizers(
         UserError: naming the file, if one is missing, damaged, or has ids twice or out of range.
     """
     names = {name: _token(folder, tokenizer_config, name) for name in _MARKERS}
-    target_file = _TARGET_VOCABULARY if tokenizer_config.get("separate_vocabs") is True else _VOCABULARY
+    separate = flag(folder / TOKENIZER_CONFIG, tokenizer_config, "separate_vocabs", False)
+    target_file = _TARGET_VOCABULARY if separate else _VOCABULARY
     source = _read_side(folder, _SOURCE, _VOCABULARY, names, source_size, None)
     return source, _read_side(folder, _TARGET, target_file, names, target_size, start)
 
@@ -111,15 +111,15 @@ def _read_side(
     folder: Path, model_file: str, vocabulary_file: str, names: Mapping[str, str], size: int, start: int | None
 ) -> MarianTokenizer:
     model = read_bytes(folder, model_file, _LARGEST_MODEL)
-    try:
-        sentencepiece.SentencePieceProcessor(model_proto=model)
-    except Exception as error:  # sentencepiece has no exception class of its own
-        raise UserError(f"{folder / model_file} is no sentencepiece model; copy it again from its origin.") from error
+    processor_of(model, str(folder / model_file))
     vocabulary = read_json(folder, vocabulary_file)
     path = folder / vocabulary_file
     for name, token in names.items():
         if token not in vocabulary:
-            raise UserError(f"{path} lacks {token}, the {name}; copy it again from its origin.")
+            raise UserError(f"{path} lacks {printable(token)}, the {name}; copy it again from its origin.")
+    if len(set(names.values())) < len(names):
+        given = ", ".join(printable(f"{name} {token}") for name, token in names.items())
+        raise UserError(f"{folder / TOKENIZER_CONFIG}: markers must be three pieces, but are {given}; mend them.")
     pieces: list[str | None] = [None] * size
     for piece, token_id in vocabulary.items():
         if type(token_id) is not int or not 0 <= token_id < size:

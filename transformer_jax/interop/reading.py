@@ -1,9 +1,11 @@
 """Files of other systems, read without running code and without trusting a size or a name in them."""
 
 import json
+import os
+import reprlib
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,7 +54,7 @@ def read_bytes(folder: Path, name: str, limit: int | None = None) -> bytes:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of `folder`; its names must be distinct, and NaN and infinity are refused.
+    """The JSON object in a file of `folder`; its names must be distinct; NaN, infinity and half characters are refused.
 
     Raises:
         UserError: as `read_bytes`, or if it is no such object.
@@ -60,6 +62,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     content = read_bytes(folder, name, _LARGEST_JSON)
     try:
         values = json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_distinct)
+        json.dumps(values, ensure_ascii=False).encode("utf-8")  # fails for lone surrogates, which no file could hold
     except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / name} is not valid JSON ({error}); copy it again from its origin.") from error
     if not isinstance(values, dict):
@@ -67,13 +70,17 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
     """The tensors of a safetensors file, in its order; float16 and bfloat16 become float32.
+
+    Args:
+        path: of the file.
+        prefix: what the names of those that are wanted begin with; the others are passed over.
 
     Raises:
         UserError: as `read_bytes`; for a pickle, a truncated or damaged file, and tensors of other types.
     """
-    if path.suffix in _PICKLES and path.exists():
+    if path.suffix in _PICKLES and os.path.exists(path):  # which takes any name, unlike path.exists
         raise UserError(_pickle(path))
     content = read_bytes(path.parent, path.name)
     if content[8:9] != b"{" and content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
@@ -81,11 +88,12 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         if struct.unpack("<Q", content[:8])[0] > min(_LARGEST_HEADER, len(content) - 8):
             raise ValueError("its header is longer than the file, or than any that is sensible")
-        entries = safetensors.deserialize(content)
+        entries = [entry for entry in safetensors.deserialize(content) if entry[0].startswith(prefix)]
         for name, entry in entries:
             if entry["dtype"] not in _DTYPES:
                 raise UserError(
-                    f"{path}: {name} is of type {entry['dtype']}, but only {', '.join(_DTYPES)} are read; convert it."
+                    f"{path}: {printable(name)} is of type {entry['dtype']}, but only {', '.join(_DTYPES)} are read; "
+                    "convert it."
                 )
         return {
             name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]).astype(np.float32)
@@ -101,9 +109,10 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: as `read_tensors`; if there are only pickles; if the index and the files contradict each other.
     """
-    if (folder / WEIGHTS_FILE).exists() or not (folder / INDEX_FILE).exists():
+    has_weights, has_index = (os.path.lexists(folder / name) for name in (WEIGHTS_FILE, INDEX_FILE))
+    if has_weights or not has_index:
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
-        if pickles and not (folder / WEIGHTS_FILE).exists():
+        if pickles and not has_weights:
             raise UserError(_pickle(folder / pickles[0]))
         return read_tensors(folder / WEIGHTS_FILE)
     index = folder / INDEX_FILE
@@ -123,27 +132,20 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def check_tensors(
-    where: Path,
-    tensors: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    optional: Iterable[str] = (),
-) -> None:
+def check_tensors(where: Path, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Do nothing, unless `tensors` are others than those of `shapes`.
 
     Args:
         where: the file, for the message.
         tensors: as they were read.
         shapes: of each tensor that is known.
-        optional: names of known tensors that may be missing.
 
     Raises:
         UserError: naming every tensor that is unknown, missing or of another shape (of each sort the first ten).
     """
-    missing = sorted(shapes.keys() - tensors.keys() - set(optional))
+    missing = sorted(shapes.keys() - tensors.keys())
     misshapen = [
-        f"{name} {_shape(tensors[name].shape)} instead of {_shape(shape)}"
+        f"{printable(name)} {_shape(tensors[name].shape)} instead of {_shape(shape)}"
         for name, shape in sorted(shapes.items())
         if name in tensors and tensors[name].shape != shape
     ]
@@ -158,9 +160,14 @@ def check_tensors(
 
 
 def listed(names: list[str]) -> str:
-    """Names as a text: all up to ten, then how many more."""
+    """Names as a text, printable: all up to ten, then how many more."""
     more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(printable, names[:_NAMES_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def printable(name: str) -> str:
+    """A name from a file, fit for a terminal: quoted where it is not, and then cut."""
+    return name if name.isprintable() else reprlib.repr(name)
 
 
 def _pickle(path: Path) -> str:

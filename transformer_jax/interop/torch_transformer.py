@@ -1,5 +1,6 @@
 """Weights of PyTorch's `nn.Transformer`: a state dict in safetensors form becomes a model folder."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from transformer_jax.bundle import save_bundle
+from transformer_jax.data.text import encodable
 from transformer_jax.errors import UserError
 from transformer_jax.files import new_folder
 from transformer_jax.interop.reading import check_tensors, read_tensors
@@ -52,7 +54,9 @@ def import_torch(
         UserError: if the file can't be read, or holds something else; every tensor that does not fit is named.
     """
     path = Path(path)
-    tensors = _own(path, read_tensors(path), prefix)
+    if os.path.isdir(path):
+        raise UserError(f"{path} is no file; name a safetensors file.")
+    tensors = _own(path, read_tensors(path, prefix), prefix)
     config = _config(path, tensors, num_heads, norm_first, activation, prefix)
     check_tensors(path, tensors, dict(_shapes(config, tensors)))
     params = {side: _stack(tensors, side, config) for side in _ATTENTIONS}
@@ -65,7 +69,7 @@ def import_torch(
             tokenizer_files={},
             settings={},
             scores={},
-            origin={"imported from": f"{path.name}, weights of PyTorch's nn.Transformer"},
+            origin={"imported from": f"{encodable(path.name)}, weights of PyTorch's nn.Transformer"},
         )
 
 
@@ -77,7 +81,7 @@ def _own(path: Path, tensors: Tensors, prefix: str) -> Tensors:
         if first in own and own[first].ndim == 2:
             continue
         elsewhere = sorted(name.removesuffix(first) for name in tensors if name.endswith(f".{first}"))
-        remedy = f"give the prefix {elsewhere[0]!r}" if elsewhere else "name the weights of one"
+        remedy = f"give the prefix {elsewhere[0]!r}" if elsewhere else "name the weights of one, or its prefix"
         raise UserError(f"{path} has no matrix {prefix}{first}, which every nn.Transformer has; {remedy}.")
     return own
 
@@ -86,6 +90,8 @@ def _config(
     path: Path, tensors: Tensors, num_heads: int, norm_first: bool, activation: str, prefix: str
 ) -> ModelConfig:
     d_ff, d_model = tensors["encoder.layers.0.linear1.weight"].shape
+    if d_ff < 1 or d_model < 1:
+        raise UserError(f"{path}: {prefix}encoder.layers.0.linear1.weight is empty; name the weights of a model.")
     if num_heads < 1 or d_model % num_heads:
         raise UserError(
             f"num_heads is {num_heads}, but must divide the width of {path}, {d_model}; "

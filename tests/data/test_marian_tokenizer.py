@@ -1,0 +1,87 @@
+"""MarianMT's tokenizer on vocabularies made by hand; parity with that of transformers is tested in tests/interop."""
+
+import pytest
+
+from tests.interop.marian_folders import CODES, ENGLISH, GERMAN, sentencepiece_model, vocabulary
+from transformer_jax.data.marian_tokenizer import MarianTokenizer
+from transformer_jax.data.markers import Markers
+from transformer_jax.errors import UserError
+
+MODEL = sentencepiece_model((*GERMAN, *ENGLISH), 90)
+NUMBERED = vocabulary(MODEL, codes=CODES)
+PIECES = ["<pad>", *(piece for piece in NUMBERED if piece != "<pad>")]
+MARKERS = Markers(start=0, end=1, unknown=2)
+
+
+def made(pieces=PIECES, markers=MARKERS, model=MODEL):
+    return MarianTokenizer(model, pieces, markers, len(pieces) - 1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return made()
+
+
+def test_ids_are_marians_but_for_padding(tokenizer):
+    assert tokenizer.vocab_size == len(NUMBERED)
+    assert tokenizer.piece(0) == "<pad>"
+    for piece, number in NUMBERED.items():
+        if piece != "<pad>":
+            assert tokenizer.piece(number + 1) == piece
+
+
+def test_texts_come_back(tokenizer):
+    for text in (*GERMAN, *ENGLISH):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_files_come_back(tokenizer):
+    again = MarianTokenizer.from_bytes(*tokenizer.files().values())
+    assert again.files() == tokenizer.files()
+    assert again.encode_batch(GERMAN) == tokenizer.encode_batch(GERMAN)
+
+
+def test_codes_of_languages_are_tokens(tokenizer):
+    code, *rest = tokenizer.encode(f"{CODES[1]} Wo ist der Bahnhof?")
+    assert tokenizer.piece(code) == CODES[1]
+    assert rest == tokenizer.encode(" Wo ist der Bahnhof?")
+    assert tokenizer.encode(">>xyz<< Wo")[0] == tokenizer.markers.unknown
+
+
+@pytest.mark.parametrize("text", ["</s>", "<pad>", "a</s>b", ">></s><<", "<unk>", "\ud800", "\u4e2d"])
+def test_no_text_is_a_marker(tokenizer, text):
+    assert not {0, tokenizer.markers.end} & set(tokenizer.encode(text))
+
+
+def test_ids_without_a_piece_say_nothing():
+    hole = PIECES.index("s")
+    holed = made([None if number == hole else piece for number, piece in enumerate(PIECES)])
+    assert holed.piece(hole) == f"<{hole}>"
+    ids = holed.encode("the dog")
+    assert holed.decode([ids[0], hole, *ids[1:]]) == holed.decode(ids) == "the dog"
+
+
+def test_a_start_that_is_text_stays_text():
+    start = PIECES.index(CODES[1])
+    tokenizer = made(markers=MARKERS._replace(start=start))
+    first, *rest = tokenizer.encode(f"{CODES[1]} Wo")
+    assert first == start
+    assert tokenizer.decode([first, *rest]) == f"{CODES[1]} Wo"
+
+
+def test_a_start_that_is_no_text_says_nothing():
+    tokenizer = made([*PIECES, "<s>"], MARKERS._replace(start=len(PIECES)))
+    assert tokenizer.decode([len(PIECES), *tokenizer.encode("the dog")]) == "the dog"
+    assert len(PIECES) not in tokenizer.encode("<s>")
+
+
+@pytest.mark.parametrize("model", [b"", b"no model"])
+def test_a_model_that_is_none_is_refused(model):
+    with pytest.raises(UserError, match="no sentencepiece model"):
+        made(model=model)
+
+
+@pytest.mark.parametrize("markers", [(0, 0, 2), (0, 1, 0), (0, 1, 1)])
+def test_one_id_for_two_markers_is_refused(markers):
+    with pytest.raises(UserError, match="one id for two markers"):
+        made(markers=Markers(*markers))
