@@ -3,9 +3,10 @@
     python benchmarks/export_parity.py --model runs/multi30k/model --source test.de
 
 Exports the model for CTranslate2 (float32, and int8 for comparison) and for transformers (MarianMT or Pegasus, as the
-model's layer normalisation is), translates the lines of the file there and here with the same beam, and prints a JSON
-object: the share of equal texts, and each difference with the scores that our model gives to both texts. Differences
-of less than `--tie` in score are ties: two outputs that rounding ranks. Needs ctranslate2, torch and transformers.
+model's layer normalisation is), translates the lines of the file there, with the code of the exported README, and
+here, and prints a JSON object: the share of equal texts, and each difference with the scores that our model gives to
+both texts. Differences of less than `--tie` in score are ties: two outputs that rounding ranks. Needs ctranslate2,
+torch and transformers.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import gzip
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ import transformer_jax
 from transformer_jax.bundle import Translator
 from transformer_jax.interop.ctranslate2_export import export_ctranslate2
 from transformer_jax.interop.marian_export import export_marian
-
-BEAM_SIZE = 4
 
 
 def read_lines(path: str) -> list[str]:
@@ -40,35 +39,10 @@ def from_readme(folder: Path) -> Callable[[list[str]], list[str]]:
     return names["translate"]
 
 
-def by_transformers(model: Translator, folder: Path, texts: Sequence[str]) -> list[str]:
-    """What transformers' `generate` gives."""
-    import torch
-    import transformers
-
-    architecture = transformers.PegasusForConditionalGeneration if model.model_config.norm_first else None
-    peer = (architecture or transformers.MarianMTModel).from_pretrained(folder).eval()
-    tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
-    decoding = model.settings.decoding
-    outputs: list[str] = []
-    for start in range(0, len(texts), decoding.batch_size):
-        chosen = [text.lower() if model.settings.lowercase else text for text in texts[start:][: decoding.batch_size]]
-        batch = tokenizer(chosen, return_tensors="pt", padding=True)
-        with torch.no_grad():
-            found = peer.generate(
-                **batch,
-                num_beams=BEAM_SIZE,
-                length_penalty=decoding.alpha,
-                max_length=None,
-                max_new_tokens=batch["input_ids"].shape[1] + decoding.max_extra_tokens,
-            )
-        outputs += tokenizer.batch_decode(found, skip_special_tokens=True)
-    return outputs
-
-
 def compare(model: Translator, texts: list[str], theirs: list[str], conventions: str, tie: float) -> dict[str, Any]:
     """The share of texts that are equal, and the others with our scores of both."""
-    ours = model.search(texts, beam_size=BEAM_SIZE, conventions=conventions)
-    usual = model.translate(texts, beam_size=BEAM_SIZE)
+    ours = model.search(texts, conventions=conventions)
+    usual = model.translate(texts)
     rows = [
         (number, text, our[0], their)
         for number, (text, our, their) in enumerate(zip(texts, ours, theirs, strict=True), 1)
@@ -111,7 +85,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = transformer_jax.load(arguments.model)
     texts = read_lines(arguments.source)[: arguments.lines]
-    report: dict[str, Any] = {"model": arguments.model, "lines": len(texts), "beam_size": BEAM_SIZE}
+    beam_size = model.settings.decoding.beam_size
+    report: dict[str, Any] = {"model": arguments.model, "lines": len(texts), "beam_size": beam_size}
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.only != "transformers":
             for quantization in ("float32", "int8"):
@@ -125,7 +100,7 @@ def main() -> None:
             architecture = "pegasus" if model.model_config.norm_first else "marian"
             folder = Path(scratch, architecture)
             export_marian(model, folder, architecture=architecture)
-            found = by_transformers(model, folder, texts)
+            found = from_readme(folder)(texts)
             report[f"transformers {architecture}"] = compare(model, texts, found, "transformers", arguments.tie)
     print(json.dumps(report, ensure_ascii=False, indent=2))
 

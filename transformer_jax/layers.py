@@ -26,6 +26,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
 }
 
+LAYER_NORM_EPSILON = 1e-5
+"""What variances get, PyTorch's default too."""
+
 DropoutKey = Key[Array, ""] | None
 
 
@@ -47,7 +50,7 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis (Ba et al., 2016), computed in float32."""
 
-    def __init__(self, d_model: int, *, epsilon: float = 1e-5) -> None:
+    def __init__(self, d_model: int, *, epsilon: float = LAYER_NORM_EPSILON) -> None:
         self.scale = nnx.Param(jnp.ones(d_model))
         self.bias = nnx.Param(jnp.zeros(d_model))
         self.epsilon = epsilon

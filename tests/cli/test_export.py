@@ -14,7 +14,8 @@ def export(run, translator):
 
 
 def test_stablehlo(export, translator, tmp_path):
-    assert export("--to", "stablehlo", tmp_path / "out") == (0, "", "")
+    said = f"{tmp_path}/out: for jax; {tmp_path}/out/README.md tells how to call it\n"
+    assert export("--to", "stablehlo", tmp_path / "out") == (0, "", said)
     tokenizer = load(translator).tokenizer.source
     output = read(tmp_path / "out").greedy([[*tokenizer.encode("cab"), tokenizer.markers.end]], max_length=6)
     assert tokenizer.decode(output[0]) == load(translator).translate(["cab"], beam_size=1, max_length=6)[0]
@@ -22,7 +23,8 @@ def test_stablehlo(export, translator, tmp_path):
 
 def test_ctranslate2(export, tmp_path):
     pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: pip install ctranslate2")
-    assert export("--to", "ctranslate2", "--quantization", "int8", tmp_path / "out") == (0, "", "")
+    said = f"{tmp_path}/out: for CTranslate2; {tmp_path}/out/README.md tells how to call it\n"
+    assert export("--to", "ctranslate2", "--quantization", "int8", tmp_path / "out") == (0, "", said)
     assert "stored as int8" in (tmp_path / "out" / "README.md").read_text("utf-8")
     refused(export("--to=ctranslate2", "--quantization=int3", tmp_path / "other"), "'int3'", "int8, ", "float32")
 
@@ -55,5 +57,5 @@ def test_what_is_no_model_folder(export, kind, tmp_path):
 
 
 def test_models_of_other_kinds(export, classifier, tmp_path):
-    refused(export("--to", "marian", tmp_path / "out", model=classifier))
+    refused(export("--to", "marian", tmp_path / "out", model=classifier), "no translation model", "MarianMTModel")
     assert export("--to", "stablehlo", tmp_path / "out", model=classifier)[0] == 0

@@ -1,15 +1,15 @@
 """Exported models, run by CTranslate2 itself."""
 
 import json
-import re
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from tests.bundle.toys import write_classifier
+from tests.bundle.toys import write_classifier, write_couplet_writer, write_stacks
 from tests.interop.marian_folders import GERMAN, make_folder
+from tests.interop.readmes import names_of
 from transformer_jax.bundle import load, save_bundle
 from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.errors import UserError
@@ -55,14 +55,6 @@ def random_model(path, *, kind="char", end_bias=0.0, settings=None, **options):
         scores={},
     )
     return path
-
-
-def snippet(folder):
-    """What the code in the README of an exported folder defines."""
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
-    names: dict = {}
-    exec(code.replace("path/of/this/folder", str(folder)), names)
-    return names
 
 
 @pytest.mark.parametrize(
@@ -111,7 +103,8 @@ def test_search(tmp_path):
             np.testing.assert_allclose([found[0].score for found in ours], scores, atol=1e-4)
         lengths |= {len(found[0].text) for found in ours}
     assert len(lengths) > 3
-    assert model.translate(LINES, beam_size=4) != [found[0].text for found in ours]
+    search = {"beam_size": 4, "alpha": 0.6, "max_length": 9}
+    assert model.translate(LINES, **search) != model.translate(LINES, conventions="ctranslate2", **search)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +121,9 @@ def test_the_readme_translates(tmp_path, kind, settings, options):
     texts = [*LINES[:20], "", "unknown ??", "</s>"]
     expected = load(folder).translate(texts, conventions="ctranslate2")
     assert len(set(expected)) > 2
-    assert snippet(tmp_path / "out")["translate"](texts) == expected
+    translate = names_of(tmp_path / "out")["translate"]
+    assert translate(texts) == expected
+    assert translate([]) == []
 
 
 def test_a_model_of_marian(tmp_path):
@@ -137,7 +132,7 @@ def test_a_model_of_marian(tmp_path):
     import_marian(marian, tmp_path / "model")
     export_ctranslate2(tmp_path / "model", tmp_path / "out")
     texts = [*GERMAN, f">>fra<< {GERMAN[0]}"]
-    found = snippet(tmp_path / "out")["translate"](texts)
+    found = names_of(tmp_path / "out")["translate"](texts)
     assert found == load(tmp_path / "model").translate(texts, conventions="ctranslate2")
     assert len(set(found)) > 2
 
@@ -150,14 +145,30 @@ def test_quantization(tmp_path):
     # The table of positions, the biases and the norms stay.
     positions = 1074 * 16 * 4
     assert sizes[1] - positions < 0.5 * (sizes[0] - positions)
-    assert snippet(tmp_path / "int8")["translate"](["ab"]) != [""]
+    sources, targets = [list(line) for line in LINES], [list(line[::-1]) for line in LINES]
+    exact, rounded = (
+        np.concatenate(
+            [s.log_probs for s in ctranslate2.Translator(str(tmp_path / name)).score_batch(sources, targets)]
+        )
+        for name in ("float32", "int8")
+    )
+    np.testing.assert_allclose(rounded, exact, rtol=0, atol=1)
+    assert 0 < np.abs(rounded - exact).mean() < 0.2
+    assert np.ptp(exact) > 4
+
+
+def test_a_writer_of_couplets(tmp_path):
+    export_ctranslate2(write_couplet_writer(tmp_path / "model"), tmp_path / "out")
+    readme = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "may break them" in readme
+    assert "conventions=" not in readme
 
 
 def test_a_text_that_is_too_long_is_not_cut(tmp_path):
     random_model(tmp_path / "model", positions="learned", max_positions=12)
     export_ctranslate2(tmp_path / "model", tmp_path / "out")
     with pytest.raises(RuntimeError, match="position"):
-        snippet(tmp_path / "out")["translate"](["abcde" * 4])
+        names_of(tmp_path / "out")["translate"](["abcde" * 4])
 
 
 def test_markers_are_told(tmp_path):
@@ -175,12 +186,14 @@ def test_what_cannot_be_exported(tmp_path):
         export_ctranslate2(tmp_path / "model", tmp_path / "out", quantization="int3")
     with pytest.raises(UserError, match=r"holds no encoder-decoder model.*--to stablehlo"):
         export_ctranslate2(write_classifier(tmp_path / "classifier"), tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds no encoder-decoder model for text; name one"):
+        export_ctranslate2(write_stacks(tmp_path / "stacks"), tmp_path / "out")
     with pytest.raises(UserError, match="is no folder"):
         export_ctranslate2(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="taken exists"):
-        export_ctranslate2(tmp_path / "model", tmp_path / "taken")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier", "model", "taken"]
+        export_ctranslate2("no model is looked at", tmp_path / "taken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier", "model", "stacks", "taken"]
     assert not any((tmp_path / "taken").iterdir())
 
 

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 
 from tests.bundle.toys import CLASSES, write_classifier, write_couplet_writer
 from tests.interop.marian_folders import GERMAN, make_folder
+from tests.interop.readmes import code_of, names_of
 from transformer_jax.bundle import load, save_bundle
 from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.errors import UserError
@@ -81,13 +83,12 @@ def test_greedy_search_is_ours(folders):
 
 
 def run_readme(folder, monkeypatch):
-    """What the code in the README defines, with the reader as a module of its own."""
-    monkeypatch.syspath_prepend(Path(stablehlo_reader.__file__).parent)
+    """What the code in the README defines, with the folder's own reader."""
+    assert "transformer_jax" not in code_of(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "stablehlo_reader", raising=False)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
-    assert "transformer_jax" not in code
-    names: dict = {}
-    exec(code.replace("path/of/this/folder", str(folder)), names)
+    names = names_of(folder)
+    assert Path(sys.modules["stablehlo_reader"].__file__).parent == folder
     return names
 
 
@@ -96,7 +97,9 @@ def test_the_readme_translates(tmp_path, monkeypatch, kind):
     model = load(write_model(tmp_path / "model", kind=kind, num_decoder_layers=1))
     export_stablehlo(model, tmp_path / "out")
     texts = [*LINES, "? unknown"]
-    found = run_readme(tmp_path / "out", monkeypatch)["translate"](texts)
+    translate = run_readme(tmp_path / "out", monkeypatch)["translate"]
+    found = translate(texts)
+    assert translate([]) == []
     longest = max(len(model.tokenizer.source.encode(text)) for text in texts) + 3
     assert found == model.translate(texts, beam_size=1, max_length=longest, max_extra_tokens=99)
     assert len(set(found)) > 1
@@ -117,6 +120,7 @@ def test_a_classifier(tmp_path, monkeypatch):
     export_stablehlo(tmp_path / "model", tmp_path / "out")
     names = run_readme(tmp_path / "out", monkeypatch)
     texts = ["abc", "decade cab", "e"]
+    assert names["classify"]([]) == []
     assert names["classify"](texts) == [found.label for found in model.classify(texts)]
     tokens = [[1, *model.tokenizer.encode(text)][:6] for text in texts]
     np.testing.assert_allclose(names["model"].probabilities(tokens), model.probabilities(texts), atol=1e-5)
@@ -130,7 +134,18 @@ def test_a_writer_of_couplets(tmp_path):
     export_stablehlo(tmp_path / "model", tmp_path / "out")
     program = stablehlo_reader.load(tmp_path / "out")
     assert program.signature["sizes"]["target_vocab_size"] == model.tokenizer.target.vocab_size
-    assert '"".join(text.split())' in (tmp_path / "out" / "README.md").read_text("utf-8")
+    readme = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert '"".join(text.split())' in readme
+    assert "may break them" in readme
+    assert "several tokens" not in readme
+
+
+def test_what_is_forbidden_in_part_is_told(tmp_path):
+    model = load(write_model(tmp_path / "model"))
+    model.settings = replace(model.settings, bad_words=((3,), (4, 5)))
+    export_stablehlo(model, tmp_path / "out")
+    assert stablehlo_reader.load(tmp_path / "out").signature["never"] == [0, 3]
+    assert "Sequences of several tokens" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
 def test_positions_end_where_the_models_do(tmp_path):
@@ -167,7 +182,14 @@ def altered(**fields):
         ("signature.json", lambda content: b"\xff" + content, "signature.json is no JSON"),
         ("signature.json", lambda content: b"[]", "does not describe a model"),
         ("signature.json", altered(format_version=2), "format_version 2, but this reader knows 1"),
+        ("signature.json", lambda content: b"[" * 100_000, "signature.json is no JSON"),
         ("signature.json", altered(kind="diffusion"), "signature.json is damaged"),
+        ("signature.json", altered(kind=[]), "signature.json is damaged"),
+        ("signature.json", altered(sizes={}), "signature.json is damaged"),
+        ("signature.json", altered(markers={"start": 1, "end": "2"}), "signature.json is damaged"),
+        ("signature.json", altered(never=0), "signature.json is damaged"),
+        ("signature.json", altered(dtype=["float32"]), "signature.json is damaged"),
+        ("signature.json", altered(max_source_length="9"), "signature.json is damaged"),
         ("signature.json", altered(programs={}), "signature.json is damaged"),
         ("signature.json", altered(programs={"encoder": 1, "step": {}}), "signature.json is damaged"),
     ],
@@ -195,7 +217,7 @@ def test_missing_files_and_strange_programs(folders, tmp_path):
 
 def test_what_cannot_be_written(folders, tmp_path):
     with pytest.raises(UserError, match="out exists"):
-        export_stablehlo(folders[0], folders[1])
+        export_stablehlo("no model is looked at", folders[1])
     with pytest.raises(UserError, match="is no folder"):
         export_stablehlo(tmp_path / "nowhere", tmp_path / "out")
     assert not any(tmp_path.iterdir())

@@ -1,7 +1,9 @@
 """transformer-jax export: a trained model as a folder for another system."""
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformer_jax.errors import UserError
@@ -39,6 +41,8 @@ def _export(arguments: argparse.Namespace) -> None:
     if arguments.quantization is not None and arguments.to != _QUANTIZED:
         raise UserError(f"--quantization goes with --to {_QUANTIZED} alone; drop it.")
     _KINDS[arguments.to](arguments)
+    out, system = arguments.out, _SYSTEMS[arguments.to]
+    print(f"{out}: for {system}; {Path(out, 'README.md')} tells how to call it", file=sys.stderr)
 
 
 def _to_ctranslate2(arguments: argparse.Namespace) -> None:
@@ -64,4 +68,10 @@ _KINDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "marian": _to_transformers,
     "pegasus": _to_transformers,
     "stablehlo": _to_stablehlo,
+}
+_SYSTEMS = {
+    "ctranslate2": "CTranslate2",
+    "marian": "MarianMTModel of transformers",
+    "pegasus": "PegasusForConditionalGeneration of transformers",
+    "stablehlo": "jax",
 }

@@ -1,7 +1,9 @@
 """transformer-jax import: a model of another system as a model folder."""
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformer_jax.errors import UserError
@@ -36,6 +38,7 @@ def _import(arguments: argparse.Namespace) -> None:
     if arguments.kind not in _KINDS:
         raise UserError(f"--from is {arguments.kind!r}, but must be one of {', '.join(_KINDS)}.")
     _KINDS[arguments.kind](arguments)
+    print(f"{arguments.out}: a model folder; {Path(arguments.out, 'README.md')} tells of it", file=sys.stderr)
 
 
 def _from_marian(arguments: argparse.Namespace) -> None:

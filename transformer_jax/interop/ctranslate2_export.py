@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from transformer_jax.bundle import CoupletWriter, Translator, load
+from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator, load
 from transformer_jax.data.tokenizers import PAD
 from transformer_jax.errors import UserError
 from transformer_jax.files import new_folder
-from transformer_jax.interop.snippets import FOLDER, longest_output, tokenizer_snippet
+from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, WITHOUT_RULES, longest_output, tokenizer_snippet
+from transformer_jax.layers import LAYER_NORM_EPSILON
 from transformer_jax.positions import sinusoidal_positions
 
 _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swish": "SWISH"}
 _FEWEST_POSITIONS = 1024
-_LAYER_NORM_EPSILON = 1e-5  # that of `layers.LayerNorm`
 
 Model = Translator | CoupletWriter
 
@@ -43,16 +43,17 @@ def export_ctranslate2(model: str | Path | Model, out: str | Path, *, quantizati
         raise UserError("CTranslate2 is not installed; install it: pip install ctranslate2.") from error
     if quantization not in types:
         raise UserError(f"quantization is {quantization!r}, but must be one of {', '.join(types)}.")
-    loaded = model if isinstance(model, Model) else load(model)
-    if not isinstance(loaded, Model):
-        raise UserError(f"{model} holds no encoder-decoder model for text; export it with --to stablehlo.")
-    readme = _readme(loaded, quantization)
-
-    class Converter(converters.Converter):
-        def _load(self) -> Any:
-            return _specification(loaded, specs)
-
     with new_folder(out) as folder:
+        loaded = model if isinstance(model, Model) else load(model)
+        if not isinstance(loaded, Model):
+            remedy = "export it with --to stablehlo" if isinstance(loaded, TextClassifier) else "name one that does"
+            raise UserError(f"{model} holds no encoder-decoder model for text; {remedy}.")
+        readme = _readme(loaded, quantization)
+
+        class Converter(converters.Converter):
+            def _load(self) -> Any:
+                return _specification(loaded, specs)
+
         Converter().convert(str(folder), quantization=quantization, force=True)
         for name, content in loaded.tokenizer.files().items():
             (folder / name).write_bytes(content)
@@ -90,7 +91,7 @@ def _specification(model: Model, specs: Any) -> Any:
     spec.register_source_vocabulary([source.piece(token) for token in range(source.vocab_size)])
     spec.register_target_vocabulary([target.piece(token) for token in range(target.vocab_size)])
     markers = target.markers
-    spec.config.layer_norm_epsilon = _LAYER_NORM_EPSILON
+    spec.config.layer_norm_epsilon = LAYER_NORM_EPSILON
     spec.config.decoder_start_token = target.piece(markers.start)
     spec.config.bos_token = target.piece(markers.start)
     spec.config.eos_token = target.piece(markers.end)
@@ -143,6 +144,12 @@ def _readme(model: Model, quantization: str) -> str:
     sequences = [[target.piece(token) for token in word] for word in never if word != (markers.unknown,)]
     imports = "".join(f"{line}\n" for line in (*snippet.imports, "import ctranslate2"))
     setup = "".join(f"\n{line}" for line in snippet.setup)
+    search = (
+        f'`translate` of transformer-jax does the same with `conventions="ctranslate2"`, and then gives the same '
+        f"translations.\n{ONE_LIMIT}"
+        if isinstance(model, Translator)
+        else WITHOUT_RULES
+    )
     return f"""# {model.settings.title}, for CTranslate2
 
 Exported from transformer-jax for [CTranslate2](https://opennmt.net/CTranslate2), stored as {quantization}.
@@ -175,9 +182,10 @@ def translate(texts):
 ```
 
 CTranslate2 adds the end of sentence to its input by itself. Its search ranks outputs by their log-probability over
-length^{decoding.alpha} and ends with the first {decoding.beam_size} of them that end. transformer-jax does the same by
-`translate(texts, conventions="ctranslate2")`, and then gives the same translations. `max_input_length=0` keeps
+length^{decoding.alpha} and ends with the first {decoding.beam_size} of them that end. `max_input_length=0` keeps
 CTranslate2 from cutting long texts in silence.
+
+{search}
 
 ## Limits
 

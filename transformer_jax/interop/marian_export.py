@@ -13,6 +13,7 @@ from transformer_jax.interop.marian_generation import generation_json_of, longes
 from transformer_jax.interop.marian_layout import BIAS, DECODER, ENCODER, POSITIONS, SHARED, sinusoids, to_marian
 from transformer_jax.interop.marian_vocabulary import sides_of, write_json, write_tokenizers
 from transformer_jax.interop.reading import WEIGHTS_FILE
+from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT
 from transformer_jax.models import ModelConfig
 
 ARCHITECTURES = {"marian": "MarianMTModel", "pegasus": "PegasusForConditionalGeneration"}
@@ -32,11 +33,16 @@ def export_marian(model: str | Path | Translator, out: str | Path, *, architectu
     """
     if architecture not in ARCHITECTURES:
         raise UserError(f"The architecture is {architecture!r}, but must be one of {', '.join(ARCHITECTURES)}.")
-    translator = model if isinstance(model, Translator) else load(model)
-    if not isinstance(translator, Translator):
-        raise UserError(
-            f"{model} holds no translation model, which {ARCHITECTURES[architecture]} is; name one that does."
-        )
+    with new_folder(out) as folder:
+        translator = model if isinstance(model, Translator) else load(model)
+        if not isinstance(translator, Translator):
+            raise UserError(
+                f"{model} holds no translation model, which {ARCHITECTURES[architecture]} is; name one that does."
+            )
+        _write(translator, folder, architecture)
+
+
+def _write(translator: Translator, folder: Path, architecture: str) -> None:
     config, settings = translator.model_config, translator.settings
     _check(config, architecture)
     source, target = sides_of(translator.tokenizer)
@@ -54,18 +60,17 @@ def export_marian(model: str | Path | Translator, out: str | Path, *, architectu
         tensors |= dict.fromkeys(POSITIONS, sinusoids(max_positions, config.d_model).astype(np.float32))
     generation = generation_json_of(settings, target.markers, target.numbering)
     markers = {name: value for name, value in generation.items() if name.endswith("token_id")}
-    with new_folder(out) as folder:
-        write_json(folder / "config.json", config_json_of(config, architecture, max_positions=max_positions) | markers)
-        write_json(folder / "generation_config.json", generation)
-        (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-        write_tokenizers(
-            folder,
-            source,
-            target,
-            max_length=settings.max_source_length,
-            languages=(settings.source_language, settings.target_language),
-        )
-        (folder / "README.md").write_text(_readme(translator, architecture), encoding="utf-8")
+    write_json(folder / "config.json", config_json_of(config, architecture, max_positions=max_positions) | markers)
+    write_json(folder / "generation_config.json", generation)
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    write_tokenizers(
+        folder,
+        source,
+        target,
+        max_length=settings.max_source_length,
+        languages=(settings.source_language, settings.target_language),
+    )
+    (folder / "README.md").write_text(_readme(translator, architecture), encoding="utf-8")
 
 
 def _check(config: ModelConfig, architecture: str) -> None:
@@ -88,7 +93,11 @@ def _check(config: ModelConfig, architecture: str) -> None:
 def _readme(translator: Translator, architecture: str) -> str:
     settings = translator.settings
     decoding = settings.decoding
-    lowered = "[text.lower() for text in texts]" if settings.lowercase else "texts"
+    chosen = f"texts[start : start + {decoding.batch_size}]"
+    lowered = f"[text.lower() for text in {chosen}]" if settings.lowercase else chosen
+    # generation_config.json knows no limit that depends on the source.
+    length = f'batch["input_ids"].shape[1] + {decoding.max_extra_tokens}'
+    limit = "" if decoding.max_length else f", max_length=None, max_new_tokens={length}"
     if decoding.conventions == "transformers":
         search = "`generate` finds what `translate` of transformer-jax does."
     else:
@@ -96,22 +105,36 @@ def _readme(translator: Translator, architecture: str) -> str:
             "`generate` ranks outputs by log-probability over length**length_penalty and stops by an estimate. "
             'transformer-jax does the same with `translate(texts, conventions="transformers")`.'
         )
+    if not decoding.max_length:
+        search += f"\n{ONE_LIMIT}"
     return f"""# {settings.title}
 
 Written by transformer-jax for Hugging Face transformers.
 
+## Use
+
+Needs `pip install transformers torch sentencepiece`.
+
 ```python
 from transformers import MarianTokenizer, {ARCHITECTURES[architecture]}
 
-folder = "path/of/this/folder"
+folder = "{FOLDER}"
 tokenizer = MarianTokenizer.from_pretrained(folder)
 model = {ARCHITECTURES[architecture]}.from_pretrained(folder).eval()
 
-texts = ["..."]
-batch = tokenizer({lowered}, return_tensors="pt", padding=True)
-outputs = model.generate(**batch)
-print(tokenizer.batch_decode(outputs, skip_special_tokens=True))
+
+def translate(texts):
+    outputs = []
+    for start in range(0, len(texts), {decoding.batch_size}):
+        batch = tokenizer({lowered}, return_tensors="pt", padding=True)
+        found = model.generate(**batch{limit})
+        outputs += tokenizer.batch_decode(found, skip_special_tokens=True)
+    return outputs
 ```
 
 {search}
+
+## Limits
+
+{settings.limits}
 """

@@ -9,6 +9,13 @@ from transformer_jax.errors import UserError
 
 FOLDER = "path/of/this/folder"
 """What stands for the exported folder in a README."""
+WITHOUT_RULES = "The rules of couplets are not in this folder; its lines may break them."
+"""Of a writer of couplets, elsewhere."""
+ONE_LIMIT = (
+    "Texts that are translated together share a limit on the length of outputs, by the longest of them; in\n"
+    "transformer-jax each text has its own."
+)
+"""Why outputs that do not end may differ."""
 
 
 class Snippet(NamedTuple):
@@ -49,7 +56,7 @@ def tokenizer_snippet(model: Translator | CoupletWriter | TextClassifier, *, pie
 def longest_output(model: Translator | CoupletWriter) -> str:
     """An expression of how many tokens outputs may have; `sources` are tokens, all without the end of sentence."""
     decoding = model.settings.decoding
-    longest = f"max(map(len, sources)) + {decoding.max_extra_tokens}"
+    longest = f"max(map(len, sources), default=0) + {decoding.max_extra_tokens}"
     # The end of sentence takes a position, too.
     limits = [limit for limit in (decoding.max_length, (model.model_config.position_limit or 0) - 1) if limit > 0]
     return f"min({longest}, {min(limits)})" if limits else longest
@@ -68,7 +75,7 @@ def _side(tokenizer: Tokenizer, name: str, prefix: str, text: str, pieces: bool)
         )
     if isinstance(tokenizer, MarianTokenizer):
         # A language code is one piece, which the sentencepiece model does not know.
-        code = '"^>>.*?<<"'
+        code = '"(?s)^>>.*?<<"'
         cut = f're.findall({code}, {text}) + {name}.encode(re.sub({code}, "", {text}), out_type=str)'
         written = "output" if pieces else f"[{name}_pieces[token] for token in output]"
         vocabulary = f'json.loads(Path(folder, "{prefix}{tokenizer.VOCABULARY_FILE}").read_text("utf-8"))["pieces"]'

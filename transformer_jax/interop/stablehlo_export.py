@@ -16,11 +16,13 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator, load
 from transformer_jax.errors import UserError
 from transformer_jax.files import new_folder
-from transformer_jax.interop.snippets import FOLDER, longest_output, tokenizer_snippet
+from transformer_jax.interop import stablehlo_reader
+from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, WITHOUT_RULES, longest_output, tokenizer_snippet
 from transformer_jax.interop.stablehlo_reader import FORMAT, FORMAT_VERSION, SIGNATURE_FILE
 from transformer_jax.models import Cache, Memory
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+READER_FILE = "stablehlo_reader.py"
 
 Model = Translator | CoupletWriter | TextClassifier
 
@@ -40,9 +42,17 @@ def export_stablehlo(model: str | Path | Model, out: str | Path) -> None:
         UserError: if flatbuffers is not installed, the model cannot be read or is of another kind, or `out` exists or
             cannot be written.
     """
-    loaded = model if isinstance(model, Model) else load(model)
-    if not isinstance(loaded, Model):
-        raise UserError(f"{model} holds no model for text; export one that translates, classifies or writes couplets.")
+    with new_folder(out) as folder:
+        loaded = model if isinstance(model, Model) else load(model)
+        if not isinstance(loaded, Model):
+            raise UserError(
+                f"{model} holds no model for text; export one that translates, classifies or writes couplets."
+            )
+        for name, content in _files(loaded).items():
+            (folder / name).write_bytes(content)
+
+
+def _files(loaded: Model) -> dict[str, bytes]:
     programs = _classifier_programs(loaded) if isinstance(loaded, TextClassifier) else _seq2seq_programs(loaded)
     try:
         files = {f"{name}.stablehlo": bytes(program.serialize()) for name, program in programs.items()}
@@ -68,10 +78,8 @@ def export_stablehlo(model: str | Path | Model, out: str | Path) -> None:
         SIGNATURE_FILE: json.dumps(signature, indent=2, ensure_ascii=False) + "\n",
         "README.md": _readme(loaded),
     }
-    files |= loaded.tokenizer.files() | {name: text.encode("utf-8") for name, text in texts.items()}
-    with new_folder(out) as folder:
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
+    reader = {READER_FILE: Path(stablehlo_reader.__file__).read_bytes()}
+    return files | reader | loaded.tokenizer.files() | {name: text.encode("utf-8") for name, text in texts.items()}
 
 
 def _seq2seq_programs(model: Translator | CoupletWriter) -> dict[str, export.Exported]:
@@ -144,7 +152,7 @@ def _facts(model: Model) -> dict[str, Any]:
 
 def _readme(model: Model) -> str:
     snippet = tokenizer_snippet(model, pieces=False)
-    imports = "".join(f"{line}\n" for line in snippet.imports)
+    imports = "".join(f"{line}\n" for line in sorted({*snippet.imports, "import sys"}))
     packages = "jax flatbuffers numpy" + (" sentencepiece" if "sentencepiece" in imports else "")
     setup = "".join(f"\n{line}" for line in snippet.setup)
     if isinstance(model, TextClassifier):
@@ -164,19 +172,28 @@ def _readme(model: Model) -> str:
 `step.stablehlo`: the newest tokens [B, K], a cache with L slots and the memory to logits [B, K, V] and the cache.
 
 `model.encode`, `model.empty_cache` and `model.step` call them; `model.greedy` is a search in twenty lines."""
+    notes = []
+    if isinstance(model, Translator):
+        notes.append(ONE_LIMIT)
+    if isinstance(model, CoupletWriter):
+        notes.append(WITHOUT_RULES)
+    if not isinstance(model, TextClassifier) and any(len(word) > 1 for word in model.settings.bad_words):
+        notes.append("Sequences of several tokens that transformer-jax never writes may come here.")
+    remarks = "".join(f"\n\n{note}" for note in notes)
     return f"""# {model.settings.title}, as StableHLO
 
 Exported from transformer-jax, with jax {jax.__version__}, for {", ".join(PLATFORMS)}.
 
 ## Use
 
-Needs `pip install {packages}`, and the file `stablehlo_reader.py` of the package
-`transformer_jax.interop`: copy it beside your program. It imports nothing else of that package.
+Needs `pip install {packages}`, but not transformer-jax: `{READER_FILE}` lies in this folder.
 
 ```python
-{imports}from stablehlo_reader import load
-
+{imports}
 folder = "{FOLDER}"
+sys.path.append(folder)
+from {Path(READER_FILE).stem} import load
+
 model = load(folder){setup}
 
 
@@ -186,7 +203,7 @@ model = load(folder){setup}
 {programs}
 
 The parameters are inside. B, K, S and L may be any sizes; `{SIGNATURE_FILE}` has the shapes and the ids of the markers.
-A program is code: load only folders that you trust.
+A program is code: load only folders that you trust.{remarks}
 
 ## Limits
 

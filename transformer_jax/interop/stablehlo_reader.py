@@ -1,12 +1,12 @@
 """Runs what `transformer-jax export --to stablehlo` wrote, with jax, flatbuffers and numpy alone.
 
-Copy this file beside a program of your own. The folder must come from somebody you trust: the programs in it are
+Each exported folder has a copy of this file. The folder must come from somebody you trust: the programs in it are
 compiled and run. Each new combination of batch size and lengths is compiled when it first comes.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,32 @@ SIGNATURE_FILE = "signature.json"
 PADDING = 0
 
 _PROGRAMS = {"seq2seq": ("encoder", "step"), "classifier": ("classifier",)}
-_FIELDS = {
-    "seq2seq": ("markers", "never", "sizes", "dtype", "max_source_length", "max_positions"),
-    "classifier": ("classes", "max_length"),
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _has_sizes(*names: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(_is_size(value.get(name)) for name in names)
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+_FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "seq2seq": {
+        "markers": _has_sizes("start", "end"),
+        "never": _is_list_of(int),
+        "sizes": _has_sizes("num_decoder_layers", "num_heads", "head_width"),
+        "dtype": lambda value: value in ("float32", "bfloat16", "float16"),
+        "max_source_length": _is_size,
+        "max_positions": lambda value: value is None or _is_size(value),
+    },
+    "classifier": {"classes": _is_list_of(str), "max_length": _is_size},
 }
+"""What must be in a signature, and what tells whether it is."""
 
 
 class ExportError(ValueError):
@@ -78,6 +100,8 @@ class Seq2SeqProgram:
         Raises:
             ExportError: if a source, or `max_length`, is longer than the model takes.
         """
+        if not sources:
+            return []
         start, end = (self.signature["markers"][name] for name in ("start", "end"))
         memory = self.encode(_padded(sources))
         cache = self.empty_cache(len(sources), 1, max_length)
@@ -111,6 +135,8 @@ class ClassifierProgram:
         Raises:
             ExportError: if a text is longer than the model takes.
         """
+        if not texts:
+            return np.zeros((0, len(self.signature["classes"])), np.float32)
         _check_length(max(map(len, texts)), self.signature["max_length"], "A text")
         return np.asarray(self._classify(_padded(texts)))
 
@@ -131,7 +157,7 @@ def load(folder: str | Path) -> Seq2SeqProgram | ClassifierProgram:
 def _read_signature(path: Path) -> dict[str, Any]:
     try:
         signature = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, ExportError):
             raise
         raise ExportError(f"{path} is no JSON; copy the folder again from its origin.") from error
@@ -145,8 +171,9 @@ def _read_signature(path: Path) -> dict[str, Any]:
     kind = signature.get("kind", "")
     programs = signature.get("programs")
     if (
-        kind not in _PROGRAMS
-        or not all(name in signature for name in _FIELDS[kind])
+        not isinstance(kind, str)
+        or kind not in _PROGRAMS
+        or not all(check(signature.get(name)) for name, check in _FIELDS[kind].items())
         or not isinstance(programs, dict)
         or sorted(programs) != sorted(_PROGRAMS[kind])
         or not all(isinstance(entry, dict) and isinstance(entry.get("file"), str) for entry in programs.values())
