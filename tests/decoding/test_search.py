@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from tests.decoding.toys import (
     EOS,
@@ -105,6 +106,12 @@ def test_conventions_of_transformers(alpha):
     usual = toy.run(beam_search, **search)
     differs = [outputs_of(usual, sentence)[0] for sentence in range(toy.batch_size)] != best
     assert differs == (alpha > 0)
+
+
+@pytest.mark.parametrize("field", ["stop", "length_penalty"])
+def test_the_types_of_conventions_tell_what_there_is(field):
+    with pytest.raises(TypeCheckError, match=field):
+        Conventions(**{field: "sometimes"})
 
 
 def test_a_full_beam_stops_where_its_convention_says():
