@@ -52,11 +52,8 @@ class MarianTokenizer:
         self._pieces = list(pieces)
         self.markers = markers
         self.padding_place = padding_place
+        # Not the start, which may be a piece of text; where it is none, as <s>, sentencepiece is silent on it itself.
         self._silent = {PAD, markers.end, markers.unknown}
-        # A decoder may start with a piece of text, which then stays one.
-        start = pieces[markers.start]
-        if start is not None and self._processor.is_control(self._processor.piece_to_id(start)):
-            self._silent.add(markers.start)
         self._ids = {
             piece: token_id
             for token_id, piece in enumerate(pieces)
