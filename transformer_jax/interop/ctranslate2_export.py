@@ -182,8 +182,8 @@ def translate(texts):
 ```
 
 CTranslate2 adds the end of sentence to its input by itself. Its search ranks outputs by their log-probability over
-length^{decoding.alpha} and ends with the first {decoding.beam_size} of them that end. `max_input_length=0` keeps
-CTranslate2 from cutting long texts in silence.
+length^{decoding.alpha} and ends with the first {decoding.beam_size} of them that end. `max_input_length=0`
+keeps CTranslate2 from cutting long texts in silence.
 
 {search}
 

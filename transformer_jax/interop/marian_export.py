@@ -102,7 +102,7 @@ def _readme(translator: Translator, architecture: str) -> str:
         search = "`generate` finds what `translate` of transformer-jax does."
     else:
         search = (
-            "`generate` ranks outputs by log-probability over length**length_penalty and stops by an estimate. "
+            "`generate` ranks outputs by log-probability over length**length_penalty and stops by an estimate.\n"
             'transformer-jax does the same with `translate(texts, conventions="transformers")`.'
         )
     if not decoding.max_length:
