@@ -26,6 +26,7 @@ def test_marian(run_import, tmp_path):
     said = f"{tmp_path}/out: a model folder; {tmp_path}/out/README.md tells of it\n"
     assert run_import("--from", "marian", folder, tmp_path / "out") == (0, "", said)
     assert isinstance(load(tmp_path / "out"), Translator)
+    assert "| imported from | a MarianMT model, marian |" in (tmp_path / "out" / "README.md").read_text("utf-8")
     refused(run_import("--from", "marian", folder, tmp_path / "out"), "exists")
 
 
