@@ -32,7 +32,7 @@ CARD_FILE = "README.md"
 _LARGEST_CONFIG = 1_000_000  # bytes
 _LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
-_UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029`]")
+_UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|```")
 """What would let a title, which may come from anybody, write more than a heading into READMEs."""
 
 _MAY_BE_ZERO = ("source_vocab_size", "target_vocab_size", "num_classes")
@@ -180,7 +180,7 @@ def _read_config(folder: Path) -> _BundleConfig:
     settings = build(MODELS[values["task"]].settings_type, values["settings"], f"{path}: settings")
     if _UNFIT_FOR_TITLE.search(settings.title):
         raise UserError(
-            f"{path}: settings has a line break, control character or backtick in a name of the model's title; "
+            f"{path}: settings has a line break, control character or fence (```) in a name of the model's title; "
             "copy the model again from its origin."
         )
     sha256 = values["sha256"]
