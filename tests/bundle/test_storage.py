@@ -362,7 +362,7 @@ def test_an_unloadable_model_is_not_written(tmp_path, changes, expected):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("language", ["de\n\n```python\nimport os", "de`x`", "de\u2028x", "de\x1b[0m"])
+@pytest.mark.parametrize("language", ["de\n\n```python\nimport os", "de ```python", "de\u2028x", "de\x1b[0m"])
 def test_a_name_in_the_title_adds_nothing_to_a_readme(folder, language):
     edit(folder / "config.json", lambda config: config["settings"].update(source_language=language))
     with pytest.raises(UserError, match=r"config.json: settings has a line break"):
