@@ -46,7 +46,7 @@ def test_nothing_is_masked_unless_asked_for(model):
         return (np.abs(gradient).max(axis=(0, 2)) > 1e-6).tolist()
 
     # The sum over the width of a normed vector is constant, so the gradient is that of cubes.
-    gradient = jax.grad(lambda *a, **k: jnp.sum(model(*a, **k)[:, 0] ** 3), argnums=(0, 1))
+    gradient = jax.jit(jax.grad(lambda *a, **k: jnp.sum(model(*a, **k)[:, 0] ** 3), argnums=(0, 1)))
     assert [*map(depends, gradient(source, target))] == [[True] * 4, [True] * 3]
     of_source, of_target = gradient(
         source, target, target_mask=causal_mask(3), memory_mask=jnp.array([[True, False, True, True]])[:, None, None]

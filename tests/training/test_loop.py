@@ -159,7 +159,9 @@ def whole_runs(tmp_path_factory):
     return defaultdict(lambda: tmp_path_factory.mktemp("run") / "whole")
 
 
-@pytest.mark.parametrize(("make_config", "killed_at"), [(small, 5), (small, 11), (small_classifier, 5)])
+@pytest.mark.parametrize(
+    ("make_config", "killed_at"), [(small, 5), pytest.param(small, 11, marks=pytest.mark.slow), (small_classifier, 5)]
+)
 def test_a_killed_run_goes_on_exactly(tmp_path, whole_runs, monkeypatch, scores, make_config, killed_at):
     """Between a line of the log and an evaluation; and after both."""
     config, whole = make_config(ema_decay=0.9), whole_runs[make_config]
