@@ -319,10 +319,15 @@ class TestRefusals:
         change(fresh, "tokenizer_config.json", eos_token="[END]")
         assert "lacks [END], the eos_token" in refusal(fresh)
 
-    @pytest.mark.parametrize("language", ["de\n\n```python\nimport os", "a" * 33, "de`", 3])
+    @pytest.mark.parametrize("language", ["de\n\n```python\nimport os", "a" * 257, "de`", 3])
     def test_a_language_that_is_none(self, fresh, language):
         change(fresh, "tokenizer_config.json", target_lang=language)
         assert "tokenizer_config.json: target_lang" in refusal(fresh)
+
+    def test_a_name_of_several_languages(self, fresh):
+        change(fresh, "tokenizer_config.json", source_lang="fr+fr_BE+fr_CA+zh-Hans")
+        import_marian(fresh, fresh.parent / "out")
+        assert transformer_jax.load(fresh.parent / "out").settings.source_language == "fr+fr_BE+fr_CA+zh-Hans"
 
     def test_an_output_that_exists(self, fresh):
         out = fresh.parent / "there"

@@ -35,7 +35,7 @@ _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _START = "decoder_start_token_id"
 _POSITION_TOLERANCE = 5e-3
 """Half of the last place of bfloat16 below 1: folders may hold rounded sinusoids."""
-_LANGUAGE = r"[\w.@-]{0,32}"
+_LANGUAGE = r"[\w.@+ -]{0,256}"
 """It becomes part of the titles of READMEs, where a stranger's text must not go on."""
 
 Tensors = dict[str, np.ndarray]
