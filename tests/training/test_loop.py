@@ -160,7 +160,8 @@ def whole_runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("make_config", "killed_at"), [(small, 5), pytest.param(small, 11, marks=pytest.mark.slow), (small_classifier, 5)]
+    ("make_config", "killed_at"),
+    [(small_classifier, 5), *(pytest.param(small, step, marks=pytest.mark.slow) for step in (5, 11))],
 )
 def test_a_killed_run_goes_on_exactly(tmp_path, whole_runs, monkeypatch, scores, make_config, killed_at):
     """Between a line of the log and an evaluation; and after both."""
