@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import export
 from jaxtyping import Array, Float, Int
 
@@ -86,13 +85,12 @@ def _seq2seq_programs(model: Translator | CoupletWriter) -> dict[str, export.Exp
     config = model.model_config
 
     def encode(source: Int[Array, "B S"]) -> dict[str, Any]:
-        return nnx.merge(model.graphdef, model.params).remember(source)._asdict()
+        return model.model.remember(source)._asdict()
 
     def step(
         tokens: Int[Array, "B K"], cache: dict[str, Any], memory: dict[str, Any]
     ) -> tuple[Float[Array, "B K V"], dict[str, Any]]:
-        merged = nnx.merge(model.graphdef, model.params)
-        logits, grown = merged.step(tokens, Cache(**cache), Memory(**memory))
+        logits, grown = model.model.step(tokens, Cache(**cache), Memory(**memory))
         return logits, grown._asdict()
 
     batch, beams, source, slots = export.symbolic_shape("B, K, S, L")
@@ -112,7 +110,7 @@ def _seq2seq_programs(model: Translator | CoupletWriter) -> dict[str, export.Exp
 
 def _classifier_programs(model: TextClassifier) -> dict[str, export.Exported]:
     def classify(tokens: Int[Array, "B S"]) -> Float[Array, "B C"]:
-        return jax.nn.softmax(nnx.merge(model.graphdef, model.params)(tokens)[:, 0])
+        return jax.nn.softmax(model.model(tokens)[:, 0])
 
     batch, length = export.symbolic_shape("B, S")
     return {"classifier": _exported(classify, jax.ShapeDtypeStruct((batch, length), jnp.int32))}

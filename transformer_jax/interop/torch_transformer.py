@@ -74,8 +74,8 @@ def import_torch(
 
 
 def _own(path: Path, tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors whose names begin with `prefix`, without it."""
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    """The tensors, all of whose names begin with `prefix`, by the rest of their names."""
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for side in _ATTENTIONS:
         first = f"{side}.layers.0.linear1.weight"
         if first in own and own[first].ndim == 2:
