@@ -1,0 +1,118 @@
+"""The results page: records as Markdown. `python -m benchmarks ... --page FILE` writes it."""
+
+import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.results import Record
+from benchmarks.targets import is_accelerator, target_of
+
+ABOUT = {
+    "train": "Real tokens, not padding, that training consumes.",
+    "quality": "How long it takes to reach the validation loss that the peer reaches.",
+    "decode": "Text in, text out, with the same weights.",
+    "startup": "From the start of the process to the end of the first step, and what is compiled.",
+    "pipeline": "Reading, tokenising and batching alone, beside what the step consumes.",
+    "memory": "What a compiled step of training needs at once: parameters, optimiser, batch, and all in between.",
+    "roofline": "Matrix products of a step of training, beside the fastest product that this machine makes.",
+    "scaling": "Exponents fitted to the cost of a step: 1 is linear, 2 quadratic. Its points stand below them.",
+}
+"""The benchmarks in the order of the page."""
+
+PEERS = {
+    "torch": "PyTorch",
+    "torch_compile": "PyTorch, compiled",
+    "transformers": "transformers",
+    "ctranslate2": "CTranslate2",
+    "ctranslate2_int8": "CTranslate2, int8",
+    "uncached": "no cache, one at a time",
+}
+
+
+def write(path: Path, records: Sequence[Record], command: str) -> None:
+    """Write the page of `records`, of which the last counts where a figure was taken again.
+
+    Args:
+        path: of the page.
+        records: of one run or of several.
+        command: that was given.
+    """
+    latest = {(r.device, r.bench, r.subject, r.peer, r.unit): r for r in records}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(_page(list(latest.values()), command)) + "\n", encoding="utf-8")
+
+
+def _page(records: Sequence[Record], command: str) -> Iterator[str]:
+    yield from (
+        "# Benchmarks",
+        "",
+        f"Written on {datetime.date.today().isoformat()} by",
+        "",
+        f"    {command}",
+        "",
+        "and not to be edited by hand. Ours and its peers ran in turn on the same machine, each in a process of its own,",
+        "with the same threads and precision, after warm-up. Figures are medians. The ratio tells how many times ours is",
+        "ahead of the peer: above 1 it leads. A target holds for the ratio or, where ours stands alone, for the figure.",
+    )
+    for device in sorted({record.device for record in records}, key=is_accelerator):
+        yield from _device(device, [record for record in records if record.device == device])
+    if not any(is_accelerator(record.device) for record in records):
+        yield from (
+            "",
+            "## GPU",
+            "",
+            "Still to be taken: `bash benchmarks/gpu.sh` measures there, in bfloat16 at the paper's base and big size, and",
+            "adds its figures to this page. Targets: 45 % of the chip's matrix-product speed at base size and 55 % at big,",
+            "1.2 times compiled PyTorch, decoding 3 times transformers.",
+        )
+
+
+def _device(device: str, records: Sequence[Record]) -> Iterator[str]:
+    yield from ("", f"## {device}", "")
+    versions: dict[str, set[str]] = {}
+    for record in records:
+        for name, version in record.versions.items():
+            versions.setdefault(name, set()).add(version)
+    yield ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in versions.items()) + "."
+    for bench, about in ABOUT.items():
+        of_bench = [record for record in records if record.bench == bench]
+        if of_bench:
+            yield from ("", f"### {bench} on {device}", "", about, "")
+            yield from _table(of_bench)
+
+
+def _table(records: Sequence[Record]) -> Iterator[str]:
+    works = list(dict.fromkeys(record.work for record in records))
+    yield "| | | figure | ratio | target | reached | work |"
+    yield "| --- | --- | ---: | ---: | ---: | :---: | :---: |"
+    for record in records:
+        target = target_of(record)
+        yield _row(
+            record.subject,
+            "ours" if record.peer is None else PEERS[record.peer],
+            _figure(record.value, record.unit),
+            "" if record.ratio is None else f"{record.ratio:.2f}",
+            "" if target is None else str(target),
+            "" if target is None else ("yes" if target.meets(record) else "no"),
+            str(works.index(record.work) + 1),
+        )
+    yield ""
+    yield from (f"{number}. {work[:1].upper()}{work[1:]}." for number, work in enumerate(works, start=1))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _figure(value: float, unit: str) -> str:
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    number = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+    return f"{number} {unit}"
+
+
+def rows(page: str) -> Iterable[list[str]]:
+    """The cells of each row of the tables of a page, headings apart."""
+    for line in page.splitlines():
+        if line.startswith("| ") and not line.startswith(("| ---", "| | |")):
+            yield [cell.strip() for cell in line.strip("|").split("|")]

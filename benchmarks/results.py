@@ -1,0 +1,129 @@
+"""What a benchmark found: a JSON object a line."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+OURS = "ours"
+"""What our own subject is called among the measured; every other name is that of a peer."""
+PEERS = ("torch", "torch_compile", "transformers", "ctranslate2", "ctranslate2_int8", "uncached")
+PACKAGES = ("transformer-jax", "jax", "jaxlib", "flax", "numpy", "torch", "transformers", "ctranslate2")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One figure: of ours where `peer` is None, otherwise of the peer, with how far ours is ahead of it."""
+
+    bench: str
+    """The benchmark, as the command line names it."""
+    subject: str
+    """What of it, such as "Multi30k, random padded batches"."""
+    peer: str | None
+    """One of `PEERS`, or None for ours."""
+    unit: str
+    value: float
+    """The median of the repetitions, in `unit`."""
+    ratio: float | None
+    """Above 1: ours is ahead. None for ours."""
+    work: str
+    """All that one would need to repeat it: shapes, data, amounts, repetitions."""
+    device: str
+    versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if self.peer is not None and self.peer not in PEERS:
+            raise ValueError(f"{self.peer!r} is no peer; known: {', '.join(PEERS)}.")
+
+    def line(self) -> str:
+        """The record as JSON."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+
+def emit(record: Record, out: Path | None = None) -> None:
+    """Print a record, and append it to the file `out`."""
+    print(record.line(), flush=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a", encoding="utf-8") as stream:
+            stream.write(record.line() + "\n")
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file that `emit` wrote."""
+    return [Record(**json.loads(line)) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def compare(
+    bench: str,
+    subject: str,
+    unit: str,
+    values: Mapping[str, Sequence[float]],
+    *,
+    work: str,
+    device: str,
+    more_is_better: bool,
+) -> Iterator[Record]:
+    """A record for each of the measured: medians, and the ratio of ours to each peer.
+
+    Args:
+        bench: see `Record`, like the next two.
+        subject: of all the values.
+        unit: of all the values.
+        values: the repetitions by name: `OURS` (may be missing: then there are no ratios) and peers.
+        work: see `Record`; the number of repetitions is added here.
+        device: see `Record`.
+        more_is_better: True for rates, False for times.
+    """
+    ours = statistics.median(values[OURS]) if OURS in values else None
+    for name, repetitions in values.items():
+        value = statistics.median(repetitions)
+        ratio = None
+        if name != OURS and ours is not None:
+            ratio = ours / value if more_is_better else value / ours
+        yield Record(
+            bench=bench,
+            subject=subject,
+            peer=None if name == OURS else name,
+            unit=unit,
+            value=value,
+            ratio=ratio,
+            work=f"{work}; median of {len(repetitions)}",
+            device=device,
+            versions=installed_versions(),
+        )
+
+
+def installed_versions() -> dict[str, str]:
+    """Of Python and the packages that matter, as far as they are installed."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def cpu_name(threads: int) -> str:
+    """Such as "2 threads of AMD EPYC"."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{threads} threads of {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def device_name(threads: int) -> str:
+    """What the benchmarks run on: the GPU if there is one, otherwise the CPU and how much of it."""
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True, check=False)
+        if found.returncode == 0 and found.stdout.strip():
+            return found.stdout.strip().splitlines()[0]
+    return cpu_name(threads)

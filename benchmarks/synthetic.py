@@ -1,0 +1,137 @@
+"""A step of training of any size, on drawn tokens: what `roofline`, `memory` and `scaling` look at."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key
+
+from benchmarks.flops import training_flops
+from transformer_jax.config import OptimConfig
+from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
+from transformer_jax.losses import chunked_cross_entropy
+from transformer_jax.models import ModelConfig, Seq2Seq, split, structure
+from transformer_jax.optim import make_optimizer, make_schedule
+from transformer_jax.steps import Params, Sums, TrainState, init_state, train_step
+
+FIRST_WORD = 4
+"""Tokens below it are markers."""
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What a step works on."""
+
+    model: ModelConfig
+    rows: int
+    length: int
+    """Tokens of a row, on each side; all are real."""
+    sentence_length: int = 0
+    """Tokens of each sentence of a row; 0: one sentence fills it."""
+    loss_chunk: int = 0
+    """Tokens whose logits exist at a time; 0: as training has it."""
+
+    @property
+    def tokens(self) -> int:
+        """Of a batch, on each side."""
+        return self.rows * self.length
+
+    @property
+    def flops(self) -> float:
+        """Of the matrix products of the step, see `benchmarks.flops`."""
+        return training_flops(self.model, self.rows, self.length, self.length)
+
+    def __str__(self) -> str:
+        """The sizes, for `Record.work`."""
+        m = self.model
+        layers = f"{m.num_encoder_layers}+{m.num_decoder_layers} layers"
+        sizes = f"d_model {m.d_model}, {m.num_heads} heads, d_ff {m.d_ff}, {layers}, vocabulary {m.target_vocab_size:,}"
+        norm = "pre-norm" if m.norm_first else "post-norm"
+        return (
+            f"one step of training (forward, backward, Adam), {sizes}, {norm}, dropout {m.dropout_rate}, {m.dtype}; "
+            f"{self.rows:,} rows of {self.length:,} tokens a side"
+        )
+
+
+def batch_of(size: StepSize) -> Seq2SeqBatch:
+    """Rows full of sentences of drawn tokens."""
+    draws = np.random.default_rng(0)
+    longest = size.sentence_length or size.length
+    lengths = [min(longest, size.length - start) for start in range(0, size.length, longest)]
+
+    def tokens(length: int, vocab_size: int) -> np.ndarray:
+        return draws.integers(FIRST_WORD, vocab_size, length, dtype=np.int32)
+
+    sizes = size.model.source_vocab_size, size.model.target_vocab_size
+    rows = [[tuple(tokens(length, vocab) for vocab in sizes) for length in lengths] for _ in range(size.rows)]
+    return collate_pairs(rows, size.length, size.rows)
+
+
+class SyntheticStep:
+    """`transformer_jax.steps.train_step`, jitted as the training loop does, with state and batch."""
+
+    def __init__(self, size: StepSize) -> None:
+        """Nothing is compiled yet."""
+        self.size = size
+        optim = OptimConfig()
+        optimizer = make_optimizer(optim, make_schedule(optim, d_model=size.model.d_model, num_steps=100_000))
+        graphdef, _ = structure(Seq2Seq, size.model)
+
+        def loss(params: Params, batch: Seq2SeqBatch, key: Key[Array, ""] | None) -> Sums:
+            model: Seq2Seq = nnx.merge(graphdef, params)
+            hidden = model.hidden(
+                batch.source,
+                batch.target,
+                source_segments=batch.source_segments,
+                target_segments=batch.target_segments,
+                source_positions=batch.source_positions,
+                target_positions=batch.target_positions,
+                dropout_key=key,
+            )
+            weights = (batch.target_segments != 0).astype(jnp.float32)
+            chunk = {"chunk": size.loss_chunk} if size.loss_chunk else {}
+            total = chunked_cross_entropy(
+                hidden, model.output_table, batch.labels, weights, optim.label_smoothing, **chunk
+            )
+            return {"loss": total, "weight": weights.sum()}
+
+        def fresh() -> TrainState:
+            return init_state(split(Seq2Seq(size.model, rngs=nnx.Rngs(0)))[1], optimizer, ema=False)
+
+        self._fresh = fresh
+        self._step = jax.jit(partial(train_step, loss_fn=loss, optimizer=optimizer, seed=0), donate_argnums=0)
+        self._compiled: Any = None
+        self._state: TrainState | None = None
+        self._batch: Seq2SeqBatch | None = None
+
+    def compile(self) -> float:
+        """Trace and compile the step without running it; returns seconds."""
+        started = time.perf_counter()
+        shapes = jax.eval_shape(self._fresh)
+        self._compiled = self._step.lower(shapes, batch_of(self.size)).compile()
+        return time.perf_counter() - started
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory that the compiled step needs at once: parameters and optimiser, batch, and all in between."""
+        if self._compiled is None:
+            self.compile()
+        need = self._compiled.memory_analysis()
+        kept = need.argument_size_in_bytes + need.output_size_in_bytes - need.alias_size_in_bytes
+        return int(kept + need.temp_size_in_bytes)
+
+    def __call__(self) -> float:
+        """Run the step once more; returns seconds."""
+        if self._compiled is None:
+            self.compile()
+        if self._state is None or self._batch is None:
+            self._state, self._batch = jax.jit(self._fresh)(), jax.device_put(batch_of(self.size))
+        started = time.perf_counter()
+        self._state, sums = self._compiled(self._state, self._batch)
+        float(sums["loss"])
+        return time.perf_counter() - started

@@ -1,0 +1,150 @@
+"""Measuring in turn: each subject lives in a process of its own and sleeps while another is measured.
+
+XLA's flags, allocators and the thread pools of OpenMP would otherwise meet in one process.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+from benchmarks.settings import Unavailable
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Worker:
+    """A process that builds something to measure once, and measures it when asked.
+
+    `factory(*args)` runs there, warm-up included, and returns a function without arguments that does the work once and
+    returns its figure, a number or a dict of them. Both must be importable, as they are sent there by name. A factory
+    raises `Unavailable`, or fails to import an optional package, to be left out.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., Callable[[], Any]],
+        *args: Any,
+        threads: int = 2,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start the process, and wait until it is ready to measure.
+
+        Args:
+            factory: see above.
+            *args: of the factory; anything that can be pickled.
+            threads: CPUs that the process may use, and threads of its libraries.
+            environment: variables that are set there before the factory's module is imported.
+
+        Raises:
+            Unavailable: if the factory raised it, or lacks a package.
+            RuntimeError: if the factory failed otherwise.
+        """
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, threads, dict(environment or {})), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._pipe.send((factory, args))
+        try:
+            # Of imports, building and warm-up.
+            self.build_seconds: float = self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def measure(self) -> Any:
+        """Let it do its work once.
+
+        Raises:
+            RuntimeError: if that failed.
+        """
+        self._pipe.send("measure")
+        return self._receive()
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        self._pipe.close()
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _receive(self) -> Any:
+        try:
+            kind, value = self._pipe.recv()
+        except EOFError:
+            self._process.join(timeout=5)
+            raise RuntimeError(f"The process that is measured ended with code {self._process.exitcode}.") from None
+        if kind == "unavailable":
+            raise Unavailable(value)
+        if kind == "error":
+            raise RuntimeError(f"The process that is measured failed:\n{value}")
+        return value
+
+
+@contextlib.contextmanager
+def workers(
+    factories: Mapping[str, tuple[Any, ...]], *, threads: int = 2, environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Worker]]:
+    """Start a worker for each name, one after the other; those that are unavailable are left out with a line on stderr.
+
+    Args:
+        factories: by name, the factory and its arguments.
+        threads: see `Worker`.
+        environment: see `Worker`.
+    """
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for name, (factory, *args) in factories.items():
+            try:
+                worker = Worker(factory, *args, threads=threads, environment=environment)
+            except Unavailable as reason:
+                print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
+                continue
+            started[name] = stack.enter_context(worker)
+        yield started
+
+
+def alternate(measured: Mapping[str, Worker], repeats: int = 5) -> dict[str, list[Any]]:
+    """Measure each in turn, `repeats` times over, so that a slow minute of the machine meets all alike."""
+    values: dict[str, list[Any]] = {name: [] for name in measured}
+    for _ in range(repeats):
+        for name, worker in measured.items():
+            values[name].append(worker.measure())
+    return values
+
+
+def _serve(pipe: Connection, threads: int, environment: dict[str, str]) -> None:
+    """The life of a worker's process. The limits come first, and only then the imports that `recv` brings."""
+    started = time.perf_counter()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)) | environment)
+    try:
+        factory, args = pipe.recv()
+        measure = factory(*args)
+        pipe.send(("value", time.perf_counter() - started))
+        while pipe.recv() is not None:
+            pipe.send(("value", measure()))
+    except Unavailable as reason:
+        pipe.send(("unavailable", str(reason)))
+    except ModuleNotFoundError as missing:
+        pipe.send(("unavailable", f'there is no package {missing.name}; pip install -e ".[bench]"'))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except BaseException:
+        pipe.send(("error", traceback.format_exc()))
