@@ -1,7 +1,7 @@
 """The results page: records as Markdown. `python -m benchmarks ... --page FILE` writes it."""
 
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.results import Record
@@ -50,9 +50,10 @@ def _page(records: Sequence[Record], command: str) -> Iterator[str]:
         "",
         f"    {command}",
         "",
-        "and not to be edited by hand. Ours and its peers ran in turn on the same machine, each in a process of its own,",
-        "with the same threads and precision, after warm-up. Figures are medians. The ratio tells how many times ours is",
-        "ahead of the peer: above 1 it leads. A target holds for the ratio or, where ours stands alone, for the figure.",
+        "and not to be edited by hand. Ours and its peers ran in turn on the same machine, each in a process of its",
+        "own, with the same threads and precision, after warm-up. Figures are medians. The ratio tells how many times",
+        "ours is ahead of the peer: above 1 it leads. A target is for the ratio or, where ours stands alone, for the",
+        "figure.",
     )
     for device in sorted({record.device for record in records}, key=is_accelerator):
         yield from _device(device, [record for record in records if record.device == device])
@@ -61,9 +62,9 @@ def _page(records: Sequence[Record], command: str) -> Iterator[str]:
             "",
             "## GPU",
             "",
-            "Still to be taken: `bash benchmarks/gpu.sh` measures there, in bfloat16 at the paper's base and big size, and",
-            "adds its figures to this page. Targets: 45 % of the chip's matrix-product speed at base size and 55 % at big,",
-            "1.2 times compiled PyTorch, decoding 3 times transformers.",
+            "Still to be taken: `bash benchmarks/gpu.sh` measures there, in bfloat16 at the paper's base and big size,",
+            "and adds its figures to this page. Targets: 45 % of the chip's matrix-product speed at base size and 55 %",
+            "at big, 1.2 times compiled PyTorch, decoding 3 times transformers.",
         )
 
 
@@ -109,10 +110,3 @@ def _figure(value: float, unit: str) -> str:
         return f"{100 * value:.1f} %"
     number = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
     return f"{number} {unit}"
-
-
-def rows(page: str) -> Iterable[list[str]]:
-    """The cells of each row of the tables of a page, headings apart."""
-    for line in page.splitlines():
-        if line.startswith("| ") and not line.startswith(("| ---", "| | |")):
-            yield [cell.strip() for cell in line.strip("|").split("|")]

@@ -1,0 +1,47 @@
+"""`memory`: bytes that a step of training needs at once, by batch, length and chunk of the loss. Nothing is run."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from benchmarks.results import Record, device_name, installed_versions
+from benchmarks.settings import Settings
+from benchmarks.synthetic import StepSize, SyntheticStep
+from benchmarks.workers import workers
+from transformer_jax.models import ModelConfig
+
+MODEL = ModelConfig(norm_first=True, source_vocab_size=8000, target_vocab_size=8000)
+SIZE = StepSize(MODEL, rows=32, length=64)
+"""The model and the batch of `train`."""
+MIB = 2**20
+
+
+def sizes(*, quick: bool) -> dict[str, StepSize]:
+    """The steps to compile, by what is said of them."""
+    found = {f"batch of {rows * 64:,} tokens a side": replace(SIZE, rows=rows) for rows in (16, 32, 64, 128)}
+    for length in (32, 256, 1024, 2048):
+        found[f"rows of {length:,}, batch of 2,048"] = replace(SIZE, rows=2048 // length, length=length)
+    for chunk in (128, 512, 2048):
+        whole = " (all logits at once)" if chunk == SIZE.tokens else ""
+        found[f"loss in chunks of {chunk:,}{whole}"] = replace(SIZE, loss_chunk=chunk)
+    if quick:
+        kept = ("2,048 tokens", "8,192 tokens", "rows of 256,", "rows of 2,048,", "all logits")
+        return {name: size for name, size in found.items() if any(part in name for part in kept)}
+    return found
+
+
+def run(settings: Settings) -> Iterator[Record]:
+    """MiB of each step."""
+    device = device_name(settings.threads)
+    for subject, size in sizes(quick=settings.quick).items():
+        with workers({subject: (build, size)}, threads=settings.threads) as measured:
+            for worker in measured.values():
+                work = f"{size}; as the compiler's memory_analysis() tells"
+                value = worker.measure() / MIB
+                yield Record("memory", subject, None, "MiB", value, None, work, device, installed_versions())
+
+
+def build(size: StepSize) -> Callable[[], int]:
+    """Measures bytes."""
+    step = SyntheticStep(size)
+    step.compile()
+    return lambda: step.peak_bytes

@@ -1,0 +1,106 @@
+"""`roofline`: which share of the machine's matrix-product speed a step of training reaches (MFU on accelerators)."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import jax
+
+from benchmarks.flops import chip_flops
+from benchmarks.results import Record, device_name, installed_versions
+from benchmarks.settings import Settings, Unavailable
+from benchmarks.synthetic import StepSize, SyntheticStep
+from benchmarks.targets import is_accelerator
+from benchmarks.workers import alternate, workers
+from transformer_jax.models import ModelConfig
+
+VOCAB_SIZE = 32_000
+BASE = ModelConfig(
+    d_model=512,
+    num_heads=8,
+    d_ff=2048,
+    num_encoder_layers=6,
+    num_decoder_layers=6,
+    source_vocab_size=VOCAB_SIZE,
+    target_vocab_size=VOCAB_SIZE,
+)
+"""The paper's base model (table 3)."""
+BIG = replace(BASE, d_model=1024, num_heads=16, d_ff=4096, dropout_rate=0.3)
+"""And its big one."""
+SIDES = (1024, 2048, 3072)
+"""Of the square matrices of which the fastest product counts."""
+CHIP_SIDES = (4096, 8192)
+
+
+def run(settings: Settings) -> Iterator[Record]:
+    """The share at the base size and, on accelerators, at the big one too.
+
+    Raises:
+        Unavailable: never on CPUs; on others, if the table of `flops` has no figure of the chip.
+    """
+    device = device_name(settings.threads)
+    if is_accelerator(device):
+        rows = {"base": 64, "big": 32} if settings.quick else {"base": 128, "big": 64}
+        common = {"length": 256, "sentence_length": 32}
+        fast = {"dtype": "bfloat16", "attention_implementation": "cudnn" if "TPU" not in device else "xla"}
+        for name, model in (("base", BASE), ("big", BIG)):
+            yield from _share(name, StepSize(replace(model, **fast), rows=rows[name], **common), device, settings)
+    else:
+        rows_on_cpu = 16 if settings.quick else 32
+        yield from _share("base", StepSize(BASE, rows=rows_on_cpu, length=128, sentence_length=32), device, settings)
+
+
+def _share(name: str, size: StepSize, device: str, settings: Settings) -> Iterator[Record]:
+    sides = CHIP_SIDES if is_accelerator(device) else SIDES
+    factories = {"step": (build_step, size), "product": (build_product, sides, size.model.dtype)}
+    repeats = 3 if settings.quick else 5
+    with workers(factories, threads=settings.threads) as measured:
+        if len(measured) < len(factories):
+            raise Unavailable("the step or the product could not be measured; see above.")
+        found = alternate(measured, repeats)
+    speed = size.flops / statistics.median(found["step"])
+    fastest = max(found["product"])
+    machine = f"the fastest of {' '.join(f'{side:,}' for side in sides)} squared in {size.model.dtype}, by jax"
+    peak = fastest
+    if is_accelerator(device):
+        published = chip_flops(device)
+        if published is None:
+            raise Unavailable(f"benchmarks/flops.py has no published figure of {device}; add it to CHIP_FLOPS.")
+        peak = published
+    work = (
+        f"{size}; {size.flops / 1e9:,.0f} GFLOP of matrix products as benchmarks/flops.py counts; median of {repeats}"
+    )
+    for subject, unit, value, of_what in (
+        (f"{name} size: training step", "share", speed / peak, work),
+        (f"{name} size: training step", "GFLOP/s", speed / 1e9, work),
+        ("product of two matrices", "GFLOP/s", fastest / 1e9, f"{machine}; the best of {repeats} times 5"),
+        ("product of two matrices, published", "GFLOP/s", peak / 1e9, "the maker's figure in 16 bits, not sparse"),
+    ):
+        if "published" not in subject or is_accelerator(device):
+            yield Record("roofline", subject, None, unit, value, None, of_what, device, installed_versions())
+
+
+def build_step(size: StepSize) -> Callable[[], float]:
+    """Measures seconds of a step."""
+    step = SyntheticStep(size)
+    step()
+    return step
+
+
+def build_product(sides: tuple[int, ...], dtype: str) -> Callable[[], float]:
+    """Measures floating-point operations per second of the fastest product of square matrices."""
+    product = jax.jit(lambda a, b: a @ b)
+    matrices = {side: jax.random.normal(jax.random.key(side), (side, side)).astype(dtype) for side in sides}
+
+    def measure() -> float:
+        fastest = 0.0
+        for side, matrix in matrices.items():
+            for _ in range(5):
+                started = time.perf_counter()
+                product(matrix, matrix).block_until_ready()
+                fastest = max(fastest, 2 * side**3 / (time.perf_counter() - started))
+        return fastest
+
+    measure()
+    return measure

@@ -1,0 +1,36 @@
+"""The configs that come with this repository, with their data where `--data` says."""
+
+from pathlib import Path
+
+from benchmarks.settings import Settings
+from transformer_jax.config import Config, from_config_dict, load_config_file
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ("numerals", "multi30k", "classification_sample", "ag_news", "couplet_sample", "couplet")
+EMBEDDED = ("numerals", "classification_sample", "couplet_sample")
+"""Those that need no files."""
+QUICK = ("numerals", "multi30k", "classification_sample")
+
+
+def shipped_options(name: str, settings: Settings) -> list[str]:
+    """The options of `train.py` for the config `name`, a file of `configs/`.
+
+    Raises:
+        Unavailable: if its data isn't there.
+    """
+    options = [f"--config={ROOT / 'configs' / name}.py"]
+    if name not in EMBEDDED:
+        options.append(f"--config.data.manual_dir={settings.folder(name)}")
+    return options
+
+
+def shipped_config(name: str, settings: Settings) -> Config:
+    """The config itself.
+
+    Raises:
+        Unavailable: if its data isn't there.
+    """
+    config = load_config_file(str(ROOT / "configs" / f"{name}.py"))
+    if name not in EMBEDDED:
+        config.data.manual_dir = str(settings.folder(name))
+    return from_config_dict(config)

@@ -1,0 +1,164 @@
+"""`startup`: from the start of the process to the end of the first step; what is compiled; compile time by depth."""
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from benchmarks.results import Record, device_name, installed_versions
+from benchmarks.settings import Settings, Unavailable
+from benchmarks.shipped import EMBEDDED, QUICK, ROOT, SHIPPED, shipped_options
+from benchmarks.synthetic import StepSize, SyntheticStep
+from benchmarks.workers import THREAD_VARIABLES, alternate, workers
+from transformer_jax.models import ModelConfig
+
+STARTED = ("numerals", "multi30k")
+"""The configs whose start is timed."""
+LONGEST = 300.0
+"""Seconds that a run may take to get where it is watched to."""
+STEPS = 3
+"""Before the evaluation whose programs are counted."""
+COMPILED = re.compile(r"Finished XLA compilation of (\S+)")
+LAYERS = (6, 48)
+
+
+def run(settings: Settings) -> Iterator[Record]:
+    """Seconds to the first step, programs of an epoch, and how compile time grows with depth."""
+    device = device_name(settings.threads)
+    for part in (_first_steps, _programs, _depth):
+        for subject, unit, value, work in part(settings):
+            yield Record("startup", subject, None, unit, value, None, work, device, installed_versions())
+
+
+def _first_steps(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
+    repeats = 2 if settings.quick else 5
+    for name in _there(STARTED, settings):
+        options = [*shipped_options(name, settings), "--config.training.log_every=1"]
+        seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+        with tempfile.TemporaryDirectory() as scratch:
+            if name not in EMBEDDED:
+                # TFDS prepares a set once and for all; that is no part of any later start.
+                watch(options, Path(scratch, "first"), Path(scratch, "cache of first"), "train", settings.threads)
+            for number in range(repeats):
+                cache = Path(scratch, f"cache {number}")
+                for kind, times in seconds.items():
+                    workdir = Path(scratch, f"{kind} {number}")
+                    times.append(watch(options, workdir, cache, "train", settings.threads)[0])
+        command = f"python train.py with configs/{name}.py until log.jsonl holds the first step, fresh work folder"
+        for kind, what in (("cold", "empty compilation cache"), ("warm", "the compilation cache of the run before")):
+            value = statistics.median(seconds[kind])
+            yield f"{name}: first step, {kind}", "s", value, f"{command}, {what}; median of {repeats}"
+
+
+def _programs(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
+    for name in _there(QUICK if settings.quick else SHIPPED, settings):
+        steps = f"--config.training.eval_every={STEPS}"
+        options = [*shipped_options(name, settings), "--config.training.log_every=1", steps]
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, cache = Path(scratch, "run"), Path(scratch, "cache")
+            _, output = watch(options, folder, cache, "evaluation", settings.threads, {"JAX_LOG_COMPILES": "1"})
+        programs = COMPILED.findall(output)
+        work = (
+            f"python train.py with configs/{name}.py to the end of the first evaluation, after {STEPS} steps, which "
+            f"all have one shape: {', '.join(_counted(programs))}"
+        )
+        yield f"{name}: compilations", "programs", len(programs), work
+
+
+def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
+    model = ModelConfig(d_model=64, num_heads=4, d_ff=256, source_vocab_size=1000, target_vocab_size=1000)
+    model = replace(model, scan_layers=True)
+    sizes = {
+        f"{n}": StepSize(replace(model, num_encoder_layers=n, num_decoder_layers=n), rows=8, length=64) for n in LAYERS
+    }
+    repeats = 3 if settings.quick else 5
+    factories = {layers: (build_compilation, size) for layers, size in sizes.items()}
+    with workers(factories, threads=settings.threads) as measured:
+        found = {layers: statistics.median(times) for layers, times in alternate(measured, repeats).items()}
+    for layers, seconds in found.items():
+        work = f"tracing and compiling {sizes[layers]}, layers scanned, no cache; median of {repeats}"
+        yield f"compile time, {layers}+{layers} layers", "s", seconds, work
+    few, many = map(str, LAYERS)
+    work = f"the two above, {many}+{many} layers against {few}+{few}"
+    yield f"compile time, {many} layers against {few}", "times", found[many] / found[few], work
+
+
+def build_compilation(size: StepSize) -> Callable[[], float]:
+    """Measures seconds of compiling a step."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    SyntheticStep(size).compile()
+    return lambda: SyntheticStep(size).compile()
+
+
+def watch(
+    options: Sequence[str],
+    workdir: Path,
+    cache: Path,
+    kind: str,
+    threads: int,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[float, str]:
+    """Run `train.py` until its log holds a line of `kind`; returns seconds from its start, and what it printed.
+
+    Raises:
+        RuntimeError: if it ends before, or takes too long.
+    """
+    limits = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    environment = os.environ | limits | {"JAX_COMPILATION_CACHE_DIR": str(cache)} | dict(environment or {})
+    log = workdir / "log.jsonl"
+    with tempfile.TemporaryFile("w+") as printed:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *options, f"--workdir={workdir}"],
+            env=environment,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: _limit(threads),
+        )
+        try:
+            while not _has(log, kind):
+                if process.poll() is not None or time.perf_counter() - started > LONGEST:
+                    printed.seek(0)
+                    raise RuntimeError(f"train.py {' '.join(options)} did not get so far:\n{printed.read()[-2000:]}")
+                time.sleep(0.01)
+            seconds = time.perf_counter() - started
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        printed.seek(0)
+        return seconds, printed.read()
+
+
+def _has(log: Path, kind: str) -> bool:
+    lines = log.read_text("utf-8").splitlines(keepends=True) if log.exists() else []
+    return any(json.loads(line)["kind"] == kind for line in lines if line.endswith("\n"))
+
+
+def _limit(threads: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def _there(names: Sequence[str], settings: Settings) -> Iterator[str]:
+    """Those whose data is there."""
+    for name in names:
+        try:
+            shipped_options(name, settings)
+        except Unavailable as reason:
+            print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
+        else:
+            yield name
+
+
+def _counted(names: Sequence[str]) -> list[str]:
+    return [f"{name} {names.count(name)}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]

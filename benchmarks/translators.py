@@ -1,0 +1,253 @@
+"""What translates in `decode`: ours, CTranslate2, transformers, and our model without a cache; each in its own process.
+
+The factories make functions `translate(texts, beam_size)` that return texts and the number of their tokens, and hand
+them to `measured`.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.settings import Unavailable
+
+Translate = Callable[[list[str], int], tuple[list[str], int]]
+GREEDY, BEAM = 1, 4
+BATCH_SIZES = (32, 64, 128)
+LENGTH_STEP = 16
+"""Lengths are padded to multiples of it where there is no cache."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is translated."""
+
+    model: Path
+    """A folder of ours."""
+    exports: Path
+    """A folder with what `export_all` writes."""
+    texts: list[str]
+    alone: list[str]
+    """Those that are translated one by one."""
+    alpha: float
+    """Exponent of the length penalty."""
+    max_extra_tokens: int
+    """Tokens by which an output may be longer than its source."""
+    threads: int
+    accelerator: bool
+    """bfloat16 there, float32 on CPUs."""
+
+    @property
+    def dtype(self) -> str:
+        """Of all computation, weights in int8 apart."""
+        return "bfloat16" if self.accelerator else "float32"
+
+
+class Found(NamedTuple):
+    """One repetition."""
+
+    seconds: dict[int, float]
+    """For all texts, by the size of the beam."""
+    texts: dict[int, list[str]]
+    tokens: dict[int, int]
+    milliseconds: dict[int, float]
+    """For one text alone, the median; empty if not asked for."""
+    setup: str
+    """What was chosen in the warm-up."""
+
+
+def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
+    """Write `model` for the other systems that are installed; measures nothing but `alpha` and `max_extra_tokens`."""
+    import transformer_jax
+    from transformer_jax.errors import UserError
+    from transformer_jax.interop.ctranslate2_export import export_ctranslate2
+    from transformer_jax.interop.marian_export import export_marian
+
+    translator = transformer_jax.load(model)
+    if not isinstance(translator, transformer_jax.Translator) or "tokenizer.model" not in translator.tokenizer.files():
+        raise Unavailable(f"{model} is no translator with one sentencepiece vocabulary; name one with --model.")
+    architecture = "pegasus" if translator.model_config.norm_first else "marian"
+    export_marian(translator, folder / "transformers", architecture=architecture)
+    for quantization in ("float32", "int8"):
+        try:
+            export_ctranslate2(translator, folder / quantization, quantization=quantization)
+        except UserError:
+            break  # not installed; whoever asks for it will be told
+    decoding = translator.settings.decoding
+    return lambda: (decoding.alpha, decoding.max_extra_tokens)
+
+
+def measured(translate: Translate, work: Work, *, alone: Translate | None, setup: str = "") -> Callable[[], Found]:
+    """Measures `translate` over all texts and, if there is such a function, `alone` over single ones."""
+
+    def measure() -> Found:
+        found = Found({}, {}, {}, {}, setup)
+        for beam_size in (GREEDY, BEAM):
+            started = time.perf_counter()
+            found.texts[beam_size], found.tokens[beam_size] = translate(work.texts, beam_size)
+            found.seconds[beam_size] = time.perf_counter() - started
+            if alone is not None:
+                times = [_seconds(alone, [text], beam_size) for text in work.alone]
+                found.milliseconds[beam_size] = 1000 * statistics.median(times)
+        return found
+
+    measure()
+    return measure
+
+
+def _seconds(translate: Translate, texts: list[str], beam_size: int) -> float:
+    started = time.perf_counter()
+    translate(texts, beam_size)
+    return time.perf_counter() - started
+
+
+def ours(work: Work, conventions: str) -> Callable[[], Found]:
+    """`Translator.translate` as it comes, following the search of a system that is named."""
+    model = _loaded(work)
+
+    def translate(texts: list[str], beam_size: int) -> tuple[list[str], int]:
+        found = model.translate(texts, beam_size=beam_size, conventions=conventions)
+        return found, sum(map(len, model.tokenizer.target.encode_batch(found)))
+
+    return measured(translate, work, alone=translate)
+
+
+def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
+    """CTranslate2 as the README of an exported folder has it, with the batches and threads that are fastest here."""
+    import ctranslate2
+    import sentencepiece
+
+    folder = work.exports / quantization
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    device = "cuda" if work.accelerator else "cpu"
+    compute = work.dtype if quantization == "float32" else quantization
+
+    def with_setup(inter: int, intra: int, batch_size: int) -> Translate:
+        threads = {"inter_threads": inter, "intra_threads": intra}
+        engine = ctranslate2.Translator(str(folder), device=device, compute_type=compute, **threads)
+
+        def translate(texts: list[str], beam_size: int) -> tuple[list[str], int]:
+            sources = tokenizer.encode(texts, out_type=str)
+            results = engine.translate_batch(
+                sources,
+                beam_size=beam_size,
+                length_penalty=work.alpha,
+                disable_unk=True,
+                max_input_length=0,
+                min_decoding_length=0,
+                max_decoding_length=max(map(len, sources)) + work.max_extra_tokens,
+                max_batch_size=batch_size,
+            )
+            outputs = [result.hypotheses[0] for result in results]
+            return tokenizer.decode(outputs), sum(map(len, outputs))
+
+        return translate
+
+    ways = {(1, work.threads), (work.threads, 1)}
+    many = {(*way, size): with_setup(*way, size) for way in sorted(ways) for size in BATCH_SIZES}
+    few = {(1, intra, 1): with_setup(1, intra, 1) for intra in sorted({1, work.threads})}
+    best_many = _fastest(many, lambda translate: _seconds(translate, work.texts, BEAM))
+    best_few = _fastest(few, lambda translate: sum(_seconds(translate, [text], BEAM) for text in work.alone))
+    setup = (
+        f"inter_threads={best_many[0]}, intra_threads={best_many[1]}, max_batch_size={best_many[2]} for all sentences "
+        f"and intra_threads={best_few[1]} for one, the fastest of {len(many)} and {len(few)} in a warm-up"
+    )
+    return measured(many[best_many], work, alone=few[best_few], setup=setup)
+
+
+def _fastest(candidates: dict[Any, Translate], seconds: Callable[[Translate], float]) -> Any:
+    """The name of the fastest, each measured twice."""
+    times = {name: min(seconds(translate) for _ in range(2)) for name, translate in candidates.items()}
+    return min(times, key=times.__getitem__)
+
+
+def transformers(work: Work) -> Callable[[], Found]:
+    """`generate` over batches of 64 sentences of like length."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, MarianTokenizer
+
+    torch.set_num_threads(work.threads)
+    folder = work.exports / "transformers"
+    tokenizer = MarianTokenizer.from_pretrained(folder)
+    device = "cuda" if work.accelerator else "cpu"
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=getattr(torch, work.dtype)).eval().to(device)
+
+    @torch.inference_mode()
+    def translate(texts: list[str], beam_size: int) -> tuple[list[str], int]:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        outputs: dict[int, str] = {}
+        tokens = 0
+        for chosen in _slices(order, 64):
+            batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True).to(device)
+            longest = batch["input_ids"].shape[1] + work.max_extra_tokens
+            found = model.generate(**batch, num_beams=beam_size, max_length=None, max_new_tokens=longest)
+            decoded = tokenizer.batch_decode(found, skip_special_tokens=True)
+            outputs |= dict(zip(chosen, decoded, strict=True))
+            # Without the start; ends and padding are no words.
+            tokens += int((found[:, 1:] > 2).sum())
+        return [outputs[i] for i in range(len(texts))], tokens
+
+    return measured(translate, work, alone=None)
+
+
+def uncached(work: Work, sentences: int) -> Callable[[], Found]:
+    """Our model called whole for every next token, one sentence at a time; a few sentences, scaled to all by tokens."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from transformer_jax.data.tokenizers import MARKERS
+
+    translator = _loaded(work)
+    tokenizer = translator.tokenizer
+    step = max(1, len(work.texts) // sentences)
+    chosen = work.texts[::step][:sentences]
+
+    @jax.jit
+    def next_token(params: Any, source: Any, target: Any, last: Any) -> Any:
+        return nnx.merge(translator.graphdef, params)(source, target)[0, last].argmax()
+
+    def one(text: str) -> tuple[str, int]:
+        source = [*tokenizer.source.encode(text), MARKERS.end]
+        target = [MARKERS.start]
+        while len(target) <= len(source) + work.max_extra_tokens:
+            sides = (_row(source, np), _row(target, np))
+            token = int(next_token(translator.params, *sides, len(target) - 1))
+            if token == MARKERS.end:
+                break
+            target.append(token)
+        return tokenizer.target.decode(target[1:]), len(target)
+
+    def measure() -> Found:
+        started = time.perf_counter()
+        found = [one(text) for text in chosen]
+        seconds = time.perf_counter() - started
+        texts, calls = [text for text, _ in found], sum(count for _, count in found)
+        return Found({GREEDY: seconds}, {GREEDY: texts}, {GREEDY: calls}, {}, "")
+
+    measure()
+    return measure
+
+
+def _row(ids: Sequence[int], np: Any) -> Any:
+    row = np.zeros((1, -(-len(ids) // LENGTH_STEP) * LENGTH_STEP), np.int32)
+    row[0, : len(ids)] = ids
+    return row
+
+
+def _loaded(work: Work) -> Any:
+    """Our model, in the precision of the work."""
+    import transformer_jax
+
+    model = transformer_jax.load(work.model)
+    config = replace(model.model_config, dtype=work.dtype)
+    return transformer_jax.Translator(config, model.params, model.tokenizer, model.settings)
+
+
+def _slices(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    remaining = iter(items)
+    while chosen := list(itertools.islice(remaining, size)):
+        yield chosen
