@@ -14,6 +14,7 @@ from benchmarks.shipped import shipped_config
 from benchmarks.targets import is_accelerator
 from benchmarks.translators import BEAM, GREEDY, Found, Work, ctranslate2, export_all, ours, transformers, uncached
 from benchmarks.workers import Worker, alternate, workers
+from transformer_jax import runtime
 from transformer_jax.data.text import read_lines
 
 TEST_SET = "test_2016_flickr.de.gz"
@@ -132,6 +133,7 @@ def train_briefly(settings: Settings, workdir: Path) -> Callable[[], None]:
     """Train a model into `workdir`; the work is done when the worker is ready."""
     from transformer_jax.training import run as train
 
+    runtime.prepare()
     config = shipped_config("multi30k", settings)
     training = dataclasses.replace(
         config.training, num_steps=150, eval_every=1000, max_minutes=TRAINING_MINUTES, num_samples=0, ema_decay=0.0

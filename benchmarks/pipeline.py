@@ -15,6 +15,7 @@ from benchmarks.results import Record, device_name, installed_versions
 from benchmarks.settings import Settings
 from benchmarks.shipped import QUICK, SHIPPED, shipped_config
 from benchmarks.workers import workers
+from transformer_jax import runtime
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Batches, Position
 from transformer_jax.optim import make_optimizer, make_schedule
@@ -53,6 +54,7 @@ def run(settings: Settings) -> Iterator[Record]:
 
 def build(name: str, settings: Settings) -> Callable[[], dict[str, float]]:
     """Measures tokens per second of the first epoch, of a later one and of the step, and the share of padding."""
+    runtime.prepare()
     config = shipped_config(name, settings)
     task = make_task(config)
     untouched = copy.copy(task.batches)  # without the tokens that a first epoch keeps

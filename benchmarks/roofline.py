@@ -1,18 +1,23 @@
-"""`roofline`: which share of the machine's matrix-product speed a step of training reaches (MFU on accelerators)."""
+"""`roofline`: which share of the machine's matrix-product speed a step of training reaches (MFU on accelerators).
+
+The same step in PyTorch stands beside it.
+"""
 
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import jax
 
 from benchmarks.flops import chip_flops
-from benchmarks.results import Record, device_name, installed_versions
+from benchmarks.results import OURS, Record, compare, device_name, installed_versions
 from benchmarks.settings import Settings, Unavailable
-from benchmarks.synthetic import StepSize, SyntheticStep
+from benchmarks.synthetic import UNCACHED, StepSize, SyntheticStep
 from benchmarks.targets import is_accelerator
 from benchmarks.workers import alternate, workers
+from transformer_jax import runtime
 from transformer_jax.models import ModelConfig
 
 VOCAB_SIZE = 32_000
@@ -53,14 +58,19 @@ def run(settings: Settings) -> Iterator[Record]:
 
 def _share(name: str, size: StepSize, device: str, settings: Settings) -> Iterator[Record]:
     sides = CHIP_SIDES if is_accelerator(device) else SIDES
-    factories = {"step": (build_step, size), "product": (build_product, sides, size.model.dtype)}
     repeats = 3 if settings.quick else 5
-    with workers(factories, threads=settings.threads) as measured:
-        if len(measured) < len(factories):
-            raise Unavailable("the step or the product could not be measured; see above.")
+    torch = ("benchmarks.torch_step:build", size, settings.threads)
+    factories: dict[str, tuple[Any, ...]] = {
+        OURS: (build_step, size),
+        "product": (build_product, sides, size.model.dtype),
+        "torch": (*torch, False),
+    }
+    if not settings.quick or is_accelerator(device):
+        factories["torch_compile"] = (*torch, True)
+    with workers(factories, threads=settings.threads, environment=UNCACHED) as measured:
         found = alternate(measured, repeats)
-    speed = size.flops / statistics.median(found["step"])
-    fastest = max(found["product"])
+    speed = size.flops / statistics.median(found[OURS])
+    fastest = max(found.pop("product"))
     machine = f"the fastest of {' '.join(f'{side:,}' for side in sides)} squared in {size.model.dtype}, by jax"
     peak = fastest
     if is_accelerator(device):
@@ -79,10 +89,16 @@ def _share(name: str, size: StepSize, device: str, settings: Settings) -> Iterat
     ):
         if "published" not in subject or is_accelerator(device):
             yield Record("roofline", subject, None, unit, value, None, of_what, device, installed_versions())
+    rates = {who: [size.tokens / seconds for seconds in times] for who, times in found.items()}
+    beside = f"{size}, target tokens; PyTorch: nn.Transformer with the same rows and dropout, a mask for each row"
+    yield from compare(
+        "roofline", f"{name} size: training step", "tokens/s", rates, work=beside, device=device, more_is_better=True
+    )
 
 
 def build_step(size: StepSize) -> Callable[[], float]:
     """Measures seconds of a step."""
+    runtime.prepare()
     step = SyntheticStep(size)
     step()
     return step
@@ -90,6 +106,7 @@ def build_step(size: StepSize) -> Callable[[], float]:
 
 def build_product(sides: tuple[int, ...], dtype: str) -> Callable[[], float]:
     """Measures floating-point operations per second of the fastest product of square matrices."""
+    runtime.prepare()
     product = jax.jit(lambda a, b: a @ b)
     matrices = {side: jax.random.normal(jax.random.key(side), (side, side)).astype(dtype) for side in sides}
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from benchmarks.results import Record, device_name, installed_versions
 from benchmarks.settings import Settings
-from benchmarks.synthetic import StepSize, SyntheticStep
+from benchmarks.synthetic import UNCACHED, StepSize, SyntheticStep
 from benchmarks.targets import is_accelerator
 from benchmarks.workers import Worker
+from transformer_jax import runtime
 from transformer_jax.models import ModelConfig
 
 MODEL = ModelConfig(
@@ -58,7 +59,7 @@ def run(settings: Settings) -> Iterator[Record]:
 def _axes(runs: Mapping[str, Mapping[int, StepSize]], prefix: str, device: str, settings: Settings) -> Iterator[Record]:
     repeats = 3 if settings.quick else 5
     for axis, steps in runs.items():
-        with Worker(build, list(steps.values()), repeats, threads=settings.threads) as worker:
+        with Worker(build, list(steps.values()), repeats, threads=settings.threads, environment=UNCACHED) as worker:
             seconds, sizes = worker.measure()
         asked = fitted_exponent(dict(zip(steps, (size.flops for size in steps.values()), strict=True)))
         points = f"points {', '.join(f'{n:,}' for n in steps)}"
@@ -85,6 +86,7 @@ def fitted_exponent(values: Mapping[int, float]) -> float:
 
 def build(sizes: list[StepSize], repeats: int) -> Callable[[], tuple[list[float], list[float]]]:
     """Measures milliseconds and MiB of each step."""
+    runtime.prepare()
     steps = [SyntheticStep(size) for size in sizes]
     for step in steps:
         step()

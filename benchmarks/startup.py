@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-
 from benchmarks.results import Record, device_name, installed_versions
 from benchmarks.settings import Settings, Unavailable
 from benchmarks.shipped import EMBEDDED, QUICK, ROOT, SHIPPED, shipped_options
-from benchmarks.synthetic import StepSize, SyntheticStep
+from benchmarks.synthetic import UNCACHED, StepSize, SyntheticStep
 from benchmarks.workers import THREAD_VARIABLES, alternate, workers
+from transformer_jax import runtime
 from transformer_jax.models import ModelConfig
 
 STARTED = ("numerals", "multi30k")
@@ -30,6 +29,8 @@ STEPS = 3
 """Before the evaluation whose programs are counted."""
 COMPILED = re.compile(r"Finished XLA compilation of (\S+)")
 LAYERS = (6, 48)
+ALL_CACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+"""What `transformer_jax.runtime` sets for its own folder."""
 
 
 def run(settings: Settings) -> Iterator[Record]:
@@ -83,7 +84,7 @@ def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
     }
     repeats = 3 if settings.quick else 5
     factories = {layers: (build_compilation, size) for layers, size in sizes.items()}
-    with workers(factories, threads=settings.threads) as measured:
+    with workers(factories, threads=settings.threads, environment=UNCACHED) as measured:
         found = {layers: statistics.median(times) for layers, times in alternate(measured, repeats).items()}
     for layers, seconds in found.items():
         work = f"tracing and compiling {sizes[layers]}, layers scanned, no cache; median of {repeats}"
@@ -95,7 +96,7 @@ def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
 
 def build_compilation(size: StepSize) -> Callable[[], float]:
     """Measures seconds of compiling a step."""
-    jax.config.update("jax_enable_compilation_cache", False)
+    runtime.prepare()
     SyntheticStep(size).compile()
     return lambda: SyntheticStep(size).compile()
 
@@ -114,7 +115,8 @@ def watch(
         RuntimeError: if it ends before, or takes too long.
     """
     limits = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    environment = os.environ | limits | {"JAX_COMPILATION_CACHE_DIR": str(cache)} | dict(environment or {})
+    cached = {"JAX_COMPILATION_CACHE_DIR": str(cache)} | ALL_CACHED
+    environment = os.environ | limits | cached | dict(environment or {})
     log = workdir / "log.jsonl"
     with tempfile.TemporaryFile("w+") as printed:
         started = time.perf_counter()

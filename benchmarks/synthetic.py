@@ -19,6 +19,8 @@ from transformer_jax.models import ModelConfig, Seq2Seq, split, structure
 from transformer_jax.optim import make_optimizer, make_schedule
 from transformer_jax.steps import Params, Sums, TrainState, init_state, train_step
 
+UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+"""The environment of workers: a program from the cache takes no time to compile, and may not tell its memory."""
 FIRST_WORD = 4
 """Tokens below it are markers."""
 

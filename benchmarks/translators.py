@@ -1,7 +1,6 @@
 """What translates in `decode`: ours, CTranslate2, transformers, and our model without a cache; each in its own process.
 
-The factories make functions `translate(texts, beam_size)` that return texts and the number of their tokens, and hand
-them to `measured`.
+The factories make functions `translate(texts, beam_size)` that return texts, and hand them to `measured`.
 """
 
 import itertools
@@ -12,10 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import sentencepiece
+
 from benchmarks.settings import Unavailable
 
-Translate = Callable[[list[str], int], tuple[list[str], int]]
+Translate = Callable[[list[str], int], list[str]]
 GREEDY, BEAM = 1, 4
+TOKENIZER = "tokenizer.model"
 BATCH_SIZES = (32, 64, 128)
 LENGTH_STEP = 16
 """Lengths are padded to multiples of it where there is no cache."""
@@ -53,6 +55,7 @@ class Found(NamedTuple):
     """For all texts, by the size of the beam."""
     texts: dict[int, list[str]]
     tokens: dict[int, int]
+    """Of these texts, as our tokenizer counts."""
     milliseconds: dict[int, float]
     """For one text alone, the median; empty if not asked for."""
     setup: str
@@ -67,7 +70,7 @@ def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
     from transformer_jax.interop.marian_export import export_marian
 
     translator = transformer_jax.load(model)
-    if not isinstance(translator, transformer_jax.Translator) or "tokenizer.model" not in translator.tokenizer.files():
+    if not isinstance(translator, transformer_jax.Translator) or TOKENIZER not in translator.tokenizer.files():
         raise Unavailable(f"{model} is no translator with one sentencepiece vocabulary; name one with --model.")
     architecture = "pegasus" if translator.model_config.norm_first else "marian"
     export_marian(translator, folder / "transformers", architecture=architecture)
@@ -87,8 +90,9 @@ def measured(translate: Translate, work: Work, *, alone: Translate | None, setup
         found = Found({}, {}, {}, {}, setup)
         for beam_size in (GREEDY, BEAM):
             started = time.perf_counter()
-            found.texts[beam_size], found.tokens[beam_size] = translate(work.texts, beam_size)
+            found.texts[beam_size] = translate(work.texts, beam_size)
             found.seconds[beam_size] = time.perf_counter() - started
+            found.tokens[beam_size] = count_tokens(work.model, found.texts[beam_size])
             if alone is not None:
                 times = [_seconds(alone, [text], beam_size) for text in work.alone]
                 found.milliseconds[beam_size] = 1000 * statistics.median(times)
@@ -96,6 +100,12 @@ def measured(translate: Translate, work: Work, *, alone: Translate | None, setup
 
     measure()
     return measure
+
+
+def count_tokens(model: Path, texts: list[str]) -> int:
+    """Tokens of texts, ends of sentences apart."""
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model / TOKENIZER))
+    return sum(map(len, tokenizer.encode(texts)))
 
 
 def _seconds(translate: Translate, texts: list[str], beam_size: int) -> float:
@@ -108,20 +118,18 @@ def ours(work: Work, conventions: str) -> Callable[[], Found]:
     """`Translator.translate` as it comes, following the search of a system that is named."""
     model = _loaded(work)
 
-    def translate(texts: list[str], beam_size: int) -> tuple[list[str], int]:
-        found = model.translate(texts, beam_size=beam_size, conventions=conventions)
-        return found, sum(map(len, model.tokenizer.target.encode_batch(found)))
+    def translate(texts: list[str], beam_size: int) -> list[str]:
+        return list(model.translate(texts, beam_size=beam_size, conventions=conventions))
 
-    return measured(translate, work, alone=translate)
+    return measured(translate, work, alone=translate if conventions == "paper" else None)
 
 
 def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
     """CTranslate2 as the README of an exported folder has it, with the batches and threads that are fastest here."""
     import ctranslate2
-    import sentencepiece
 
     folder = work.exports / quantization
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / TOKENIZER))
     device = "cuda" if work.accelerator else "cpu"
     compute = work.dtype if quantization == "float32" else quantization
 
@@ -129,7 +137,7 @@ def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
         threads = {"inter_threads": inter, "intra_threads": intra}
         engine = ctranslate2.Translator(str(folder), device=device, compute_type=compute, **threads)
 
-        def translate(texts: list[str], beam_size: int) -> tuple[list[str], int]:
+        def translate(texts: list[str], beam_size: int) -> list[str]:
             sources = tokenizer.encode(texts, out_type=str)
             results = engine.translate_batch(
                 sources,
@@ -141,8 +149,7 @@ def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
                 max_decoding_length=max(map(len, sources)) + work.max_extra_tokens,
                 max_batch_size=batch_size,
             )
-            outputs = [result.hypotheses[0] for result in results]
-            return tokenizer.decode(outputs), sum(map(len, outputs))
+            return list(tokenizer.decode([result.hypotheses[0] for result in results]))
 
         return translate
 
@@ -176,19 +183,16 @@ def transformers(work: Work) -> Callable[[], Found]:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=getattr(torch, work.dtype)).eval().to(device)
 
     @torch.inference_mode()
-    def translate(texts: list[str], beam_size: int) -> tuple[list[str], int]:
+    def translate(texts: list[str], beam_size: int) -> list[str]:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         outputs: dict[int, str] = {}
-        tokens = 0
         for chosen in _slices(order, 64):
             batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True).to(device)
             longest = batch["input_ids"].shape[1] + work.max_extra_tokens
             found = model.generate(**batch, num_beams=beam_size, max_length=None, max_new_tokens=longest)
             decoded = tokenizer.batch_decode(found, skip_special_tokens=True)
             outputs |= dict(zip(chosen, decoded, strict=True))
-            # Without the start; ends and padding are no words.
-            tokens += int((found[:, 1:] > 2).sum())
-        return [outputs[i] for i in range(len(texts))], tokens
+        return [outputs[i] for i in range(len(texts))]
 
     return measured(translate, work, alone=None)
 
@@ -210,7 +214,7 @@ def uncached(work: Work, sentences: int) -> Callable[[], Found]:
     def next_token(params: Any, source: Any, target: Any, last: Any) -> Any:
         return nnx.merge(translator.graphdef, params)(source, target)[0, last].argmax()
 
-    def one(text: str) -> tuple[str, int]:
+    def one(text: str) -> str:
         source = [*tokenizer.source.encode(text), MARKERS.end]
         target = [MARKERS.start]
         while len(target) <= len(source) + work.max_extra_tokens:
@@ -219,14 +223,13 @@ def uncached(work: Work, sentences: int) -> Callable[[], Found]:
             if token == MARKERS.end:
                 break
             target.append(token)
-        return tokenizer.target.decode(target[1:]), len(target)
+        return str(tokenizer.target.decode(target[1:]))
 
     def measure() -> Found:
         started = time.perf_counter()
-        found = [one(text) for text in chosen]
+        texts = [one(text) for text in chosen]
         seconds = time.perf_counter() - started
-        texts, calls = [text for text, _ in found], sum(count for _, count in found)
-        return Found({GREEDY: seconds}, {GREEDY: texts}, {GREEDY: calls}, {}, "")
+        return Found({GREEDY: seconds}, {GREEDY: texts}, {GREEDY: count_tokens(work.model, texts)}, {}, "")
 
     measure()
     return measure
@@ -241,7 +244,9 @@ def _row(ids: Sequence[int], np: Any) -> Any:
 def _loaded(work: Work) -> Any:
     """Our model, in the precision of the work."""
     import transformer_jax
+    from transformer_jax import runtime
 
+    runtime.prepare()
     model = transformer_jax.load(work.model)
     config = replace(model.model_config, dtype=work.dtype)
     return transformer_jax.Translator(config, model.params, model.tokenizer, model.settings)

@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from benchmarks.flops import CHIP_FLOPS, chip_flops, forward_flops, training_flops
+from transformer_jax.models import ModelConfig, Seq2Seq, split
+
+CONFIG = ModelConfig(
+    d_model=16,
+    num_heads=2,
+    d_ff=24,
+    num_encoder_layers=1,
+    num_decoder_layers=2,
+    source_vocab_size=31,
+    target_vocab_size=31,
+)
+
+
+def products(jaxpr):
+    """Floating-point operations of every matrix product of a program, those of the programs within included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            inner = 1
+            for axis in contracted:
+                inner *= left[axis]
+            total += 2 * equation.outvars[0].aval.size * inner
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            total += products(inner)
+    return total
+
+
+@pytest.mark.parametrize(("rows", "source", "target"), [(1, 4, 4), (3, 5, 7)])
+def test_the_formula_counts_the_products_of_the_model(rows, source, target):
+    graphdef, params = split(Seq2Seq(CONFIG, rngs=nnx.Rngs(0)))
+    sides = jnp.ones((rows, source), jnp.int32), jnp.ones((rows, target), jnp.int32)
+    traced = jax.make_jaxpr(lambda p: nnx.merge(graphdef, p)(*sides))(params)
+    assert products(traced.jaxpr) == forward_flops(CONFIG, rows, source, target) > 0
+    assert training_flops(CONFIG, rows, source, target) == 3 * forward_flops(CONFIG, rows, source, target)
+
+
+def test_a_chip_is_known_by_how_its_name_begins():
+    assert chip_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert chip_flops("NVIDIA H100 PCIe") == 756e12
+    assert chip_flops("TPU v5 lite") == 197e12
+    assert chip_flops("TPU v5") == 459e12
+    assert chip_flops("AMD EPYC") is None
+
+
+def test_no_chip_hides_behind_a_shorter_name():
+    assert {name: chip_flops(name) for name in CHIP_FLOPS} == CHIP_FLOPS

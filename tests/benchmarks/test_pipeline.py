@@ -1,0 +1,53 @@
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from benchmarks.pipeline import _rate, build, first_window, real_tokens
+from benchmarks.settings import Settings, Unavailable
+from benchmarks.shipped import EMBEDDED, ROOT, SHIPPED, shipped_config, shipped_options
+from transformer_jax import runtime
+from transformer_jax.data.batching import Batches
+from transformer_jax.data.collate import collate_pairs
+
+RECORDS = [(np.full(n, 5, np.int32), np.full(n, 6, np.int32)) for n in (1, 2, 3, 4, 4, 4)]
+
+
+def batches(window_size):
+    options = {"batching": "bucket", "tokens_per_batch": 8, "row_length": 4, "bucket_lengths": (4,), "max_length": 4}
+    return Batches(RECORDS, list, partial(collate_pairs, start=1), window_size=window_size, **options)
+
+
+def test_a_window_is_read_and_no_more():
+    assert sum(map(real_tokens, first_window(batches(100), epoch=1))) == 2 * 18
+    assert len(list(first_window(batches(2), epoch=0))) == 1
+
+
+def test_rates_count_real_tokens_and_padding():
+    found = _rate(batches(100), epoch=0)
+    assert found["tokens"] == 36
+    assert found["padding"] == pytest.approx(1 - 18 / 24)
+    assert found["rate"] > 0
+
+
+def test_all_configs_are_named_and_found():
+    assert sorted(SHIPPED) == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    for name in EMBEDDED:
+        assert shipped_config(name, Settings()).data.name in ("numerals", "headlines", "antitheses")
+        assert shipped_options(name, Settings()) == [f"--config={ROOT / 'configs' / name}.py"]
+
+
+def test_data_that_is_not_there_is_asked_for(tmp_path):
+    with pytest.raises(Unavailable, match="--data"):
+        shipped_config("multi30k", Settings(data=tmp_path))
+    (tmp_path / "multi30k").mkdir()
+    config = shipped_config("multi30k", replace(Settings(), data=tmp_path))
+    assert config.data.manual_dir == str(tmp_path / "multi30k")
+
+
+def test_a_shipped_config_is_measured(monkeypatch):
+    monkeypatch.setattr(runtime, "prepare", list)  # this process is not one of a benchmark
+    found = build("classification_sample", Settings())()
+    assert {"first", "later", "step", "tokens", "padding"} == set(found)
+    assert all(value > 0 for value in found.values())
