@@ -6,6 +6,7 @@ XLA's flags, allocators and the thread pools of OpenMP would otherwise meet in o
 import contextlib
 import multiprocessing
 import os
+import pkgutil
 import sys
 import time
 import traceback
@@ -22,13 +23,14 @@ class Worker:
     """A process that builds something to measure once, and measures it when asked.
 
     `factory(*args)` runs there, warm-up included, and returns a function without arguments that does the work once and
-    returns its figure, a number or a dict of them. Both must be importable, as they are sent there by name. A factory
-    raises `Unavailable`, or fails to import an optional package, to be left out.
+    returns its figure, a number or a dict of them. It must be importable, as it is sent there by name; a factory whose
+    module not everybody can import, or should, is given as a string such as "benchmarks.ours:trainer". A factory raises
+    `Unavailable`, or fails to import an optional package, to be left out.
     """
 
     def __init__(
         self,
-        factory: Callable[..., Callable[[], Any]],
+        factory: Callable[..., Callable[[], Any]] | str,
         *args: Any,
         threads: int = 2,
         environment: Mapping[str, str] | None = None,
@@ -86,7 +88,7 @@ class Worker:
     def _receive(self) -> Any:
         try:
             kind, value = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join(timeout=5)
             raise RuntimeError(f"The process that is measured ended with code {self._process.exitcode}.") from None
         if kind == "unavailable":
@@ -136,7 +138,7 @@ def _serve(pipe: Connection, threads: int, environment: dict[str, str]) -> None:
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)) | environment)
     try:
         factory, args = pipe.recv()
-        measure = factory(*args)
+        measure = (pkgutil.resolve_name(factory) if isinstance(factory, str) else factory)(*args)
         pipe.send(("value", time.perf_counter() - started))
         while pipe.recv() is not None:
             pipe.send(("value", measure()))

@@ -6,7 +6,7 @@ from tests.benchmarks import subjects
 
 
 def test_workers_build_once_and_measure_in_turn():
-    factories = {"one": (subjects.counter, 1.0), "ten": (subjects.counter, 10.0)}
+    factories = {"one": (subjects.counter, 1.0), "ten": ("tests.benchmarks.subjects:counter", 10.0)}
     with workers(factories) as measured:
         assert alternate(measured, repeats=3) == {"one": [1.0, 2.0, 3.0], "ten": [10.0, 20.0, 30.0]}
         assert measured["one"].build_seconds > 0

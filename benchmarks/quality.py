@@ -1,0 +1,123 @@
+"""What a minute of training is worth: validation loss against minutes, of PyTorch on random batches and of ours."""
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.results import OURS, Record, compare, device_name
+from benchmarks.settings import Settings
+from benchmarks.train import prepared
+from benchmarks.workers import Worker
+from benchmarks.workload import RANDOM_BATCH, Workload
+
+MINUTES, QUICK_MINUTES = 20.0, 0.5
+POINTS, QUICK_POINTS = 20, 3
+"""Evaluations in a run."""
+SHARES = (0.2, 0.3, 0.5, 1.0)
+"""Of the peer's minutes: the lengths that ours is planned for, one after the other, until a run reaches its loss."""
+PEAK_LR = {"torch": 2e-3, OURS: 2e-3}
+OUR_TOKENS = 1024
+"""Token slots a side of our batches here."""
+RECIPE = "pre-norm, Adam (0.9, 0.98), linear warm-up over a tenth of the run, then half a cosine to 0"
+
+
+class Point(NamedTuple):
+    """One evaluation."""
+
+    minutes: float
+    """Of training, evaluations left out; with compilation, without reading the data."""
+    loss: float
+    """Per token on the validation data, in nats, without label smoothing."""
+    steps: int
+
+
+def run(settings: Settings) -> Iterator[Record]:
+    """The peer for its minutes, or from the file of `--curve`; then ours until it reaches the loss at their end."""
+    settings.folder("multi30k")
+    with tempfile.TemporaryDirectory() as scratch:
+        workload = prepared(settings, "multi30k", Path(scratch))
+        if settings.curve is not None and settings.curve.is_file():
+            theirs = read_curve(settings.curve)
+            say(f"torch: {len(theirs)} points of {settings.curve}")
+        else:
+            minutes = settings.minutes or (QUICK_MINUTES if settings.quick else MINUTES)
+            theirs = trained(settings, workload, "torch", minutes)
+        yield from _records(settings, workload, theirs, *_ours(settings, workload, theirs))
+
+
+def _ours(settings: Settings, workload: Workload, theirs: Sequence[Point]) -> tuple[float, list[Point]]:
+    """The planned minutes and the curve of the first of our runs that reaches the peer's loss, or of the last."""
+    target = theirs[-1].loss
+    for share in (1.0,) if settings.quick else SHARES:
+        planned = share * theirs[-1].minutes
+        ours = trained(settings, workload, OURS, planned, until=target)
+        if ours[-1].loss <= target:
+            break
+    return planned, ours
+
+
+def trained(settings: Settings, workload: Workload, name: str, minutes: float, until: float = -math.inf) -> list[Point]:
+    """The curve of one run, which ends early at the loss `until`; points are told on stderr and, of the peer, saved."""
+    factories = {
+        OURS: ("benchmarks.ours:learner", settings, workload, OUR_TOKENS),
+        "torch": ("benchmarks.torch_training:learner", workload, settings.threads),
+    }
+    factory, *arguments = factories[name]
+    points: list[Point] = []
+    plan = PEAK_LR[name], minutes, QUICK_POINTS if settings.quick else POINTS
+    with Worker(factory, *arguments, *plan, threads=settings.threads) as worker:
+        while not points or (points[-1].minutes < minutes and points[-1].loss > until):
+            point = Point(*worker.measure())
+            if points and point.steps == points[-1].steps:
+                break
+            points.append(point)
+            say(f"{name}, planned for {minutes:.1f} minutes: {json.dumps(point._asdict())}")
+            if settings.curve is not None and name != OURS:
+                settings.curve.parent.mkdir(parents=True, exist_ok=True)
+                settings.curve.write_text("".join(json.dumps(p._asdict()) + "\n" for p in points), "utf-8")
+    return points
+
+
+def read_curve(path: Path) -> list[Point]:
+    """The points of a file that `trained` wrote."""
+    return [Point(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+
+
+def minutes_to(loss: float, curve: Sequence[Point]) -> float | None:
+    """When a run was first seen at this loss, or below; None: never."""
+    return next((point.minutes for point in curve if point.loss <= loss), None)
+
+
+def _records(
+    settings: Settings, workload: Workload, theirs: Sequence[Point], planned: float, ours: Sequence[Point]
+) -> Iterator[Record]:
+    reached = minutes_to(theirs[-1].loss, ours)
+    work = (
+        f"Multi30k de-en, {workload.shape}, one thread pool of {settings.threads}, float32; {RECIPE}; torch: "
+        f"{RANDOM_BATCH} random sentences padded to the longest, peak learning rate {PEAK_LR['torch']:g}, "
+        f"{theirs[-1].steps:,} steps in {theirs[-1].minutes:.1f} minutes; ours: {OUR_TOKENS:,} packed slots a side, "
+        f"peak learning rate {PEAK_LR[OURS]:g}, planned for {planned:.1f} minutes, {ours[-1].steps:,} steps in "
+        f"{ours[-1].minutes:.1f}, compilation included; loss by minutes: torch {_curve(theirs)}; ours {_curve(ours)}"
+    )
+    if reached is None:
+        say(f"ours did not reach {theirs[-1].loss:.3f}: {ours[-1].loss:.3f} after {ours[-1].minutes:.1f} minutes")
+    device = device_name(settings.threads)
+    minutes = ({} if reached is None else {OURS: [reached]}) | {"torch": [theirs[-1].minutes]}
+    subject = "validation loss that PyTorch ends with"
+    yield from compare("quality", subject, "minutes", minutes, work=work, device=device, more_is_better=False)
+    losses = {OURS: [ours[-1].loss], "torch": [theirs[-1].loss]}
+    subject = "validation loss at the end of the run"
+    yield from compare("quality", subject, "nats", losses, work=work, device=device, more_is_better=False)
+
+
+def _curve(points: Sequence[Point]) -> str:
+    return ", ".join(f"{point.minutes:.1f}: {point.loss:.3f}" for point in points)
+
+
+def say(line: str) -> None:
+    """Progress, beside the records."""
+    print(line, file=sys.stderr, flush=True)

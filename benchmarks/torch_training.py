@@ -1,0 +1,139 @@
+"""Training of the PyTorch models, to be stopped and measured."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.torch_model import drop_as_ours, make_model
+from benchmarks.workload import (
+    RANDOM_BATCH,
+    Tally,
+    Workload,
+    our_batches,
+    padded,
+    random_batches,
+    read_examples,
+)
+
+WARMUP = 0.1
+"""Share of a run during which the learning rate rises."""
+
+
+class TorchTrainer:
+    """A model, its optimiser and its batches."""
+
+    def __init__(
+        self, workload: Workload, *, packed: bool = False, compiled: bool = False, our_dropout: bool = False
+    ) -> None:
+        """Read the token ids and draw the parameters.
+
+        Args:
+            workload: what to train on.
+            packed: on our batches; otherwise on random ones, padded to the longest.
+            compiled: by `torch.compile`.
+            our_dropout: drop only what we drop; otherwise all that nn.Transformer does.
+        """
+        torch.manual_seed(0)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.workload, self.packed = workload, packed
+        self.examples = read_examples(workload.examples_file)
+        self.model = make_model(workload.shape, workload.label_smoothing).to(self.device)
+        if our_dropout:
+            drop_as_ours(self.model)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-3, betas=(0.9, 0.98), eps=1e-9, fused=True)
+        self.batches: Iterator[Any] = (our_batches if packed else random_batches)(workload, self.examples.train)
+        self._loss: Callable[..., Tensor] = self.model.loss
+        if compiled:
+            self._loss = torch.compile(self.model.loss, dynamic=False)
+
+    def train(self, num_steps: int) -> Tally:
+        """Take so many steps."""
+        self.model.train()
+        tally = Tally()
+        started = time.perf_counter()
+        for _ in range(num_steps):
+            batch = next(self.batches)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self._loss(self.tensors(batch), self.packed, self.workload.label_smoothing)
+            loss.backward()
+            self.optimizer.step()
+            tally.add(batch)
+        loss.item()
+        tally.seconds = time.perf_counter() - started
+        return tally
+
+    @torch.inference_mode()
+    def validation_loss(self) -> float:
+        """Cross-entropy per token on the validation data, without smoothing."""
+        self.model.eval()
+        examples = sorted(self.examples.validation, key=lambda example: len(example[1]))
+        total = count = 0.0
+        for start in range(0, len(examples), RANDOM_BATCH):
+            batch = padded(self.workload, examples[start : start + RANDOM_BATCH])
+            tokens = int(np.count_nonzero(batch.target_segments))
+            total += self.model.loss(self.tensors(batch), False, 0.0).item() * tokens
+            count += tokens
+        return total / count
+
+    def tensors(self, batch: Any) -> dict[str, Tensor]:
+        """The arrays of a batch, by name."""
+        return {name: torch.from_numpy(array).long().to(self.device) for name, array in batch._asdict().items()}
+
+
+def limit_threads(threads: int) -> None:
+    """Of PyTorch's operations."""
+    torch.set_num_threads(threads)
+
+
+def trainer(workload: Workload, threads: int, num_steps: int, options: dict[str, bool]) -> Callable[[], Tally]:
+    """A factory for a worker: `num_steps` steps a measurement; `options` are those of `TorchTrainer`."""
+    limit_threads(threads)
+    theirs = TorchTrainer(workload, **options)
+    theirs.train(2)
+    return lambda: theirs.train(num_steps)
+
+
+def learner(
+    workload: Workload, threads: int, peak: float, minutes: float, points: int
+) -> Callable[[], tuple[float, float, int]]:
+    """A factory for a worker: a measurement trains on, and gives minutes so far, validation loss and steps so far.
+
+    Args:
+        workload: what to train on.
+        threads: of PyTorch's operations.
+        peak: of the learning rate.
+        minutes: that the whole run has; `points` measurements take so long.
+        points: see `minutes`.
+    """
+    limit_threads(threads)
+    theirs = TorchTrainer(workload)
+    spent, taken = 0.0, 0
+
+    def measure() -> tuple[float, float, int]:
+        nonlocal spent, taken
+        until = min(spent + 60 * minutes / points, 60 * minutes)
+        while spent < until:
+            for group in theirs.optimizer.param_groups:
+                group["lr"] = learning_rate(peak, spent / (60 * minutes))
+            spent += theirs.train(1).seconds
+            taken += 1
+        return spent / 60, theirs.validation_loss(), taken
+
+    return measure
+
+
+def learning_rate(peak: float, done: float) -> float:
+    """Linear up to `peak` over a tenth of the run, then half a cosine to 0.
+
+    Args:
+        peak: the highest.
+        done: share of the run that is over, 0 to 1.
+    """
+    if done < WARMUP:
+        return peak * max(done, 0.01) / WARMUP
+    return peak * 0.5 * (1 + math.cos(math.pi * min((done - WARMUP) / (1 - WARMUP), 1.0)))

@@ -1,0 +1,100 @@
+"""Speed of training: real tokens per second of ours and its peers."""
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import OURS, Record, compare, device_name
+from benchmarks.settings import Settings
+from benchmarks.workers import Worker, alternate, workers
+from benchmarks.workload import RANDOM_BATCH, Tally, Workload
+
+REPEATS = 5
+TORCH = "benchmarks.torch_training:trainer"
+OPTIMIZER = "Adam(W), fused in PyTorch"
+
+
+def run(settings: Settings) -> Iterator[Record]:
+    """Translation (Multi30k, de-en), then a classifier (AG News), then couplets."""
+    yield from _run(settings, "multi30k", "translation", "target tokens", with_all_peers=True)
+    yield from _run(settings, "ag_news", "classifier", "tokens of texts")
+    yield from _run(settings, "couplet", "couplets", "target characters")
+
+
+def _run(settings: Settings, name: str, subject: str, tokens: str, *, with_all_peers: bool = False) -> Iterator[Record]:
+    settings.folder(name)
+    steps = 1 if settings.quick else 6
+    with tempfile.TemporaryDirectory() as scratch:
+        workload = prepared(settings, name, Path(scratch))
+        torch = (TORCH, workload, settings.threads, steps)
+        factories: dict[str, tuple[Any, ...]] = {
+            OURS: ("benchmarks.ours:trainer", settings, workload, steps),
+            "torch": (*torch, {}),
+        }
+        if with_all_peers:
+            factories |= {
+                "torch, our batches": (*torch, {"packed": True}),
+                "torch_compile, our batches": (*torch, {"packed": True, "compiled": True}),
+                "torch, our dropout": (*torch, {"packed": True, "our_dropout": True}),
+                "transformers": ("benchmarks.marian_training:trainer", workload, settings.threads, steps),
+            }
+            if not settings.quick:  # compiling takes a while
+                options = {"packed": True, "compiled": True, "our_dropout": True}
+                factories["torch_compile, our dropout"] = (*torch, options)
+        with workers(factories, threads=settings.threads) as measured:
+            tallies: dict[str, list[Tally]] = alternate(measured, REPEATS)
+    unit, device = "tokens/s", device_name(settings.threads)
+
+    def work(theirs: str) -> str:
+        return (
+            f"{workload.name}, {workload.shape}, {tokens} that are no padding; {steps} steps a repetition, "
+            f"{REPEATS} repetitions in turn, forward, backward and {OPTIMIZER}, float32; ours: rows of "
+            f"{workload.row_length} packed to {workload.tokens_per_batch:,} slots a side{_padding(tallies.get(OURS))}; "
+            f"peers: {theirs}"
+        )
+
+    def rates(*names: str) -> dict[str, list[float]]:
+        found = {name: tallies[name] for name in names if name in tallies}
+        return {name.partition(",")[0]: [tally.rate for tally in of_name] for name, of_name in found.items()}
+
+    def records(what: str, theirs: str, *names: str) -> Iterator[Record]:
+        figures, about = rates(OURS, *names), work(theirs)
+        yield from compare("train", f"{subject}, {what}", unit, figures, work=about, device=device, more_is_better=True)
+
+    padding = _padding(tallies.get("torch"))
+    yield from records(
+        f"random batches of {RANDOM_BATCH}",
+        f"{RANDOM_BATCH} random sentences padded to the longest{padding}, all the dropout of PyTorch's layers",
+        "torch",
+        "transformers",
+    )
+    if with_all_peers:
+        same = "the same packed rows as ours, under a mask for each"
+        yield from records(
+            "our batches",
+            f"{same}, all the dropout of PyTorch's layers",
+            "torch, our batches",
+            "torch_compile, our batches",
+        )
+        yield from records(
+            "our batches and dropout",
+            f"{same}, dropout only where ours has it",
+            "torch, our dropout",
+            "torch_compile, our dropout",
+        )
+
+
+def prepared(settings: Settings, name: str, scratch: Path) -> Workload:
+    """Train the tokenizer and encode the data, in a process of its own."""
+    with Worker("benchmarks.ours:prepare", settings, name, scratch, threads=settings.threads) as worker:
+        workload: Workload = worker.measure()
+    return workload
+
+
+def _padding(tallies: Sequence[Tally] | None) -> str:
+    if not tallies:
+        return ""
+    share = statistics.fmean(1 - tally.real / tally.slots for tally in tallies)
+    return f" ({100 * share:.1f} % of the slots padding)"
