@@ -16,7 +16,7 @@ from transformer_jax import sharding
 from transformer_jax.config import MeshConfig
 from transformer_jax.errors import UserError
 from transformer_jax.losses import chunked_cross_entropy
-from transformer_jax.models import ModelConfig, Seq2Seq, split
+from transformer_jax.models import ModelConfig, Seq2Seq, split, stack_layers, unstack_layers
 from transformer_jax.sharding import RULES, make_mesh, partition_spec, place, state_shardings
 from transformer_jax.steps import init_state, train_step
 
@@ -94,6 +94,9 @@ def test_impossible_sizes(sizes):
         ("encoder.layers.0.self_attention.query.kernel", P("fsdp", "tensor")),
         ("decoder.layers.5.cross_attention.value.bias", P("tensor")),
         ("decoder.layers.5.cross_attention.out.kernel", P("tensor", "fsdp")),
+        ("decoder.layers.stacked.cross_attention.out.kernel", P(None, "tensor", "fsdp")),
+        ("opt_state.0.mu.encoder.layers.stacked.self_attention.query.bias", P(None, "tensor")),
+        ("encoder.layers.stacked.feed_forward_residual.norm.scale", P()),
         ("decoder.layers.5.cross_attention.out.bias", P()),
         ("encoder.layers.0.feed_forward.wide.kernel", P("fsdp", "tensor")),
         ("encoder.layers.0.feed_forward.narrow.kernel", P("tensor", "fsdp")),
@@ -194,6 +197,24 @@ def test_sharded_equals_unsharded(model, loss_and_gradients, sizes):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), grads, expected_grads)
     kernel = spread["encoder"]["layers"][0]["feed_forward"]["wide"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (16 // sizes[1], 32 // sizes[2])
+
+
+def test_scanned_layers_are_spread_likewise(model, loss_and_gradients):
+    _, ((_, expected), expected_grads) = loss_and_gradients
+    graphdef, _ = split(Seq2Seq(replace(TINY, scan_layers=True), rngs=nnx.Rngs(0)))
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    stacked = stack_layers(model[1])
+    spread = jax.device_put(stacked, state_shardings(stacked, mesh))
+    kernel = spread["decoder"]["layers"]["stacked"]["feed_forward"]["wide"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (1, 16 // 2, 32 // 2)
+
+    def loss_and_logits(params, batch):
+        logits = nnx.merge(graphdef, params)(batch.source, batch.target)
+        return jnp.sin(logits).sum() / logits.size, logits
+
+    (_, actual), grads = jax.jit(jax.value_and_grad(loss_and_logits, has_aux=True))(spread, place(make_batch(), mesh))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), unstack_layers(grads), expected_grads)
 
 
 @pytest.fixture(scope="module")

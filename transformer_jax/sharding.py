@@ -30,6 +30,8 @@ RULES: tuple[tuple[str, P], ...] = (
 
 What matches none is small, and every device holds it whole.
 """
+_IS_STACKED = re.compile(r"(^|\.)layers\.stacked\.")
+"""Parameters of scanned layers have one more axis in front, which is not split."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -63,13 +65,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def partition_spec(path: str) -> P:
     """The rule for a path such as `encoder.layers.0.self_attention.query.kernel`, or P() if there is none.
 
+    With `stacked` in place of the number, it leaves the axis of the layers whole.
+
     Raises:
         ValueError: if two rules match.
     """
     matching = [(pattern, spec) for pattern, spec in RULES if re.search(rf"(^|\.)({pattern})$", path)]
     if len(matching) > 1:
         raise ValueError(f"{path} matches the sharding rules {' and '.join(pattern for pattern, _ in matching)}.")
-    return matching[0][1] if matching else P()
+    if not matching:
+        return P()
+    return P(None, *matching[0][1]) if _IS_STACKED.search(path) else matching[0][1]
 
 
 def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
@@ -90,7 +96,7 @@ def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
         if len(spec) != leaf.ndim or leaf.size == 1:
             return NamedSharding(mesh, P())
         for size, axis in zip(leaf.shape, spec, strict=True):
-            if size % mesh.shape[axis]:
+            if axis is not None and size % mesh.shape[axis]:
                 raise UserError(
                     f"{name} has a dimension of {size}, which does not divide into config.mesh.{axis}="
                     f"{mesh.shape[axis]} parts; change config.mesh, or the sizes in config.model."

@@ -95,6 +95,22 @@ def test_a_run_starts_from_a_model_and_its_score(tmp_path, config):
         run(config, tmp_path / "run")
 
 
+def test_layers_are_stacked_within_the_run_only(tmp_path, config):
+    config.init_from = str(write_bundle(tmp_path / "folder"))
+    config.model.update(scan_layers=True, remat="dots")
+    config.training.update(num_steps=2, checkpoint_every=1, average_last=2, ema_decay=0.9)
+    outcome = run(config, tmp_path / "run")
+    before, after = load(config.init_from), load(outcome.model)
+    assert_equal(after.params, before.params)
+    assert after.model_config == dataclasses.replace(before.model_config, dropout_rate=0.25)
+    scores = before.score(SOURCES, TARGETS)
+    log_prob, tokens = sum(score.log_prob for score in scores), sum(len(score.tokens) for score in scores)
+    assert outcome.scores["loss"] == pytest.approx(-log_prob / tokens, rel=1e-5)
+    config.model.scan_layers = False
+    with pytest.raises(UserError, match=r"holds a run with config\.model\.scan_layers=True, not False"):
+        run(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize("other", ["sizes", "vocabulary"])
 def test_another_model_in_the_folder_is_refused(tmp_path, config, other):
     config.init_from = str(write_bundle(tmp_path / "folder"))

@@ -22,7 +22,7 @@ from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
 from transformer_jax.files import replace_folder
-from transformer_jax.models import ModelConfig, structure
+from transformer_jax.models import ModelConfig, structure, unstack_layers
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -37,6 +37,9 @@ _UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|```")
 
 _MAY_BE_ZERO = ("source_vocab_size", "target_vocab_size", "num_classes")
 """Sizes that not every kind of model has; whether it has, the model itself checks."""
+
+_AS_STORED: dict[str, Any] = {"attention_implementation": "xla", "scan_layers": False, "remat": "none"}
+"""How a model is computed is the machine's business, not the model's."""
 
 
 def save_bundle(
@@ -56,7 +59,7 @@ def save_bundle(
         path: the folder to write.
         task: of the model: translation, classification, couplet, transformer, or one that `register_task` has added.
         model_config: of the model, vocabulary sizes included.
-        params: of the model, as `models.split` gives them.
+        params: of the model, as `models.split` gives them; stored with a set of tensors for each layer.
         tokenizer_files: as `TokenizerPair.files` gives them; none for a model without a vocabulary.
         settings: fields of the task's settings, such as `TranslatorSettings`.
         scores: of the model on its validation or test data, with their signatures, for the model's card.
@@ -71,11 +74,10 @@ def save_bundle(
     if task not in MODELS:
         raise UserError(f"The task is {task!r}, but a model folder can hold {', '.join(MODELS)}.")
     checked = build(MODELS[task].settings_type, dict(settings), "settings")
-    # Which kernel computes attention is the machine's business, not the model's.
-    model_config = dataclasses.replace(model_config, attention_implementation="xla")
+    model_config = dataclasses.replace(model_config, **_AS_STORED)
     tensors = {
         ".".join(map(str, name)): np.ascontiguousarray(value, dtype=np.float32)
-        for name, value in traverse_util.flatten_dict(jax.device_get(params)).items()
+        for name, value in traverse_util.flatten_dict(unstack_layers(jax.device_get(params))).items()
     }
     files = {**tokenizer_files, WEIGHTS_FILE: safetensors.numpy.save(tensors)}
     config = {
@@ -171,8 +173,7 @@ def _read_config(folder: Path) -> _BundleConfig:
             "registered (register_task)."
         )
     model = build(ModelConfig, values["model"], f"{path}: model")
-    # Which kernel computes attention is this machine's business.
-    model = dataclasses.replace(model, attention_implementation="xla")
+    model = dataclasses.replace(model, **_AS_STORED)
     for name, value in dataclasses.asdict(model).items():
         smallest = 0 if name in _MAY_BE_ZERO else 1
         if type(value) is int and not smallest <= value < 2**31:

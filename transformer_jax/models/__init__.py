@@ -6,6 +6,7 @@ from flax import nnx
 
 from transformer_jax.models.classifier import Classifier
 from transformer_jax.models.config import ModelConfig
+from transformer_jax.models.scanned import stack_layers, unstack_layers
 from transformer_jax.models.seq2seq import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.models.stacks import Decoder, Encoder
 from transformer_jax.models.transformer import Transformer
@@ -21,7 +22,9 @@ __all__ = [
     "Seq2Seq",
     "Transformer",
     "split",
+    "stack_layers",
     "structure",
+    "unstack_layers",
 ]
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 from transformer_jax.errors import UserError
 from transformer_jax.layers import ACTIVATIONS
+from transformer_jax.models.scanned import REMATS
 
 TYINGS = ("all", "output", "inputs", "none")
 
@@ -46,6 +47,11 @@ class ModelConfig:
     """Multiply embeddings by sqrt(d_model) (section 3.4)."""
     dtype: str = "float32"
     """Of the computation: float32 or bfloat16. Parameters and softmax stay float32."""
+    scan_layers: bool = False
+    """Stack the parameters of all layers of a stack and loop over them: compiles as fast however many there are."""
+    remat: str = "none"
+    """What of a layer's inside the backward pass computes again, to save memory: none, dots (all but the products with
+    weights), full (all)."""
     source_vocab_size: int = 0
     """0: taken from the tokenizer."""
     target_vocab_size: int = 0
@@ -117,4 +123,5 @@ def _check(config: ModelConfig) -> None:
     require(config.positions in ("sinusoidal", "learned"), "positions", "sinusoidal or learned")
     require(config.d_model % 2 == 0, "d_model", "even")
     require(config.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
+    require(config.remat in REMATS, "remat", f"one of {', '.join(REMATS)}")
     require(config.dtype in ("float32", "bfloat16"), "dtype", "float32 or bfloat16")

@@ -1,5 +1,6 @@
 """What all models are built of: embedded tokens, a stack of encoder layers, a stack of decoder layers (figure 1)."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer_jax.attention import dropout
-from transformer_jax.layers import DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm, split_key
+from transformer_jax.layers import DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm
 from transformer_jax.models.config import ModelConfig
+from transformer_jax.models.scanned import Layer, ScannedLayers, apply_layers
 from transformer_jax.positions import sinusoidal_positions
 
 
@@ -42,9 +44,8 @@ class Encoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.layers = nnx.List(
-            [EncoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_encoder_layers)]
-        )
+        self.layers = _layers(EncoderLayer, config, config.num_encoder_layers, rngs)
+        self.remat = config.remat
         self.norm = LayerNorm(config.d_model) if config.norm_first or config.final_norm else None
 
     def __call__(
@@ -55,8 +56,7 @@ class Encoder(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B S D"]:
-        for layer, key in zip(self.layers, split_key(dropout_key, len(self.layers)), strict=True):
-            x = layer(x, mask, dropout_key=key, record=record)
+        x = apply_layers(self.layers, x, mask, dropout_key=dropout_key, remat=self.remat, record=record)
         return x if self.norm is None else self.norm(x)
 
 
@@ -67,9 +67,8 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.layers = nnx.List(
-            [DecoderLayer(**_layer_options(config), rngs=rngs) for _ in range(config.num_decoder_layers)]
-        )
+        self.layers = _layers(DecoderLayer, config, config.num_decoder_layers, rngs)
+        self.remat = config.remat
         self.norm = LayerNorm(config.d_model) if config.norm_first or config.final_norm else None
 
     def __call__(
@@ -82,8 +81,8 @@ class Decoder(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B T D"]:
-        for layer, key in zip(self.layers, split_key(dropout_key, len(self.layers)), strict=True):
-            x = layer(x, memory, mask, memory_mask, dropout_key=key, record=record)
+        context = memory, mask, memory_mask
+        x = apply_layers(self.layers, x, *context, dropout_key=dropout_key, remat=self.remat, record=record)
         return x if self.norm is None else self.norm(x)
 
 
@@ -112,6 +111,17 @@ def token_embedding(config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> Emb
 def _position_table(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
     shape = (config.max_positions, config.d_model)
     return nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+
+
+def _layers(
+    kind: Callable[..., Layer], config: ModelConfig, count: int, rngs: nnx.Rngs
+) -> Sequence[Layer] | ScannedLayers[Layer]:
+    def make(rngs: nnx.Rngs) -> Layer:
+        return kind(**_layer_options(config), rngs=rngs)
+
+    if config.scan_layers and count:
+        return ScannedLayers(make, count, rngs)
+    return nnx.List([make(rngs) for _ in range(count)])
 
 
 def _layer_options(config: ModelConfig) -> dict[str, Any]:

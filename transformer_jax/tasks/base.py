@@ -63,7 +63,10 @@ class Task(Protocol):
         ...
 
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
-        """Score on validation data: with a quick search during training, with the configured one if `final`."""
+        """Score on validation data: with a quick search during training, with the configured one if `final`.
+
+        The parameters come with a set of tensors for each layer, whatever `model_config.scan_layers` says.
+        """
         ...
 
 

@@ -14,6 +14,7 @@ from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import NO_LABEL, TextBatch, collate_texts
 from transformer_jax.data.labelled import Labelled
+from transformer_jax.data.records import read_records
 from transformer_jax.data.texts import load_training_data
 from transformer_jax.data.tokenizers import PAD, UNK, encode_texts, tokenizer_from_files, train_tokenizer
 from transformer_jax.errors import UserError
@@ -53,7 +54,7 @@ class ClassificationTask:
         train, self.validation, self.classes, self.notes = load_training_data(data)
         if tokenizer_files is None:
             stride = -(-len(train) // TOKENIZER_TEXTS)
-            texts = [self._case(train[i].text) for i in range(0, len(train), stride)]
+            texts = [self._case(record.text) for record in read_records(train, range(0, len(train), stride))]
             self.tokenizer = train_tokenizer(config.tokenizer.kind, texts, config.tokenizer.vocab_size)
         else:
             self.tokenizer = tokenizer_from_files(tokenizer_files)
@@ -70,7 +71,8 @@ class ClassificationTask:
         self.validation_examples = self.encode(self.validation)
         self.batches = make_batches(config, train, self.encode, collate_texts)
         self.graphdef, _ = structure(Classifier, self.model_config)
-        self.predictor = Predictor(self.graphdef, num_classes=len(self.classes), batch_size=config.decoding.batch_size)
+        asked, _ = structure(Classifier, replace(self.model_config, scan_layers=False))
+        self.predictor = Predictor(asked, num_classes=len(self.classes), batch_size=config.decoding.batch_size)
 
     def encode(self, records: list[Labelled]) -> list[Example]:
         """Token ids and the number of the class; a text that is too long is cut short."""

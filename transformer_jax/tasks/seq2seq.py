@@ -14,12 +14,13 @@ from jaxtyping import Array, Key
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
+from transformer_jax.data.records import read_records
 from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.errors import UserError
 from transformer_jax.generation import BAD_WORDS, Generator
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.metrics import perplexity
-from transformer_jax.models import Seq2Seq, split, structure
+from transformer_jax.models import Seq2Seq, split, stack_layers, structure
 from transformer_jax.search_options import SearchOptions
 from transformer_jax.steps import Params, Sums, eval_step
 from transformer_jax.tasks.base import make_batches
@@ -62,7 +63,7 @@ class Seq2SeqTask:
                 raise UserError(f"The {part} data has no sentence pairs; check the files under config.data.")
         if tokenizer_files is None:
             stride = -(-len(train) // self.TOKENIZER_PAIRS)
-            sources, targets = self._sides([train[i] for i in range(0, len(train), stride)])
+            sources, targets = self._sides(read_records(train, range(0, len(train), stride)))
             spec = config.tokenizer
             self.tokenizer = train_pair(spec.kind, sources, targets, spec.vocab_size, spec.joint)
         else:
@@ -93,7 +94,7 @@ class Seq2SeqTask:
     def generator(self) -> Generator:
         """The model behind the search, which keeps to what `settings` has of an imported model."""
         # The fused kernel wants masks that a step of beam search does not have.
-        searched, _ = structure(Seq2Seq, replace(self.model_config, attention_implementation="xla"))
+        searched, _ = structure(Seq2Seq, replace(self.model_config, attention_implementation="xla", scan_layers=False))
         return Generator(
             searched,
             batch_size=self.config.decoding.batch_size,
@@ -122,6 +123,7 @@ class Seq2SeqTask:
     def likelihood(self, params: Params) -> dict[str, float | str]:
         """Loss and perplexity per token on the validation data, without smoothing."""
         totals = {"loss": 0.0, "weight": 0.0}
+        params = stack_layers(params) if self.model_config.scan_layers else params
         for batch, _ in self.validation_batches.iterate(epochs=1):
             for name, value in self._validation_sums(params, batch).items():
                 totals[name] += float(value)

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +18,10 @@ import ml_collections
 
 from transformer_jax.bundle import save_bundle
 from transformer_jax.config import Config, from_config_dict
-from transformer_jax.data.batching import Position, prefetch
+from transformer_jax.data.batching import Position, Prefetched
 from transformer_jax.data.collate import real_token_share
 from transformer_jax.errors import UserError
+from transformer_jax.models import stack_layers, unstack_layers
 from transformer_jax.optim import make_optimizer, make_schedule
 from transformer_jax.sharding import make_mesh, place, state_shardings
 from transformer_jax.steps import Params, TrainState, init_state, train_step
@@ -73,8 +75,9 @@ class _Run:
         _check(config)
         self.mesh = make_mesh(config.mesh)
         origin = find_origin(config, workdir)
-        self.schedule = make_schedule(config.optim, d_model=origin.model.d_model, num_steps=training.num_steps)
-        optimizer = make_optimizer(config.optim, self.schedule)
+        schedule = make_schedule(config.optim, d_model=origin.model.d_model, num_steps=training.num_steps)
+        self.schedule = jax.jit(schedule)
+        optimizer = make_optimizer(config.optim, schedule)
         self.task: Task = task_from(config, origin)
         if training.metric not in self.task.metrics:
             raise UserError(
@@ -82,7 +85,10 @@ class _Run:
             )
         claim(workdir, config, self.task, origin)
 
+        scans_layers = self.task.model_config.scan_layers
+
         def fresh(given: Params) -> TrainState:
+            given = stack_layers(given) if scans_layers else given
             params = self.task.init_params(jax.random.key(config.seed)) | given
             return init_state(params, optimizer, ema=training.ema_decay > 0)
 
@@ -111,20 +117,24 @@ class _Run:
     def train(self) -> Outcome:
         """The loop itself."""
         training = self.config.training
-        state, progress = self._restore()
-        step = int(state.step)
+        saved, progress = self._restore()
+        step = first_step = 0 if saved is None else int(saved.step)
         with (
             RunLog(self.workdir, first_step=step, num_steps=training.num_steps) as log,
             self.checkpoints,
             stop_on_signals() as stopped,
-            contextlib.closing(prefetch(self.task.batches.iterate(progress.position))) as batches,
+            contextlib.closing(Prefetched(self.task.batches.iterate(progress.position))) as batches,
         ):
-            self._greet(log, state, step)
+            self._greet(log, step)
+            state = self._compiled(saved)
             rate, before = Rate(), None
             while step < training.num_steps and not self._out_of_patience(progress):
                 batch, progress.position = next(batches)
                 state, sums = self.step_fn(state, place(batch, self.mesh))
                 step += 1
+                if step == first_step + 1:
+                    jax.block_until_ready(sums)
+                    log.say(f"The first step was done after {time.monotonic() - self.started:.1f} s")
                 sums |= {"steps": 1.0, "fill": real_token_share(batch)}
                 if before is not None:
                     rate.tokens += progress.add(before)  # one step late, so that the device never waits for the host
@@ -152,14 +162,11 @@ class _Run:
                 return Outcome(step, {}, None, stopped[0])
             return self._finish(log, state, step, progress)
 
-    def _restore(self) -> tuple[TrainState, Progress]:
-        """The last checkpoint, or a fresh start."""
+    def _restore(self) -> tuple[TrainState | None, Progress]:
+        """The last checkpoint, or None and a fresh start."""
         latest = self.checkpoints.latest()
         if latest is None:
-            # A run may have begun, and yet have no checkpoint any more.
-            given = self.origin.params or params_of_origin(self.config, self.origin)
-            self.origin = dataclasses.replace(self.origin, params={})
-            return self.fresh(given), Progress()
+            return None, Progress()
         state, metadata = self.checkpoints.restore(latest, self.like)
         progress = Progress(**{**metadata, "position": Position(*metadata["position"])})
         if progress.best_step in self.checkpoints.steps():
@@ -167,14 +174,32 @@ class _Run:
         self.minutes_before = progress.minutes
         return state, progress
 
+    def _compiled(self, saved: TrainState | None) -> TrainState:
+        """The state to begin with, once the step is compiled as well; the data is being read meanwhile."""
+        blank = self.task.batches.blank()
+        with ThreadPoolExecutor(1) as thread:
+            if blank is not None:
+                batch = place(blank, self.mesh)
+                compiling = thread.submit(lambda: self.step_fn.lower(self.like, batch).compile())
+            state = self._fresh() if saved is None else saved
+            if blank is not None:
+                compiling.result()
+        return state
+
+    def _fresh(self) -> TrainState:
+        # A run may have begun, and yet have no checkpoint any more.
+        given = self.origin.params or params_of_origin(self.config, self.origin)
+        self.origin = dataclasses.replace(self.origin, params={})
+        return self.fresh(given)
+
     def _save(self, state: TrainState, step: int, progress: Progress) -> None:
         progress.minutes = self._minutes()
         self.checkpoints.save(step, state, dataclasses.asdict(progress) | {"position": list(progress.position)})
         if step == progress.best_step:
             self.checkpoints.protect(step)
 
-    def _greet(self, log: RunLog, state: TrainState, step: int) -> None:
-        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    def _greet(self, log: RunLog, step: int) -> None:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.like.params))
         devices = f"{self.mesh.size} {jax.devices()[0].device_kind} device{'s' if self.mesh.size > 1 else ''}"
         log.say(f"{self.workdir}: {self.config.task}, {'; '.join(self.task.notes)}")
         log.say(
@@ -272,7 +297,7 @@ class _Run:
         total = self.checkpoints.restore_params(steps[0], self.like.params)
         for step in steps[1:]:
             total = jax.tree.map(jnp.add, total, self.checkpoints.restore_params(step, self.like.params))
-        return jax.tree.map(lambda leaf: leaf / len(steps), total)
+        return unstack_layers(jax.tree.map(lambda leaf: leaf / len(steps), total))
 
     def _minutes(self) -> float:
         return self.minutes_before + (time.monotonic() - self.started) / 60
@@ -292,7 +317,7 @@ class _Run:
 
 def _averaged(state: TrainState) -> Params:
     """The parameters to evaluate."""
-    return state.params if state.average is None else state.average
+    return unstack_layers(state.params if state.average is None else state.average)
 
 
 def _check(config: Config) -> None:

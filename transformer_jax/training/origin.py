@@ -15,7 +15,14 @@ from transformer_jax.models import ModelConfig, Seq2Seq
 from transformer_jax.steps import Params
 from transformer_jax.tasks import Task, make_task
 
-OF_THE_RUN = ("dropout_rate", "attention_dropout_rate", "attention_implementation", "dtype")
+OF_THE_RUN = (
+    "dropout_rate",
+    "attention_dropout_rate",
+    "attention_implementation",
+    "dtype",
+    "scan_layers",
+    "remat",
+)
 """Fields of `config.model` that a run sets, whatever model it starts from."""
 OUTSIDE_STACKS = ("positions", "max_positions", "tie_embeddings", "output_bias", "scale_embeddings")
 """And those that stacks without a vocabulary have no say in."""
