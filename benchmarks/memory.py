@@ -1,4 +1,4 @@
-"""`memory`: bytes that a step of training needs at once, by batch, length and chunk of the loss. Nothing is run."""
+"""`memory`: bytes that a step of training needs at once, by batch, length, chunk of the loss and remat. Nothing is run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,8 +24,10 @@ def sizes(*, quick: bool) -> dict[str, StepSize]:
     for chunk in (128, 512, 2048):
         whole = " (all logits at once)" if chunk == SIZE.tokens else ""
         found[f"loss in chunks of {chunk:,}{whole}"] = replace(SIZE, loss_chunk=chunk)
+    for remat in ("dots", "full"):
+        found[f"remat {remat}, batch of 8,192"] = replace(SIZE, model=replace(MODEL, remat=remat), rows=128)
     if quick:
-        kept = ("2,048 tokens", "8,192 tokens", "rows of 2,048,", "all logits")
+        kept = ("2,048 tokens", "8,192 tokens", "rows of 2,048,", "all logits", "remat full")
         return {name: size for name, size in found.items() if any(part in name for part in kept)}
     return found
 

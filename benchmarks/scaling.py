@@ -41,8 +41,8 @@ def axes(*, quick: bool) -> dict[str, dict[int, StepSize]]:
 
 
 def _deep(layers: int) -> ModelConfig:
-    """So many layers, half of them in the encoder."""
-    return replace(MODEL, num_encoder_layers=layers // 2, num_decoder_layers=layers // 2)
+    """So many layers, half of them in the encoder; scanned, so that compiling stays short."""
+    return replace(MODEL, num_encoder_layers=layers // 2, num_decoder_layers=layers // 2, scan_layers=True)
 
 
 def run(settings: Settings) -> Iterator[Record]:

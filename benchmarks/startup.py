@@ -87,7 +87,7 @@ def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
     with workers(factories, threads=settings.threads, environment=UNCACHED) as measured:
         found = {layers: statistics.median(times) for layers, times in alternate(measured, repeats).items()}
     for layers, seconds in found.items():
-        work = f"tracing and compiling {sizes[layers]}, layers scanned, no cache; median of {repeats}"
+        work = f"tracing and compiling {sizes[layers]}, no cache; median of {repeats}"
         yield f"compile time, {layers}+{layers} layers", "s", seconds, work
     few, many = map(str, LAYERS)
     work = f"the two above, {many}+{many} layers against {few}+{few}"

@@ -54,6 +54,8 @@ class StepSize:
         layers = f"{m.num_encoder_layers}+{m.num_decoder_layers} layers"
         sizes = f"d_model {m.d_model}, {m.num_heads} heads, d_ff {m.d_ff}, {layers}, vocabulary {m.target_vocab_size:,}"
         norm = "pre-norm" if m.norm_first else "post-norm"
+        layers += " scanned" if m.scan_layers else ""
+        layers += "" if m.remat == "none" else f" with remat={m.remat}"
         return (
             f"one step of training (forward, backward, Adam), {sizes}, {norm}, dropout {m.dropout_rate}, {m.dtype}; "
             f"{self.rows:,} rows of {self.length:,} tokens a side"

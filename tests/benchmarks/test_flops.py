@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from benchmarks.flops import CHIP_FLOPS, chip_flops, forward_flops, training_flops
 from transformer_jax.models import ModelConfig, Seq2Seq, split
@@ -28,7 +29,7 @@ def products(jaxpr):
             for axis in contracted:
                 inner *= left[axis]
             total += 2 * equation.outvars[0].aval.size * inner
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             total += products(inner)
     return total
 
