@@ -1,4 +1,4 @@
-"""`memory`: bytes that a step of training needs at once, by batch, length, chunk of the loss and remat. Nothing is run."""
+"""`memory`: bytes that a step of training needs at once, by batch, length, loss chunk and remat. Nothing is run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -52,7 +52,7 @@ def run(settings: Settings) -> Iterator[Record]:
         for name, model in (("base", BASE), ("big", BIG)):
             yield from _share(name, StepSize(replace(model, **fast), rows=rows[name], **common), device, settings)
     else:
-        rows_on_cpu = 16 if settings.quick else 32
+        rows_on_cpu = 8 if settings.quick else 32
         yield from _share("base", StepSize(BASE, rows=rows_on_cpu, length=128, sentence_length=32), device, settings)
 
 

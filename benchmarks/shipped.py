@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("numerals", "multi30k", "classification_sample", "ag_news", "couplet_sample", "couplet")
 EMBEDDED = ("numerals", "classification_sample", "couplet_sample")
 """Those that need no files."""
-QUICK = ("numerals", "multi30k", "classification_sample")
+QUICK = ("numerals", "multi30k")
 
 
 def shipped_options(name: str, settings: Settings) -> list[str]:
