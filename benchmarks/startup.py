@@ -125,8 +125,9 @@ def watch(
             env=environment,
             stdout=printed,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: _limit(threads),
         )
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:threads])
         try:
             while not _has(log, kind):
                 if process.poll() is not None or time.perf_counter() - started > LONGEST:
@@ -144,11 +145,6 @@ def watch(
 def _has(log: Path, kind: str) -> bool:
     lines = log.read_text("utf-8").splitlines(keepends=True) if log.exists() else []
     return any(json.loads(line)["kind"] == kind for line in lines if line.endswith("\n"))
-
-
-def _limit(threads: int) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def _there(names: Sequence[str], settings: Settings) -> Iterator[str]:
