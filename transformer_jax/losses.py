@@ -15,9 +15,13 @@ def smoothed_cross_entropy(
     The smoothed distribution is never written out: what it adds is the mean of the logits.
     """
     logits = logits.astype(jnp.float32)
+    return jax.nn.logsumexp(logits, axis=-1) - _expected_logit(logits, labels, smoothing)
+
+
+def _expected_logit(logits: Array, labels: Array, smoothing: float) -> Array:
+    """The mean of the logits under the smoothed distribution."""
     at_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    expected = (1.0 - smoothing) * at_label + smoothing * logits.mean(-1)
-    return jax.nn.logsumexp(logits, axis=-1) - expected
+    return (1.0 - smoothing) * at_label + smoothing * logits.mean(-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -27,7 +31,7 @@ def chunked_cross_entropy(
     labels: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     smoothing: float = 0.0,
-    chunk: int = 256,
+    chunk: int = 512,
     bias: Float[Array, " V"] | None = None,
 ) -> Float[Array, ""]:
     """Weighted sum of `smoothed_cross_entropy(x @ table.T + bias, labels, smoothing)`, never holding B x T x V logits.
@@ -62,10 +66,14 @@ def _loss_and_grads(
         x, labels, weights = (a.reshape(-1, *a.shape[2:]) for a in inputs)
         logits = jnp.dot(x, wide.T, preferred_element_type=jnp.float32)
         logits = logits if bias is None else logits + bias
-        loss += jnp.sum(weights * smoothed_cross_entropy(logits, labels, smoothing))
+        # The softmax is not written out, so that each exponential is taken once, for the loss and for its gradient.
+        highest = logits.max(-1)
+        exponentials = jnp.exp(logits - highest[:, None])
+        total = exponentials.sum(-1)
+        loss += jnp.sum(weights * (highest + jnp.log(total) - _expected_logit(logits, labels, smoothing)))
         is_label = labels[:, None] == jnp.arange(table.shape[0])
         target = (1.0 - smoothing) * is_label + smoothing / table.shape[0]
-        d_logits = weights[:, None] * (jax.nn.softmax(logits) - target)
+        d_logits = (weights / total)[:, None] * exponentials - weights[:, None] * target
         d_bias = None if d_bias is None else d_bias + d_logits.sum(0)
         d_logits = d_logits.astype(x.dtype)
         d_table += jnp.dot(d_logits.T, x, preferred_element_type=jnp.float32)
