@@ -68,12 +68,12 @@ def _programs(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
         with tempfile.TemporaryDirectory() as scratch:
             folder, cache = Path(scratch, "run"), Path(scratch, "cache")
             _, output = watch(options, folder, cache, "evaluation", settings.threads, {"JAX_LOG_COMPILES": "1"})
-        programs = COMPILED.findall(output)
-        work = (
-            f"python train.py with configs/{name}.py to the end of the first evaluation, after {STEPS} steps, which "
-            f"all have one shape: {', '.join(_counted(programs))}"
-        )
-        yield f"{name}: compilations", "programs", len(programs), work
+        for subject, programs in programs_of(output).items():
+            work = (
+                f"python train.py with configs/{name}.py, {STEPS} steps, all of the one shape that batches have, and an "
+                f"evaluation; no cache: {', '.join(_counted(programs))}"
+            )
+            yield f"{name}: compilations {subject}", "programs", len(programs), work
 
 
 def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
@@ -92,6 +92,12 @@ def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
     few, many = map(str, LAYERS)
     work = f"the two above, {many}+{many} layers against {few}+{few}"
     yield f"compile time, {many} layers against {few}", "times", found[many] / found[few], work
+
+
+def programs_of(output: str) -> dict[str, list[str]]:
+    """Names of the compiled programs, by where in the output of `watch` they stand: before its last step, and after."""
+    training, _, evaluation = output.partition(f"Step {STEPS}/")
+    return {"in an epoch": COMPILED.findall(training), "of an evaluation": COMPILED.findall(evaluation)}
 
 
 def build_compilation(size: StepSize) -> Callable[[], float]:

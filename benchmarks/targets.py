@@ -47,7 +47,7 @@ TARGETS = (
     Target("decode", "", "uncached", "s", 20),
     Target("startup", "cold", None, "s", 12, at_most=True),
     Target("startup", "warm", None, "s", 5, at_most=True),
-    Target("startup", "", None, "programs", 6, at_most=True),
+    Target("startup", "in an epoch", None, "programs", 6, at_most=True),
     Target("startup", "48 layers", None, "times", 1.5, at_most=True),
     Target("roofline", "base", None, "share", 0.5),
     Target("roofline", "base", None, "share", 0.45, accelerator=True),

@@ -2,7 +2,7 @@ import pytest
 
 from benchmarks import startup
 from benchmarks.settings import Settings
-from benchmarks.startup import COMPILED, _counted, _has, _there
+from benchmarks.startup import STEPS, _counted, _has, _there, programs_of
 
 
 def test_a_log_is_watched_for_whole_lines(tmp_path):
@@ -13,11 +13,16 @@ def test_a_log_is_watched_for_whole_lines(tmp_path):
     assert not _has(log, "evaluation")
 
 
-def test_programs_are_counted_by_name():
+def test_programs_of_training_are_told_from_those_of_evaluation():
     line = "WARNING:2026-01-01 00:00:00,000:jax._src.dispatch:182: Finished XLA compilation of jit({}) in 0.1 sec\n"
-    output = line.format("train_step") + "Finished tracing + transforming f\n" + 2 * line.format("fresh")
-    assert COMPILED.findall(output) == ["jit(train_step)", "jit(fresh)", "jit(fresh)"]
-    assert _counted(COMPILED.findall(output)) == ["jit(train_step)", "jit(fresh) 2"]
+    step = "Step {}/4,500: loss 9.1\n"
+    output = line.format("fresh") + "Finished tracing + transforming f\n" + 2 * line.format("train_step")
+    output += "".join(step.format(number) for number in range(1, STEPS + 1)) + line.format("eval_step")
+    assert programs_of(output) == {
+        "in an epoch": ["jit(fresh)", "jit(train_step)", "jit(train_step)"],
+        "of an evaluation": ["jit(eval_step)"],
+    }
+    assert _counted(programs_of(output)["in an epoch"]) == ["jit(fresh)", "jit(train_step) 2"]
 
 
 def test_configs_without_data_are_left_out(tmp_path, capsys):
