@@ -70,8 +70,8 @@ def _programs(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
             _, output = watch(options, folder, cache, "evaluation", settings.threads, {"JAX_LOG_COMPILES": "1"})
         for subject, programs in programs_of(output).items():
             work = (
-                f"python train.py with configs/{name}.py, {STEPS} steps, all of the one shape that batches have, and an "
-                f"evaluation; no cache: {', '.join(_counted(programs))}"
+                f"python train.py with configs/{name}.py, {STEPS} steps, all of the one shape that batches have, and "
+                f"an evaluation; no cache: {', '.join(_counted(programs))}"
             )
             yield f"{name}: compilations {subject}", "programs", len(programs), work
 
