@@ -98,7 +98,7 @@ def _table(records: Sequence[Record]) -> Iterator[str]:
             str(works.index(record.work) + 1),
         )
     yield ""
-    yield from (f"{number}. {work[:1].upper()}{work[1:]}." for number, work in enumerate(works, start=1))
+    yield from (f"{number}. {work}." for number, work in enumerate(works, start=1))
 
 
 def _row(*cells: str) -> str:
@@ -109,4 +109,4 @@ def _figure(value: float, unit: str) -> str:
     if unit == "share":
         return f"{100 * value:.1f} %"
     number = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-    return f"{number} {unit}"
+    return number if unit == "exponent" else f"{number} {unit}"

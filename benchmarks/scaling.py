@@ -64,18 +64,17 @@ def _axes(runs: Mapping[str, Mapping[int, StepSize]], prefix: str, device: str, 
         asked = fitted_exponent(dict(zip(steps, (size.flops for size in steps.values()), strict=True)))
         points = f"points {', '.join(f'{n:,}' for n in steps)}"
         smallest = next(iter(steps.values()))
-        work = f"least squares over the logarithms of {points}; its matrix products grow with exponent {asked:.2f}"
-        detail = f"at the first point {smallest}; each time the median of {repeats}"
+        work = (
+            f"least squares over the logarithms of {points}; its matrix products grow with exponent {asked:.2f}; at the "
+            f"first point {smallest}; each time the median of {repeats}"
+        )
         for quantity, unit, values in (("time", "ms", seconds), ("memory", "MiB", sizes)):
             subject = f"{prefix}{quantity} by {axis}"
             by_point = dict(zip(steps, values, strict=True))
-            exponent = fitted_exponent(by_point)
-            yield Record(
-                "scaling", subject, None, "exponent", exponent, None, f"{work}; {detail}", device, installed_versions()
-            )
-            for n, value in by_point.items():
-                at = f"{subject}: {n:,}"
-                yield Record("scaling", at, None, unit, value, None, str(steps[n]), device, installed_versions())
+            figures = [(subject, "exponent", fitted_exponent(by_point))]
+            figures += [(f"{subject}: {n:,}", unit, value) for n, value in by_point.items()]
+            for name, of_what, value in figures:
+                yield Record("scaling", name, None, of_what, value, None, work, device, installed_versions())
 
 
 def fitted_exponent(values: Mapping[int, float]) -> float:

@@ -56,9 +56,11 @@ class StepSize:
         norm = "pre-norm" if m.norm_first else "post-norm"
         layers += " scanned" if m.scan_layers else ""
         layers += "" if m.remat == "none" else f" with remat={m.remat}"
+        rows = f"{self.rows:,} row{'s' if self.rows > 1 else ''} of {self.length:,} tokens a side"
+        chunk = f", loss in chunks of {self.loss_chunk:,}" if self.loss_chunk else ""
         return (
             f"one step of training (forward, backward, Adam), {sizes}, {norm}, dropout {m.dropout_rate}, {m.dtype}; "
-            f"{self.rows:,} rows of {self.length:,} tokens a side"
+            f"{rows}{chunk}"
         )
 
 

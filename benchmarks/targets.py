@@ -52,7 +52,7 @@ TARGETS = (
     Target("roofline", "base", None, "share", 0.5),
     Target("roofline", "base", None, "share", 0.45, accelerator=True),
     Target("roofline", "big", None, "share", 0.55, accelerator=True),
-    Target("pipeline", "later epochs", None, "times", 20),
+    Target("pipeline", "epoch", None, "times", 20),
     Target("pipeline", "padding", None, "share", 0.08, at_most=True),
     Target("scaling", "time by length|memory by length", None, "exponent", 2, at_most=True),
     Target("scaling", "fused attention: memory by length", None, "exponent", 1.05, at_most=True, accelerator=True),

@@ -33,7 +33,7 @@ def test_the_page_has_each_figure_with_its_target(tmp_path):
     ]
     assert "    python -m benchmarks all\n" in text
     assert "jax 1, ctranslate2 4." in text
-    assert "1. Work A.\n" in text
+    assert "1. work A.\n" in text
     assert "Still to be taken" in text
 
 
@@ -77,3 +77,4 @@ def test_figures_are_readable():
     assert page._figure(12345.6, "tokens/s") == "12,346 tokens/s"
     assert page._figure(0.01234, "s") == "0.0123 s"
     assert page._figure(6, "programs") == "6 programs"
+    assert page._figure(1.234, "exponent") == "1.23"
