@@ -54,7 +54,7 @@ class ScannedLayers(nnx.Module, Generic[Layer]):
             yield nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[number], params))  # noqa: B023 called at once
 
     def scan(
-        self, x: Float[Array, "B T D"], *context: Array | None, dropout_key: DropoutKey, remat: str
+        self, x: Float[Array, "B T D"], *context: Any, dropout_key: DropoutKey, remat: str
     ) -> Float[Array, "B T D"]:
         """`x` through all layers; arguments as of `apply_layers`."""
         graphdef, params = _split(self.stacked)
@@ -70,7 +70,7 @@ class ScannedLayers(nnx.Module, Generic[Layer]):
 def apply_layers(
     layers: Sequence[Layer] | ScannedLayers[Layer],
     x: Float[Array, "B T D"],
-    *context: Array | None,
+    *context: Any,
     dropout_key: DropoutKey,
     remat: str = "none",
     record: list[Array] | None = None,
