@@ -65,8 +65,8 @@ def _axes(runs: Mapping[str, Mapping[int, StepSize]], prefix: str, device: str, 
         points = f"points {', '.join(f'{n:,}' for n in steps)}"
         smallest = next(iter(steps.values()))
         work = (
-            f"least squares over the logarithms of {points}; its matrix products grow with exponent {asked:.2f}; at the "
-            f"first point {smallest}; each time the median of {repeats}"
+            f"least squares over the logarithms of {points}; its matrix products grow with exponent {asked:.2f}; at "
+            f"the first point {smallest}; each time the median of {repeats}"
         )
         for quantity, unit, values in (("time", "ms", seconds), ("memory", "MiB", sizes)):
             subject = f"{prefix}{quantity} by {axis}"
