@@ -6,10 +6,13 @@ The same command goes on with a run that was interrupted.
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
+
+from transformer_jax.runtime import prepare
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
 
@@ -19,6 +22,7 @@ def main(argv: list[str]) -> int:
 
     Returns 0 if all went well or SIGTERM stopped it, 2 for mistakes in what was asked, 130 after Ctrl-C.
     """
+    started = time.monotonic()
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", default=str(DEFAULT_CONFIG), metavar="FILE[:ARG]", help="a file with get_config()")
     parser.add_argument(
@@ -29,13 +33,16 @@ def main(argv: list[str]) -> int:
     file, _, argument = arguments.config.partition(":")
     workdir = arguments.workdir or Path("runs", "-".join(filter(None, [Path(file).stem, argument])))
     logging.set_verbosity(logging.ERROR)  # what libraries have to warn of is not the user's business
+    notes = prepare()
     try:
+        # Not before: these import JAX.
         from transformer_jax.config import load_config_file
         from transformer_jax.errors import UserError
         from transformer_jax.training import run
 
         try:
-            outcome = run(_override(load_config_file(arguments.config), overrides), workdir)
+            config = _override(load_config_file(arguments.config), overrides)
+            outcome = run(config, workdir, started=started, notes=notes)
         except (UserError, flags.Error) as error:
             print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
             return 2

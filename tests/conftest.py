@@ -1,6 +1,9 @@
 """What every test needs: eight CPU devices, annotations checked at run time, and the folder of real data."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,14 @@ XLA_FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",
 )
 
-# Both are read when JAX is first imported; subprocesses of tests inherit them.
+# What is compiled again, be it by another function or in another process, is found on the disk.
+COMPILED = tempfile.mkdtemp(prefix="transformer_jax-")
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+
+# All are read when JAX is first imported; subprocesses of tests inherit them.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS)).strip()
 

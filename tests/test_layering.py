@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "transformer_jax"
 
 # Low to high. A module imports from lower rows, or from its own package; neighbours in a row don't know each other.
 LAYERS = (
-    ("errors",),
+    ("errors", "runtime"),
     ("files",),
     ("attention", "positions", "data", "decoding"),
     ("layers", "couplets"),

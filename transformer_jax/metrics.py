@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from sacrebleu.metrics import BLEU, CHRF
 
 CALIBRATION_BINS = 15
 
@@ -46,6 +45,8 @@ def translation_scores(hypotheses: Sequence[str], references: Sequence[str]) -> 
     Raises:
         ValueError: if there are none, or not as many of one as of the other.
     """
+    from sacrebleu.metrics import BLEU, CHRF
+
     _check_aligned(hypotheses, references)
     scores: dict[str, float | str] = {}
     for name, metric in {"bleu": BLEU(), "bleu_lowercase": BLEU(lowercase=True), "chrf": CHRF()}.items():
@@ -68,6 +69,8 @@ def couplet_scores(lowers: Sequence[str], references: Sequence[str]) -> dict[str
     Raises:
         ValueError: if there are none, or not as many of one as of the other.
     """
+    from sacrebleu.metrics import BLEU
+
     _check_aligned(lowers, references)
     bleu = BLEU(tokenize="char")
     score = bleu.corpus_score(lowers, [references]).score

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from transformer_jax.data.batching import Batches, Position, prefetch
+from transformer_jax.data.batching import Batches, Position, Prefetched
 from transformer_jax.data.collate import collate_pairs, real_token_share
 from transformer_jax.data.text import read_pairs
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, train_pair
@@ -232,8 +232,8 @@ def prefetch_threads():
 
 
 def test_prefetch_keeps_order_and_ends():
-    assert list(prefetch(iter(range(100)))) == list(range(100))
-    assert list(prefetch(iter([]))) == []
+    assert list(Prefetched(iter(range(100)))) == list(range(100))
+    assert list(Prefetched(iter([]))) == []
     assert not prefetch_threads()
 
 
@@ -247,7 +247,7 @@ def test_prefetch_stays_ahead_by_depth():
                 ahead.set()
             yield i
 
-    stream = prefetch(produce(), depth=3)
+    stream = Prefetched(produce(), depth=3)
     assert next(stream) == 0
     assert ahead.wait(5), "one taken, three queued, one in hand"
     assert len(produced) == 5
@@ -260,7 +260,7 @@ def test_prefetch_raises_in_turn():
         yield 1
         raise UserError("broken")
 
-    stream = prefetch(fail())
+    stream = Prefetched(fail())
     assert next(stream) == 1
     with pytest.raises(UserError, match="broken"):
         next(stream)

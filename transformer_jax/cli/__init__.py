@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from transformer_jax.cli import classify, couplet, evaluate, export, import_model, translate
 from transformer_jax.errors import UserError
+from transformer_jax.runtime import prepare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Help names Chinese characters, which not every locale can write.
         sys.stdout.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
+    prepare()
     try:
         arguments.command(arguments)
     except UserError as error:

@@ -3,8 +3,6 @@
 from enum import IntFlag
 from functools import cache
 
-from pypinyin import Style, pinyin
-
 
 class Tone(IntFlag):
     """The tones a character can have; one with several readings may have both."""
@@ -22,6 +20,9 @@ def tone(character: str) -> Tone:
 
     A neutral tone counts as either, and so does a character without a reading: it can break no rule of tones.
     """
+    # Its tables of readings take longer to load than all else of the package.
+    from pypinyin import Style, pinyin
+
     readings = pinyin(character, style=Style.TONE3, heteronym=True, neutral_tone_with_five=True, errors="ignore")
     found = Tone(0)
     for reading in (reading for alternatives in readings for reading in alternatives):

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -133,6 +133,12 @@ class Batches(Generic[Record, Batch]):
                 )
             position = Position(position.epoch + 1)
 
+    def blank(self) -> Batch | None:
+        """A batch of nothing but padding in the one shape that all have, or None if there are several."""
+        if self._batching != "pack":
+            return None
+        return self._collate([], self._row_length, self._num_rows(self._row_length))
+
     def _num_rows(self, row_length: int) -> int:
         return self._tokens_per_batch // (row_length * self._row_multiple) * self._row_multiple
 
@@ -186,34 +192,41 @@ class _Failure(NamedTuple):
     error: BaseException
 
 
-def prefetch(iterator: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
-    """Let a thread stay up to `depth` items ahead.
+class Prefetched(Iterator[Item]):
+    """The items of another iterator, which a thread takes from it ahead of time."""
 
-    An exception of the iterator is raised here in its turn. Closing the generator ends the thread.
-    """
-    items: queue.Queue[Item | _Failure | None] = queue.Queue(depth)
-    stopped = threading.Event()
+    def __init__(self, iterator: Iterator[Item], depth: int = 2) -> None:
+        """Begin at once to take items, up to `depth` ahead. An exception of the iterator is raised here in its turn."""
+        self._iterator = iterator
+        self._items: queue.Queue[Item | _Failure | None] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+        self._thread.start()
 
-    def work() -> None:
-        try:
-            for item in iterator:
-                items.put(item)
-                if stopped.is_set():
-                    return
-            items.put(None)
-        except BaseException as error:  # handed over, whatever it is
-            items.put(_Failure(error))
+    def __next__(self) -> Item:
+        item = None if self._stopped.is_set() else self._items.get()
+        if isinstance(item, _Failure):
+            self.close()
+            raise item.error
+        if item is None:
+            self.close()
+            raise StopIteration
+        return item
 
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := items.get()) is not None:
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
-    finally:
-        stopped.set()
+    def close(self) -> None:
+        """End the thread; there are no more items then."""
+        self._stopped.set()
         # At most one more item comes before the thread sees the flag, and an emptied queue has room for it.
-        while not items.empty():
-            items.get_nowait()
-        thread.join()
+        while not self._items.empty():
+            self._items.get_nowait()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            for item in self._iterator:
+                self._items.put(item)
+                if self._stopped.is_set():
+                    return
+            self._items.put(None)
+        except BaseException as error:  # handed over, whatever it is
+            self._items.put(_Failure(error))

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import overload
 
-from num2words import num2words
-
 from transformer_jax.errors import UserError
 
 LANGUAGES = ("de", "en", "es", "fr")
@@ -95,6 +93,8 @@ def _joiner(rest: int, language: str) -> str:
 
 @cache
 def _words(number: int, language: str) -> str:
+    from num2words import num2words
+
     return str(num2words(number, lang=language))
 
 

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
 from jaxtyping import PyTree
-from orbax.checkpoint import v1 as ocp  # type: ignore[import-untyped]
 
 from transformer_jax.errors import UserError
 from transformer_jax.files import write_atomically
@@ -54,11 +54,6 @@ class Checkpoints:
             raise UserError(f"{folder} can't hold checkpoints: {error.strerror}; choose another folder.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / _PROTECTED} is damaged; delete that file.") from error
-        context = ocp.Context()
-        context.array.saving.min_slice_bytes_for_replica_parallel = _SMALLEST_SHARE
-        self._orbax = ocp.training.Checkpointer(
-            self._folder, preservation_policy=_Preservation(self), cleanup_tmp_directories=True, context=context
-        )
 
     def save(self, step: int, state: PyTree, metadata: dict[str, JSON]) -> None:
         """Write a checkpoint in the background; `state` may be donated or deleted as soon as this returns.
@@ -77,6 +72,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, in order; waits for one that is being written."""
+        if not self._is_open() and not any(self._folder.glob("[0-9]*")):
+            return []
         self.wait()
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
@@ -116,6 +113,8 @@ class Checkpoints:
         if not isinstance(stored, dict) or "params" not in stored:
             raise UserError(f"{self._folder / str(step)} holds no params; it was written by another program.")
         self._compare(step, {"params": stored["params"]}, {"params": like})
+        from orbax.checkpoint import v1 as ocp
+
         # Orbax leaves alone what is a placeholder.
         partial = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {"params": like}
         return self._read(step, partial)["params"]
@@ -138,11 +137,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when nothing is being written any more."""
-        self._orbax.wait()
+        if self._is_open():
+            self._orbax.wait()
 
     def close(self) -> None:
         """Wait, and end the background thread."""
-        self._orbax.close()
+        if self._is_open():
+            self._orbax.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -155,6 +156,20 @@ class Checkpoints:
     def preserved(self, steps: Sequence[int]) -> set[int]:
         """Those of `steps` that are not to be deleted."""
         return {step for step in steps if step in sorted(steps)[-self._keep :] or step == self._protected}
+
+    @cached_property
+    def _orbax(self) -> Any:
+        # Slow to import, and a run that begins needs it only when it saves.
+        from orbax.checkpoint import v1 as ocp  # type: ignore[import-untyped]
+
+        context = ocp.Context()
+        context.array.saving.min_slice_bytes_for_replica_parallel = _SMALLEST_SHARE
+        return ocp.training.Checkpointer(
+            self._folder, preservation_policy=_Preservation(self), cleanup_tmp_directories=True, context=context
+        )
+
+    def _is_open(self) -> bool:
+        return "_orbax" in vars(self)
 
     def _stored(self, step: int) -> Any:
         if step not in self.steps():

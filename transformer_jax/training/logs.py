@@ -4,13 +4,10 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
-from tensorboardX import SummaryWriter
+from typing import Any
 
 from transformer_jax.files import write_atomically
 
@@ -39,8 +36,7 @@ class RunLog:
             path = workdir / f"{name}.jsonl"
             _cut(path, first_step)
             self._files[name] = path.open("a", encoding="utf-8")
-        # TensorBoard hides what an earlier run wrote from this step on.
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=10)
+        self._workdir, self._first_step = workdir, first_step
         self._display = _Bar(first_step, num_steps) if sys.stdout.isatty() else _Lines(num_steps)
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
@@ -73,7 +69,8 @@ class RunLog:
     def close(self) -> None:
         """Close the files and leave the terminal."""
         self._display.close()
-        self._tensorboard.close()
+        if "_tensorboard" in vars(self):
+            self._tensorboard.close()
         for file in self._files.values():
             file.close()
 
@@ -84,6 +81,15 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @cached_property
+    def _tensorboard(self) -> Any:
+        # It imports PyTorch where that is installed, which takes seconds that the first step need not wait for.
+        from tensorboardX import SummaryWriter
+
+        # TensorBoard hides what an earlier run wrote from this step on.
+        folder = str(self._workdir / "tensorboard")
+        return SummaryWriter(folder, purge_step=self._first_step + 1, flush_secs=10)
 
     def _write(self, kind: str, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         self._line("log", {"step": step, "kind": kind, **values})
@@ -119,6 +125,9 @@ class _Bar:
     """For a terminal: a progress bar below what is said."""
 
     def __init__(self, first_step: int, num_steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._progress = Progress(
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
             BarColumn(bar_width=None),
@@ -139,6 +148,8 @@ class _Bar:
         self._progress.update(self._task, completed=step, shown=shown)
 
     def say(self, text: str) -> None:
+        from rich.text import Text
+
         # As Text: sentences may hold brackets, which would be markup.
         self._progress.console.print(Text(text), soft_wrap=True)
 

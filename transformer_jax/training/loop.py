@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -52,25 +52,37 @@ class Outcome(NamedTuple):
     """What interrupted the run."""
 
 
-def run(config: ml_collections.ConfigDict | Config, workdir: str | Path) -> Outcome:
+def run(
+    config: ml_collections.ConfigDict | Config,
+    workdir: str | Path,
+    *,
+    started: float | None = None,
+    notes: Sequence[str] = (),
+) -> Outcome:
     """Train, or go on training, in `workdir`.
 
     Leaves there `config.json`, `tokenizer/`, `checkpoints/`, logs, and the trained model in `model/`. If the folder
     holds a run of the same config already, it goes on and ends as it would have without the interruption.
 
+    Args:
+        config: of the experiment.
+        workdir: the folder.
+        started: what `time.monotonic()` was when the work began, for all that tells or limits time; None: is now.
+        notes: lines to be shown at the top.
+
     Raises:
         UserError: for mistakes in config, data or work folder.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     config = config if isinstance(config, Config) else from_config_dict(config)
-    return _Run(config, Path(workdir), started).train()
+    return _Run(config, Path(workdir), started, notes).train()
 
 
 class _Run:
     """One run: the objects that it needs, put together once."""
 
-    def __init__(self, config: Config, workdir: Path, started: float) -> None:
-        self.config, self.workdir, self.started = config, workdir, started
+    def __init__(self, config: Config, workdir: Path, started: float, notes: Sequence[str]) -> None:
+        self.config, self.workdir, self.started, self.notes = config, workdir, started, notes
         training = config.training
         _check(config)
         self.mesh = make_mesh(config.mesh)
@@ -205,6 +217,8 @@ class _Run:
         log.say(
             f"{count:,} parameters, {self.config.data.tokens_per_batch:,} token slots a side and step, on {devices}"
         )
+        for note in self.notes:
+            log.say(note)
         if step:
             log.say(f"Going on from step {step:,}")
         elif self.config.init_from:
@@ -295,9 +309,12 @@ class _Run:
 
     def _mean(self, steps: list[int]) -> Params:
         total = self.checkpoints.restore_params(steps[0], self.like.params)
+        # Compiled as a whole, rather than anew for each shape.
+        add = jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
         for step in steps[1:]:
-            total = jax.tree.map(jnp.add, total, self.checkpoints.restore_params(step, self.like.params))
-        return unstack_layers(jax.tree.map(lambda leaf: leaf / len(steps), total))
+            total = add(total, self.checkpoints.restore_params(step, self.like.params))
+        divide = jax.jit(lambda total: jax.tree.map(lambda leaf: leaf / len(steps), total))
+        return unstack_layers(divide(total))
 
     def _minutes(self) -> float:
         return self.minutes_before + (time.monotonic() - self.started) / 60
