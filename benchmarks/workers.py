@@ -118,6 +118,7 @@ def workers(
                 print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
                 continue
             started[name] = stack.enter_context(worker)
+            print(f"{name} is ready after {worker.build_seconds:.1f} s", file=sys.stderr, flush=True)
         yield started
 
 

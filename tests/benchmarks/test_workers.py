@@ -21,10 +21,11 @@ def test_what_is_unavailable_is_left_out_with_a_line(capsys):
     factories = {"a": (subjects.unavailable,), "b": (subjects.without_package,), "c": (subjects.counter, 2.0)}
     with workers(factories) as measured:
         assert alternate(measured, repeats=1) == {"c": [2.0]}
-    first, second = capsys.readouterr().err.splitlines()
+    first, second, third = capsys.readouterr().err.splitlines()
     assert first == "a is left out: it is on strike; wait."
     assert "no_such_package_at_all" in second
     assert 'pip install -e ".[bench]"' in second
+    assert third.startswith("c is ready after ")
 
 
 def test_a_failure_comes_with_its_traceback():
