@@ -227,6 +227,16 @@ def test_padding_of_real_data(data_dir):
     assert batches.skipped == 0
 
 
+def test_a_blank_batch_tells_the_shape_of_all():
+    batches = make_batches(make_records(50))
+    blank = batches.blank()
+    assert sentences(blank) == []
+    assert not any(field.any() for field in (blank.source_segments, blank.target_segments))
+    kinds = {tuple((field.shape, field.dtype) for field in batch) for batch, _ in batches.iterate(epochs=1)}
+    assert kinds == {tuple((field.shape, field.dtype) for field in blank)}
+    assert make_batches(make_records(50), batching="bucket").blank() is None
+
+
 def prefetch_threads():
     return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
@@ -252,6 +262,20 @@ def test_prefetch_stays_ahead_by_depth():
     assert ahead.wait(5), "one taken, three queued, one in hand"
     assert len(produced) == 5
     stream.close()
+    assert not prefetch_threads()
+
+
+def test_prefetch_begins_before_it_is_asked():
+    began = threading.Event()
+
+    def produce():
+        began.set()
+        yield 1
+
+    stream = Prefetched(produce())
+    assert began.wait(5)
+    stream.close()
+    assert list(stream) == []
     assert not prefetch_threads()
 
 

@@ -81,7 +81,7 @@ def run(
 class _Run:
     """One run: the objects that it needs, put together once."""
 
-    def __init__(self, config: Config, workdir: Path, started: float, notes: Sequence[str]) -> None:
+    def __init__(self, config: Config, workdir: Path, started: float, notes: Sequence[str] = ()) -> None:
         self.config, self.workdir, self.started, self.notes = config, workdir, started, notes
         training = config.training
         _check(config)
