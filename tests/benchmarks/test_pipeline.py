@@ -8,6 +8,7 @@ from benchmarks.pipeline import _rate, build, first_window, real_tokens
 from benchmarks.settings import Settings, Unavailable
 from benchmarks.shipped import EMBEDDED, ROOT, SHIPPED, shipped_config, shipped_options
 from transformer_jax import runtime
+from transformer_jax.config import Config, DataConfig, TokenizerConfig
 from transformer_jax.data.batching import Batches
 from transformer_jax.data.collate import collate_pairs
 
@@ -46,9 +47,16 @@ def test_data_that_is_not_there_is_asked_for(tmp_path):
     assert config.data.manual_dir == str(tmp_path / "multi30k")
 
 
-def test_a_shipped_config_is_measured(monkeypatch):
+def test_a_config_is_measured(monkeypatch, tmp_path):
+    pairs = tmp_path / "pairs"
+    pairs.write_text("".join(f"number {n}\n" for n in range(40)), encoding="utf-8")
+    files = {f"{part}_{side}": str(pairs) for part in ("train", "validation") for side in ("source", "target")}
+    data = DataConfig(name="text", tokens_per_batch=256, **files)
+    config = Config(data=data, tokenizer=TokenizerConfig(kind="word"))
+    monkeypatch.setattr("benchmarks.pipeline.shipped_config", lambda name, settings: config)
     monkeypatch.setattr(runtime, "prepare", list)  # this process is not one of a benchmark
     monkeypatch.setattr("benchmarks.pipeline._training", lambda config, task: lambda batch: None)
-    found = build("classification_sample", Settings())()
+    found = build("numerals", Settings())()
+    assert found["tokens"] == 2 * 40 * 3  # two words and the end
     assert {"first", "later", "step", "tokens", "padding"} == set(found)
     assert all(value > 0 for value in found.values())
