@@ -15,6 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
+from jax.sharding import NamedSharding
 
 from transformer_jax.bundle import save_bundle
 from transformer_jax.config import Config, from_config_dict
@@ -23,8 +25,8 @@ from transformer_jax.data.collate import real_token_share
 from transformer_jax.errors import UserError
 from transformer_jax.models import stack_layers, unstack_layers
 from transformer_jax.optim import make_optimizer, make_schedule
-from transformer_jax.sharding import make_mesh, place, state_shardings
-from transformer_jax.steps import Params, TrainState, init_state, train_step
+from transformer_jax.sharding import ROWS, make_mesh, place, state_shardings
+from transformer_jax.steps import Batch, Params, TrainState, init_state, train_step
 from transformer_jax.tasks import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.logs import RunLog
@@ -188,15 +190,24 @@ class _Run:
 
     def _compiled(self, saved: TrainState | None) -> TrainState:
         """The state to begin with, once the step is compiled as well; the data is being read meanwhile."""
-        blank = self.task.batches.blank()
+        steps = self.config.training.num_steps - (0 if saved is None else int(saved.step))
+        blank = self.task.batches.blank() if steps > 0 else None
         with ThreadPoolExecutor(1) as thread:
-            if blank is not None:
-                batch = place(blank, self.mesh)
-                compiling = thread.submit(lambda: self.step_fn.lower(self.like, batch).compile())
+            compiling = None if blank is None else thread.submit(self._compile_step, blank)
             state = self._fresh() if saved is None else saved
-            if blank is not None:
+            if compiling is not None:
                 compiling.result()
         return state
+
+    def _compile_step(self, blank: Batch) -> None:
+        """Make `step_fn` ready for batches of this shape."""
+        rows = NamedSharding(self.mesh, ROWS)
+
+        def of_all_processes(array: np.ndarray) -> jax.ShapeDtypeStruct:
+            shape = (array.shape[0] * jax.process_count(), *array.shape[1:])
+            return jax.ShapeDtypeStruct(shape, array.dtype, sharding=rows)
+
+        self.step_fn.lower(self.like, jax.tree.map(of_all_processes, blank)).compile()
 
     def _fresh(self) -> TrainState:
         # A run may have begun, and yet have no checkpoint any more.
