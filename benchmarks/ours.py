@@ -163,8 +163,8 @@ def learner(
         workload: what to train on.
         tokens_per_batch: token slots a side.
         lr: the peak of the learning rate.
-        minutes: the whole run is planned for; `points` measurements take so long.
-        points: see `minutes`.
+        minutes: that the whole run is planned for.
+        points: measurements that it takes.
     """
     runtime.prepare()
     config = config_of(workload.name, settings.folder(workload.name), workload.folder)
@@ -182,14 +182,14 @@ def learner(
     num_steps = max(int((60 * minutes - compiling) / seconds), points)
     ours = planned(num_steps)
     ours.validation_loss()
-    spent, taken = 0.0, 0
+    spent, taken, measured = 0.0, 0, 0
 
     def measure() -> tuple[float, float, int]:
-        nonlocal spent, taken
-        steps = min(-(-num_steps // points), num_steps - taken)
-        if steps > 0:
-            spent += ours.train(steps).seconds
-            taken += steps
+        nonlocal spent, taken, measured
+        measured += 1
+        steps = num_steps * measured // points - taken
+        spent += ours.train(steps).seconds
+        taken += steps
         return spent / 60, ours.validation_loss(), taken
 
     return measure

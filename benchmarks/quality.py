@@ -68,12 +68,10 @@ def trained(settings: Settings, workload: Workload, name: str, minutes: float, u
     }
     factory, *arguments = factories[name]
     points: list[Point] = []
-    plan = PEAK_LR[name], minutes, QUICK_POINTS if settings.quick else POINTS
-    with Worker(factory, *arguments, *plan, threads=settings.threads) as worker:
-        while not points or (points[-1].minutes < minutes and points[-1].loss > until):
+    count = QUICK_POINTS if settings.quick else POINTS
+    with Worker(factory, *arguments, PEAK_LR[name], minutes, count, threads=settings.threads) as worker:
+        while len(points) < count and not (points and points[-1].loss <= until):
             point = Point(*worker.measure())
-            if points and point.steps == points[-1].steps:
-                break
             points.append(point)
             say(f"{name}, planned for {minutes:.1f} minutes: {json.dumps(point._asdict())}")
             if settings.curve is not None and name != OURS:

@@ -107,17 +107,17 @@ def learner(
         workload: what to train on.
         threads: of PyTorch's operations.
         peak: of the learning rate.
-        minutes: that the whole run has; `points` measurements take so long.
-        points: see `minutes`.
+        minutes: that the whole run has.
+        points: measurements that it takes.
     """
     limit_threads(threads)
     theirs = TorchTrainer(workload)
-    spent, taken = 0.0, 0
+    spent, taken, measured = 0.0, 0, 0
 
     def measure() -> tuple[float, float, int]:
-        nonlocal spent, taken
-        until = min(spent + 60 * minutes / points, 60 * minutes)
-        while spent < until:
+        nonlocal spent, taken, measured
+        measured += 1
+        while spent < 60 * minutes * measured / points:
             for group in theirs.optimizer.param_groups:
                 group["lr"] = learning_rate(peak, spent / (60 * minutes))
             spent += theirs.train(1).seconds

@@ -86,9 +86,11 @@ def test_the_peers_curve_is_written_as_it_goes(settings, monkeypatch, tmp_path):
             return self.count / 2, 5.0 - self.count, self.count
 
     monkeypatch.setattr(quality, "Worker", Measured)
+    monkeypatch.setattr(quality, "POINTS", 3)
     settings = Settings(curve=tmp_path / "folder" / "curve.jsonl")
     points = quality.trained(settings, workload(), "torch", 1.5)
     assert [point.steps for point in points] == [1, 2, 3]
     assert quality.read_curve(settings.curve) == points
+    assert len(quality.trained(settings, workload(), "torch", 1.5, until=3.5)) == 2
     assert quality.minutes_to(3.0, points) == 1.0
     assert quality.minutes_to(1.0, points) is None
