@@ -145,27 +145,6 @@ def test_renormalised_scores_are_of_what_may_be_produced(model, logits):
             assert best.score == pytest.approx(score, rel=1e-4, abs=1e-3)
 
 
-@pytest.mark.parametrize("options", [GREEDY, BEAM, SAMPLES], ids=["greedy", "beam", "samples"])
-def test_outputs_that_need_more_room_are_searched_for_again(model, generator, monkeypatch, options):
-    sources = make_sources()
-    options = replace(options, max_extra_tokens=24, min_length=22)
-    expected = generator.generate(model[1], sources, options)
-    rooms, search = [], generation._search
-
-    def noting(*arguments):
-        rooms.append(arguments[5] - arguments[9].shape[1])
-        return search(*arguments)
-
-    monkeypatch.setattr(generation, "_search", noting)
-    monkeypatch.setattr(generation, "FIRST_ROOM", 1)
-    outputs = generator.generate(model[1], sources, options)
-    assert tokens_of(outputs) == tokens_of(expected)
-    assert [[h.log_prob for h in found] for found in outputs] == [
-        pytest.approx([h.log_prob for h in found], rel=1e-5) for found in expected
-    ]
-    assert rooms == [1, 4, 16]
-
-
 @pytest.mark.parametrize("options", [GREEDY, BEAM], ids=["greedy", "beam"])
 def test_64_sentences_give_what_64_calls_of_one_give(model, generator, options):
     sources = make_sources(64, longest=14)

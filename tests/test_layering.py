@@ -26,6 +26,7 @@ LAYERS = (
     ("sharding",),
     ("steps",),
     ("search_options",),
+    ("lanes",),
     ("generation", "prediction"),
     ("writing",),
     ("tasks",),

@@ -73,6 +73,25 @@ def dot_product_attention(
     return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
 
 
+def attention_by_head(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B N S H"],
+    value: Float[Array, "B N S H"],
+    mask: Bool[Array, "#B #N #T S"] | None = None,
+) -> Float[Array, "B N T H"]:
+    """`dot_product_attention` of few queries over keys and values that are kept for long, as in decoding.
+
+    With the heads outside, what is read for one product lies together; inside, as they are projected, XLA would copy
+    everything kept into this order at every step.
+    """
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("BNTH,BNSH->BNTS", query * scale, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("BNTS,BNSH->BNTH", weights, value)
+
+
 def split_heads(x: Float[Array, "*batch D"], num_heads: int) -> Float[Array, "*batch {num_heads} H"]:
     """Section 3.2.2: the model width as `num_heads` heads of width H = D / num_heads, which has to be whole."""
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)

@@ -16,25 +16,21 @@ from transformer_jax.data.by_length import batches_by_length, padded, round_up
 from transformer_jax.data.tokenizers import BOS, MARKERS, PAD, UNK, Markers
 from transformer_jax.decoding import (
     LogitsProcessor,
-    SearchResult,
-    StepFn,
-    beam_search,
-    conventions_named,
     forbid_sequences,
     no_repeat_ngram,
     renormalize,
-    sample,
     stream,
 )
 from transformer_jax.errors import UserError
+from transformer_jax.lanes import Plan, Sentences, search_in_lanes
 from transformer_jax.losses import smoothed_cross_entropy
 from transformer_jax.models import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.search_options import SearchOptions
 
 BAD_WORDS = ((BOS,), (UNK,))
 """What a model with the markers of this package never produces, besides padding."""
-FIRST_ROOM = 50
-"""Tokens by which outputs may be longer than the longest source of their batch before a larger cache is made."""
+LANES_AT_A_TIME = 8
+"""Batches that are searched together, each making room for what is left of the others."""
 
 
 class Hypothesis(NamedTuple):
@@ -119,76 +115,58 @@ class Generator:
         for prefix_of_one in prefixes:
             self._check_prefix(prefix_of_one)
         outputs: list[list[Hypothesis]] = [[] for _ in sources]
-        todo, room = list(range(len(sources))), FIRST_ROOM
-        while todo:
-            # Devices work on one batch while the host prepares the next.
-            batches = list(self._batches(params, sources, options, prefixes, guide, todo, room))
-            todo, room = [], 4 * room
-            for chosen, found in batches:
-                tokens, scores, log_probs, lengths, done = map(np.asarray, found)
-                for row, i in enumerate(chosen):
-                    if not done[row]:
-                        todo.append(i)
-                        continue
-                    outputs[i] = [
-                        Hypothesis(
-                            tokens[row, k, : lengths[row, k] - 1].tolist(),
-                            float(scores[row, k]),
-                            float(log_probs[row, k]),
-                        )
-                        for k in range(options.n_best)
-                        if lengths[row, k] > 0
-                    ]
-                    if not outputs[i] or any(math.isnan(hypothesis.log_prob) for hypothesis in outputs[i]):
-                        raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
+        for plan, lanes in self._groups(sources, options, prefixes, guide):
+            for i, found in search_in_lanes(plan, params, None if guide is None else guide.shared, lanes):
+                outputs[i] = _hypotheses(found, options.n_best)
         return outputs
 
-    def _batches(
+    def _groups(
         self,
-        params: Any,
         sources: Sequence[Sequence[int]],
         options: SearchOptions,
         prefixes: Sequence[Sequence[int]],
         guide: Guide | None,
-        todo: Sequence[int],
-        room: int,
-    ) -> Iterator[tuple[list[int], SearchResult]]:
-        """The sentences of each batch, and what was found in `room` tokens more than the longest of their sources."""
+    ) -> Iterator[tuple[Plan, list[tuple[list[int], Sentences]]]]:
+        """Sentences of one padded length, some lanes of them at a time, with the plan of their search."""
         root = jax.random.key(options.seed)
-        static = replace(options, seed=0)
-        for length, rows, places_in_todo in batches_by_length([len(sources[i]) for i in todo], self.batch_size):
-            chosen = [todo[place] for place in places_in_todo]
-            source = padded([sources[i] for i in chosen], rows, length)
-            # Shapes depend on the padded length alone, unless a prefix is longer: others would compile anew.
-            longest_prefix = max(len(prefixes[i]) for i in chosen)
-            prefix = padded([prefixes[i] for i in chosen], rows, max(length, round_up(longest_prefix)))
-            limits = np.ones(rows, np.int32)
-            limits[: len(chosen)] = [self._limit(len(sources[i]), len(prefixes[i]), options) for i in chosen]
-            # A sentence draws by its place among all, not by its place in the batch.
-            places = np.zeros(rows, np.int32)
-            places[: len(chosen)] = chosen
-            keys = jax.vmap(partial(jax.random.fold_in, root))(places)
-            longest = self._limit(length, 0, options)
-            if longest_prefix >= longest:
-                longest = self._limit(length, prefix.shape[1], options)
-            found = _search(
-                self.graphdef,
-                self.markers,
-                self._processors(options),
-                self.renormalizes,
-                static,
-                min(longest, length + room),
-                longest,
-                None if guide is None else guide.make_processor,
-                params,
-                source,
-                prefix,
-                limits,
-                keys,
-                None if guide is None else guide.shared,
-                None if guide is None else _stacked([guide.sentences[i] for i in chosen], rows, length),
-            )
-            yield chosen, found
+        lanes_of: dict[int, list[tuple[int, list[int]]]] = {}
+        order = sorted(range(len(sources)), key=lambda i: len(sources[i]))  # what is alike ends together
+        for length, rows, places in batches_by_length([len(sources[i]) for i in order], self.batch_size):
+            lanes_of.setdefault(length, []).append((rows, [order[place] for place in places]))
+        for length, lanes in lanes_of.items():
+            for first in range(0, len(lanes), LANES_AT_A_TIME):
+                group = lanes[first : first + LANES_AT_A_TIME]
+                # Shapes depend on the padded length alone, unless a prefix is longer: others would compile anew.
+                longest_prefix = max(len(prefixes[i]) for _, chosen in group for i in chosen)
+                width = max(length, round_up(longest_prefix))
+                longest = self._limit(length, 0, options)
+                if longest_prefix >= longest:
+                    longest = self._limit(length, width, options)
+                plan = Plan(
+                    self.graphdef,
+                    self.markers,
+                    self._processors(options),
+                    self.renormalizes,
+                    replace(options, seed=0),
+                    longest,
+                    None if guide is None else guide.make_processor,
+                )
+                asked = []
+                for rows, chosen in group:
+                    limits = np.ones(rows, np.int32)
+                    limits[: len(chosen)] = [self._limit(len(sources[i]), len(prefixes[i]), options) for i in chosen]
+                    # A sentence draws by its place among all, not by its place in the lane.
+                    places_of_all = np.zeros(rows, np.int32)
+                    places_of_all[: len(chosen)] = chosen
+                    sentences = Sentences(
+                        source=jnp.asarray(padded([sources[i] for i in chosen], rows, length)),
+                        prefix=jnp.asarray(padded([prefixes[i] for i in chosen], rows, width)),
+                        limits=jnp.asarray(limits),
+                        keys=_keys(root, jnp.asarray(places_of_all)),
+                        guide=None if guide is None else _stacked([guide.sentences[i] for i in chosen], rows, length),
+                    )
+                    asked.append((chosen, sentences))
+                yield plan, asked
 
     def stream(
         self, params: Any, source: Sequence[int], options: SearchOptions, prefix: Sequence[int] = ()
@@ -281,51 +259,26 @@ def _make_processors(bad_words: tuple[tuple[int, ...], ...], ngram: int) -> tupl
     return (never, no_repeat_ngram(ngram)) if ngram > 0 else (never,)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6, 7))
-def _search(
-    graphdef: nnx.GraphDef,
-    markers: Markers,
-    processors: tuple[LogitsProcessor, ...],
-    renormalizes: bool,
-    options: SearchOptions,
-    max_length: int,
-    longest: int,
-    make_processor: Callable[[Any, Any], LogitsProcessor] | None,
-    params: Any,
-    source: Int[Array, "B S"],
-    prefix: Int[Array, "B P"],
-    limits: Int[Array, " B"],
-    keys: Key[Array, " B"],
-    shared_arrays: Any,
-    sentence_arrays: Any,
-) -> SearchResult:
-    model: Seq2Seq = nnx.merge(graphdef, params)
-    memory = model.remember(source)
-    step_fn: StepFn = lambda tokens, cache: model.step(tokens, cache, memory)  # noqa: E731
-    guided = () if make_processor is None else (make_processor(shared_arrays, sentence_arrays),)
-    beams = max(options.n_best, 1 if options.temperature > 0 else options.beam_size)
-    shared: dict[str, Any] = {
-        "batch_size": source.shape[0],
-        "max_length": max_length,
-        "bos_id": markers.start,
-        "eos_id": markers.end,
-        "pad_id": PAD,
-        "max_lengths": limits,
-        "longest": longest,
-        "min_lengths": options.min_length + 1,
-        "prefix": prefix,
-        "processors": (*processors, *guided, *((renormalize,) if renormalizes else ())),
-    }
-    cache = model.empty_cache(source.shape[0], beams, max_length)
-    if options.temperature > 0:
-        filters: dict[str, Any] = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
-        return sample(step_fn, cache, num_samples=beams, keys=keys, **filters, **shared)
-    ranking: dict[str, Any] = {
-        "alpha": options.alpha,
-        "n_best": options.n_best,
-        "conventions": conventions_named(options.conventions),
-    }
-    return beam_search(step_fn, cache, beam_size=beams, **ranking, **shared)
+def _hypotheses(found: tuple[np.ndarray, ...], n_best: int) -> list[Hypothesis]:
+    """The outputs of one sentence.
+
+    Raises:
+        UserError: if they are not numbers, or there are none.
+    """
+    tokens, scores, log_probs, lengths = found
+    outputs = [
+        Hypothesis(tokens[k, : lengths[k] - 1].tolist(), float(scores[k]), float(log_probs[k]))
+        for k in range(n_best)
+        if lengths[k] > 0
+    ]
+    if not outputs or any(math.isnan(hypothesis.log_prob) for hypothesis in outputs):
+        raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
+    return outputs
+
+
+@jax.jit
+def _keys(root: Key[Array, ""], places: Int[Array, " B"]) -> Key[Array, " B"]:
+    return jax.vmap(partial(jax.random.fold_in, root))(places)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_jax.attention import (
+    attention_by_head,
     dot_product_attention,
     dropout,
     merge_heads,
@@ -167,6 +168,17 @@ class MultiHeadAttention(nnx.Module):
             heads, weights = scaled_dot_product_attention(query, key, value, mask)
             record.append(weights)
         return self.out(merge_heads(heads))
+
+
+    def attend_by_head(
+        self,
+        query: Float[Array, "B N T H"],
+        key: Float[Array, "B N S H"],
+        value: Float[Array, "B N S H"],
+        mask: Bool[Array, "#B #N #T S"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """`attend` for decoding, where keys and values are kept head by head."""
+        return self.out(merge_heads(attention_by_head(query, key, value, mask).swapaxes(1, 2)))
 
 
 class FeedForward(nnx.Module):
@@ -327,11 +339,11 @@ class DecoderLayer(nnx.Module):
     def step(
         self,
         x: Float[Array, "B K D"],
-        cached: tuple[Float[Array, "B K L N H"], Float[Array, "B K L N H"]],
+        cached: tuple[Float[Array, "B K N L H"], Float[Array, "B K N L H"]],
         index: Int[Array, ""],
-        memory_keys_values: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]],
+        memory_keys_values: tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]],
         memory_mask: Bool[Array, "#B 1 1 S"] | None = None,
-    ) -> tuple[Float[Array, "B K D"], tuple[Float[Array, "B K L N H"], Float[Array, "B K L N H"]]]:
+    ) -> tuple[Float[Array, "B K D"], tuple[Float[Array, "B K N L H"], Float[Array, "B K N L H"]]]:
         """One more token for each of K hypotheses of every sentence.
 
         Args:
@@ -344,33 +356,26 @@ class DecoderLayer(nnx.Module):
         Returns:
             The layer's output, and `cached` with one more slot filled.
         """
-        batch, beams, d_model = x.shape
         keys, values = cached
 
         def attend_to_past(y: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
             nonlocal keys, values
-            # To attention every hypothesis is a row of its own, with one query.
-            flat = y.reshape(batch * beams, 1, d_model)
-            new_keys, new_values = self.self_attention.keys_values(flat)
-            keys = jax.lax.dynamic_update_slice_in_dim(
-                keys, new_keys.reshape(batch, beams, 1, *keys.shape[3:]), index, 2
+            new_keys, new_values = self.self_attention.keys_values(y)
+            keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys[:, :, :, None], index, 3)
+            values = jax.lax.dynamic_update_slice_in_dim(values, new_values[:, :, :, None], index, 3)
+            past = (jnp.arange(keys.shape[3]) <= index)[None, None, None]
+            # To self-attention every hypothesis is a row of its own, with one query.
+            query, key, value = (
+                a.reshape(-1, *a.shape[2:]) for a in (self.self_attention.queries(y)[..., None, :], keys, values)
             )
-            values = jax.lax.dynamic_update_slice_in_dim(
-                values, new_values.reshape(batch, beams, 1, *values.shape[3:]), index, 2
-            )
-            past = (jnp.arange(keys.shape[2]) <= index)[None, None, None, :]
-            out = self.self_attention.attend(
-                self.self_attention.queries(flat),
-                keys.reshape(batch * beams, *keys.shape[2:]),
-                values.reshape(batch * beams, *values.shape[2:]),
-                past,
-            )
-            return out.reshape(batch, beams, d_model)
+            return self.self_attention.attend_by_head(query, key, value, past).reshape(y.shape)
 
         x = self.self_attention_residual(x, attend_to_past)
         # To cross-attention the hypotheses are the queries of one row, so the memory is never repeated.
         x = self.cross_attention_residual(
             x,
-            lambda y: self.cross_attention.attend(self.cross_attention.queries(y), *memory_keys_values, memory_mask),
+            lambda y: self.cross_attention.attend_by_head(
+                self.cross_attention.queries(y).swapaxes(1, 2), *memory_keys_values, mask=memory_mask
+            ),
         )
         return self.feed_forward_residual(x, self.feed_forward), (keys, values)

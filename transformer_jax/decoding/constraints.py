@@ -27,13 +27,12 @@ def make_constraints(
     max_length: int,
     *,
     max_lengths: Int[Array, " B"] | None,
-    longest: int | None = None,
     min_lengths: Int[Array, " B"] | int,
     prefix: Int[Array, "B P"] | None,
     eos_id: int,
     pad_id: int,
 ) -> Constraints:
-    """Fill in what the caller left out, and clip `max_lengths` to 1..`longest`, which is L by default.
+    """Fill in what the caller left out, and clip `max_lengths` to 1..L.
 
     Raises:
         UserError: If `max_length` is below 1, or `pad_id` is `eos_id`.
@@ -47,7 +46,7 @@ def make_constraints(
     if prefix is not None:
         forced = forced.at[:, : prefix.shape[1]].set(prefix[:, :max_length])
     return Constraints(
-        max_lengths=jnp.clip(limits, 1, max_length if longest is None else longest),
+        max_lengths=jnp.clip(limits, 1, max_length),
         min_lengths=jnp.broadcast_to(jnp.asarray(min_lengths, jnp.int32), (batch_size,)),
         prefix=forced,
     )

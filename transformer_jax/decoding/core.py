@@ -8,7 +8,7 @@ Greedy search, sampling and beam search differ only in `Grow`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer_jax.decoding.constraints import Constraints, constrain
 from transformer_jax.decoding.conventions import Conventions
 from transformer_jax.decoding.processors import LogitsProcessor
+from transformer_jax.decoding.top_k import top_k
 
 Tree = TypeVar("Tree")
 
@@ -55,6 +56,9 @@ class Growth(NamedTuple):
 Grow = Callable[[SearchState, Float[Array, "B K V"], Float[Array, "B K V"], Int[Array, " B"]], Growth]
 """`(state, log_probs, allowed, max_lengths) -> growth`: the model's own and the constrained log-probabilities."""
 
+StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
+"""`(tokens, cache) -> (logits, cache)`: the model, any pure function of the newest tokens and of what it remembers."""
+
 Pick = Callable[[Float[Array, "B K V"], Int[Array, ""]], Int[Array, "B K"]]
 """`(allowed, step) -> tokens`: one next token of each hypothesis."""
 
@@ -81,6 +85,33 @@ def keep_first_alive(state: SearchState) -> SearchState:
 def is_done(state: SearchState) -> Bool[Array, " B"]:
     """Whether each sentence has no alive hypothesis left."""
     return ~jnp.any(state.alive.scores > -jnp.inf, axis=1)
+
+
+def advance(
+    step_fn: StepFn,
+    cache: Any,
+    state: SearchState,
+    until: int | Int[Array, ""],
+    constraints: Constraints,
+    processors: Sequence[LogitsProcessor],
+    grow: Grow,
+    *,
+    eos_id: int,
+    pad_id: int,
+) -> tuple[SearchState, Any]:
+    """Search on to `until` tokens, or until every sentence is done; `cache` has to have the room."""
+
+    def go_on(carry: tuple[SearchState, Any]) -> Bool[Array, ""]:
+        state, _ = carry
+        return (state.step < until) & ~jnp.all(is_done(state))
+
+    def body(carry: tuple[SearchState, Any]) -> tuple[SearchState, Any]:
+        state, cache = carry
+        logits, cache = step_fn(state.newest, cache)
+        state, parents = search_step(state, logits, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
+        return state, cache if parents is None else reorder(cache, parents)
+
+    return jax.lax.while_loop(go_on, body, (state, cache))
 
 
 def search_step(
@@ -196,7 +227,7 @@ def _best_successors(
     batch_size, beam_size, vocab_size = allowed.shape
     # 2K of each hypothesis, then 2K of those: the best of all K V, without sorting K V at once.
     width = min(2 * beam_size, vocab_size)
-    scores, tokens = jax.lax.top_k(_successor_scores(state.alive, allowed), width)
+    scores, tokens = top_k(_successor_scores(state.alive, allowed), width)
     scores, index = jax.lax.top_k(scores.reshape(batch_size, -1), min(2 * beam_size, beam_size * width))
     parents = index // width
     tokens = jnp.take_along_axis(tokens.reshape(batch_size, -1), index, axis=1)

@@ -6,12 +6,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.decoding.core import Pick
 from transformer_jax.decoding.filters import keep_top_k, keep_top_p, scale_temperature
+from transformer_jax.decoding.top_k import top_k as largest
 from transformer_jax.errors import UserError
 
 
 def pick_likeliest(allowed: Float[Array, "B K V"], step: Int[Array, ""]) -> Int[Array, "B K"]:
     """The likeliest token of each hypothesis; the lowest id among equals."""
-    return jnp.argmax(allowed, axis=-1).astype(jnp.int32)
+    return largest(allowed, 1)[1][..., 0].astype(jnp.int32)
 
 
 def sampler(keys: Key[Array, " B"], num_samples: int, temperature: float, top_k: int, top_p: float) -> Pick:

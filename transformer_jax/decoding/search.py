@@ -8,33 +8,29 @@ All functions are pure and meant to be called under the caller's `jax.jit`. All 
 hypothesis has one: at its sentence's limit it must end. A sentence's result never depends on the rest of the batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from transformer_jax.decoding.constraints import Constraints, make_constraints
+from transformer_jax.decoding.constraints import make_constraints
 from transformer_jax.decoding.conventions import PAPER, Conventions, length_weights
 from transformer_jax.decoding.core import (
     Grow,
+    Hypotheses,
     SearchState,
+    StepFn,
+    advance,
     grow_beam,
     grow_in_place,
     initial_state,
-    is_done,
     keep_first_alive,
-    reorder,
-    search_step,
 )
 from transformer_jax.decoding.picks import pick_likeliest, sampler
 from transformer_jax.decoding.processors import LogitsProcessor, renormalize
 from transformer_jax.errors import UserError
-
-StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
-"""`(tokens, cache) -> (logits, cache)`: the model, any pure function of the newest tokens and of what it remembers."""
 
 
 class SearchResult(NamedTuple):
@@ -50,8 +46,6 @@ class SearchResult(NamedTuple):
     log_probs: Float[Array, "B K"]
     """The model's own log-probability of the output, before any processor, temperature, filter or penalty."""
     lengths: Int[Array, "B K"]
-    done: Bool[Array, " B"]
-    """Whether the search of a sentence has come to its end; it always has where L is its limit."""
 
 
 def beam_search(
@@ -65,7 +59,6 @@ def beam_search(
     eos_id: int,
     pad_id: int,
     max_lengths: Int[Array, " B"] | None = None,
-    longest: int | None = None,
     min_lengths: Int[Array, " B"] | int = 0,
     alpha: float = 0.6,
     prefix: Int[Array, "B P"] | None = None,
@@ -84,9 +77,7 @@ def beam_search(
         bos_id: What the model reads first.
         eos_id: Ends a hypothesis.
         pad_id: Fills up the result; never produced.
-        max_lengths: Limit of each sentence, clipped to 1..L, or to 1..`longest`; by default L.
-        longest: Where limits may be above L: the largest of them. A sentence that needs more than L tokens is then not
-            `done`: search again with a larger L. So the memory need not be that of the longest output imaginable.
+        max_lengths: Limit of each sentence, clipped to 1..L; by default L.
         min_lengths: No hypothesis ends with fewer tokens.
         alpha: Exponent of the length penalty.
         prefix: Tokens that every output begins with, PAD after the last; they count in its score.
@@ -102,34 +93,22 @@ def beam_search(
     Raises:
         UserError: If L or K is below 1, `n_best` is not within 1..K, or `pad_id` is `eos_id`.
     """
-    if beam_size < 1:
-        raise UserError(f"beam_size is {beam_size}, but must be at least 1.")
-    n_best = beam_size if n_best is None else n_best
-    if not 1 <= n_best <= beam_size:
-        raise UserError(f"n_best is {n_best}, but must be from 1 to the beam size, {beam_size}.")
-    weights = length_weights(max_length if longest is None else longest, alpha, conventions.length_penalty)
-    if conventions.stop == "full_or_best":
-        conventions = replace(conventions, stop="full" if alpha else "bound")
+    grow = beam_growth(max_length, beam_size, n_best=n_best, alpha=alpha, eos_id=eos_id, conventions=conventions)
     if conventions.renormalizes:
         processors = (*processors, renormalize)
-    if beam_size == 1:
-        grow = grow_in_place(pick_likeliest, weights=weights, eos_id=eos_id)
-    else:
-        grow = grow_beam(weights=weights, eos_id=eos_id, n_best=n_best, conventions=conventions)
     constraints = make_constraints(
         batch_size,
         max_length,
         max_lengths=max_lengths,
-        longest=longest,
         min_lengths=min_lengths,
         prefix=prefix,
         eos_id=eos_id,
         pad_id=pad_id,
     )
     state = keep_first_alive(initial_state(batch_size, beam_size, max_length, bos_id=bos_id, pad_id=pad_id))
-    found = _run(step_fn, cache, state, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
-    tokens, scores, log_probs, lengths = (part[:, :n_best] for part in found[:-1])
-    return SearchResult(tokens, scores, log_probs, lengths, found.done)
+    ids = {"eos_id": eos_id, "pad_id": pad_id}
+    state, _ = advance(step_fn, cache, state, max_length, constraints, processors, grow, **ids)
+    return result_of(state, pad_id=pad_id, n_best=n_best)
 
 
 def greedy_search(
@@ -142,7 +121,6 @@ def greedy_search(
     eos_id: int,
     pad_id: int,
     max_lengths: Int[Array, " B"] | None = None,
-    longest: int | None = None,
     min_lengths: Int[Array, " B"] | int = 0,
     alpha: float = 0.6,
     prefix: Int[Array, "B P"] | None = None,
@@ -159,7 +137,6 @@ def greedy_search(
         eos_id=eos_id,
         pad_id=pad_id,
         max_lengths=max_lengths,
-        longest=longest,
         min_lengths=min_lengths,
         alpha=alpha,
         prefix=prefix,
@@ -179,7 +156,6 @@ def sample(
     eos_id: int,
     pad_id: int,
     max_lengths: Int[Array, " B"] | None = None,
-    longest: int | None = None,
     min_lengths: Int[Array, " B"] | int = 0,
     prefix: Int[Array, "B P"] | None = None,
     processors: Sequence[LogitsProcessor] = (),
@@ -200,45 +176,57 @@ def sample(
     Raises:
         UserError: If L or K is below 1, `pad_id` is `eos_id`, or temperature, top-k or top-p is out of range.
     """
-    pick = sampler(keys, num_samples, temperature, top_k, top_p)
-    grow = grow_in_place(pick, weights=length_weights(max_length, 0.0), eos_id=eos_id)
+    grow = sampling_growth(
+        max_length, keys, num_samples, temperature=temperature, top_k=top_k, top_p=top_p, eos_id=eos_id
+    )
     constraints = make_constraints(
         batch_size,
         max_length,
         max_lengths=max_lengths,
-        longest=longest,
         min_lengths=min_lengths,
         prefix=prefix,
         eos_id=eos_id,
         pad_id=pad_id,
     )
     state = initial_state(batch_size, num_samples, max_length, bos_id=bos_id, pad_id=pad_id)
-    return _run(step_fn, cache, state, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
+    ids = {"eos_id": eos_id, "pad_id": pad_id}
+    state, _ = advance(step_fn, cache, state, max_length, constraints, processors, grow, **ids)
+    return result_of(state, pad_id=pad_id)
 
 
-def _run(
-    step_fn: StepFn,
-    cache: Any,
-    state: SearchState,
-    constraints: Constraints,
-    processors: Sequence[LogitsProcessor],
-    grow: Grow,
+def beam_growth(
+    max_length: int, beam_size: int, *, n_best: int | None, alpha: float, eos_id: int, conventions: Conventions
+) -> Grow:
+    """How hypotheses grow in `beam_search`, whose arguments and errors these are."""
+    if beam_size < 1:
+        raise UserError(f"beam_size is {beam_size}, but must be at least 1.")
+    n_best = beam_size if n_best is None else n_best
+    if not 1 <= n_best <= beam_size:
+        raise UserError(f"n_best is {n_best}, but must be from 1 to the beam size, {beam_size}.")
+    weights = length_weights(max_length, alpha, conventions.length_penalty)
+    if conventions.stop == "full_or_best":
+        conventions = replace(conventions, stop="full" if alpha else "bound")
+    if beam_size == 1:
+        return grow_in_place(pick_likeliest, weights=weights, eos_id=eos_id)
+    return grow_beam(weights=weights, eos_id=eos_id, n_best=n_best, conventions=conventions)
+
+
+def sampling_growth(
+    max_length: int,
+    keys: Key[Array, " B"],
+    num_samples: int,
     *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
     eos_id: int,
-    pad_id: int,
-) -> SearchResult:
-    max_length = state.alive.tokens.shape[-1]
+) -> Grow:
+    """How hypotheses grow in `sample`, whose arguments and errors these are."""
+    pick = sampler(keys, num_samples, temperature, top_k, top_p)
+    return grow_in_place(pick, weights=length_weights(max_length, 0.0), eos_id=eos_id)
 
-    def go_on(carry: tuple[SearchState, Any]) -> Bool[Array, ""]:
-        state, _ = carry
-        return (state.step < max_length) & ~jnp.all(is_done(state))
 
-    def body(carry: tuple[SearchState, Any]) -> tuple[SearchState, Any]:
-        state, cache = carry
-        logits, cache = step_fn(state.newest, cache)
-        state, parents = search_step(state, logits, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
-        return state, cache if parents is None else reorder(cache, parents)
-
-    state = jax.lax.while_loop(go_on, body, (state, cache))[0]
-    lengths = jnp.sum(state.ended.tokens != pad_id, axis=-1)
-    return SearchResult(state.ended.tokens, state.ended.scores, state.ended.log_probs, lengths, is_done(state))
+def result_of(state: SearchState, *, pad_id: int, n_best: int | None = None) -> SearchResult:
+    """The best `n_best` (by default all) outputs that have ended."""
+    ended = Hypotheses(*(part[:, :n_best] for part in state.ended))
+    return SearchResult(ended.tokens, ended.scores, ended.log_probs, jnp.sum(ended.tokens != pad_id, axis=-1))

@@ -10,10 +10,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.decoding.constraints import Constraints, make_constraints
 from transformer_jax.decoding.conventions import length_weights
-from transformer_jax.decoding.core import SearchState, grow_in_place, initial_state, search_step
+from transformer_jax.decoding.core import SearchState, StepFn, grow_in_place, initial_state, search_step
 from transformer_jax.decoding.picks import pick_likeliest, sampler
 from transformer_jax.decoding.processors import LogitsProcessor
-from transformer_jax.decoding.search import StepFn
 
 
 def stream(

@@ -95,8 +95,8 @@ def _seq2seq_programs(model: Translator | CoupletWriter) -> dict[str, export.Exp
 
     batch, beams, source, slots = export.symbolic_shape("B, K, S, L")
     tokens = jax.ShapeDtypeStruct((batch, source), jnp.int32)
-    heads = config.num_heads, config.d_model // config.num_heads
-    slot = jax.ShapeDtypeStruct((batch, beams, slots, *heads), jnp.dtype(config.dtype))
+    head_width = config.d_model // config.num_heads
+    slot = jax.ShapeDtypeStruct((batch, beams, config.num_heads, slots, head_width), jnp.dtype(config.dtype))
     cache = {
         "keys_values": ((slot, slot),) * config.num_decoder_layers,
         "length": jax.ShapeDtypeStruct((), jnp.int32),

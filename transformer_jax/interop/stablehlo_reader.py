@@ -79,7 +79,7 @@ class Seq2SeqProgram:
         """
         _check_length(max_length, self.signature["max_positions"], "An output")
         sizes = self.signature["sizes"]
-        shape = (batch_size, beam_size, max_length, sizes["num_heads"], sizes["head_width"])
+        shape = (batch_size, beam_size, sizes["num_heads"], max_length, sizes["head_width"])
         zeros = jnp.zeros(shape, self.signature["dtype"])
         return {"keys_values": ((zeros, zeros),) * sizes["num_decoder_layers"], "length": jnp.zeros((), jnp.int32)}
 

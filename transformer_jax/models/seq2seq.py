@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -23,7 +24,7 @@ from transformer_jax.models.stacks import (
 class Memory(NamedTuple):
     """What decoding needs of the encoder: fixed while the hypotheses grow."""
 
-    keys_values: tuple[tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]], ...]
+    keys_values: tuple[tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]], ...]
     """Of the cross-attention of each decoder layer."""
     mask: Bool[Array, "B 1 1 S"]
 
@@ -31,10 +32,23 @@ class Memory(NamedTuple):
 class Cache(NamedTuple):
     """What decoding remembers of the tokens before: grows and moves with the hypotheses."""
 
-    keys_values: tuple[tuple[Float[Array, "B K L N H"], Float[Array, "B K L N H"]], ...]
+    keys_values: tuple[tuple[Float[Array, "B K N L H"], Float[Array, "B K N L H"]], ...]
     """Of the self-attention of each decoder layer, in L slots."""
     length: Int[Array, ""]
     """How many slots are filled."""
+
+    @property
+    def slots(self) -> int:
+        """L."""
+        return self.keys_values[0][0].shape[3]
+
+    def lengthened(self, slots: int) -> "Cache":
+        """The same with `slots` slots, which are no fewer than L."""
+
+        def lengthen(leaf: Float[Array, "B K N L H"]) -> Float[Array, "B K N M H"]:
+            return jnp.pad(leaf, ((0, 0), (0, 0), (0, 0), (0, slots - leaf.shape[3]), (0, 0)))
+
+        return self._replace(keys_values=jax.tree.map(lengthen, self.keys_values))
 
 
 class AttentionWeights(NamedTuple):
@@ -192,13 +206,13 @@ class Seq2Seq(nnx.Module):
         """Read the source, one sentence a row, and project the encoder's output once for all steps of decoding."""
         segments = segments_of(source)
         encoded = self.encode(source, segments)
-        keys_values = tuple(layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers)
-        return Memory(keys_values, (segments != 0)[:, None, None, :])
+        projected = tuple(layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers)
+        return Memory(jax.tree.map(lambda a: a.swapaxes(1, 2), projected), (segments != 0)[:, None, None, :])
 
     def empty_cache(self, batch_size: int, beam_size: int, max_length: int) -> Cache:
         """A cache of `max_length` slots for `beam_size` hypotheses of each sentence."""
         heads = self.config.num_heads
-        shape = (batch_size, beam_size, max_length, heads, self.config.d_model // heads)
+        shape = (batch_size, beam_size, heads, max_length, self.config.d_model // heads)
         zeros = jnp.zeros(shape, self.config.dtype)
         return Cache(tuple((zeros, zeros) for _ in self.decoder.layers), jnp.zeros((), jnp.int32))
 
