@@ -51,7 +51,7 @@ def test_a_config_is_measured(monkeypatch, tmp_path):
     pairs = tmp_path / "pairs"
     pairs.write_text("".join(f"number {n}\n" for n in range(40)), encoding="utf-8")
     files = {f"{part}_{side}": str(pairs) for part in ("train", "validation") for side in ("source", "target")}
-    data = DataConfig(name="text", tokens_per_batch=256, **files)
+    data = DataConfig(name="text", tokens_per_batch=256, row_length=8, max_length=8, **files)
     config = Config(data=data, tokenizer=TokenizerConfig(kind="word"))
     monkeypatch.setattr("benchmarks.pipeline.shipped_config", lambda name, settings: config)
     monkeypatch.setattr(runtime, "prepare", list)  # this process is not one of a benchmark
