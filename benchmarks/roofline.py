@@ -48,7 +48,10 @@ def run(settings: Settings) -> Iterator[Record]:
     if is_accelerator(device):
         rows = {"base": 64, "big": 32} if settings.quick else {"base": 128, "big": 64}
         common = {"length": 256, "sentence_length": 32}
-        fast: dict[str, Any] = {"dtype": "bfloat16", "attention_implementation": "cudnn" if "TPU" not in device else "xla"}
+        fast: dict[str, Any] = {
+            "dtype": "bfloat16",
+            "attention_implementation": "cudnn" if "TPU" not in device else "xla",
+        }
         for name, model in (("base", BASE), ("big", BIG)):
             yield from _share(name, StepSize(replace(model, **fast), rows=rows[name], **common), device, settings)
     else:
