@@ -169,7 +169,6 @@ class MultiHeadAttention(nnx.Module):
             record.append(weights)
         return self.out(merge_heads(heads))
 
-
     def attend_by_head(
         self,
         query: Float[Array, "B N T H"],
@@ -343,6 +342,7 @@ class DecoderLayer(nnx.Module):
         index: Int[Array, ""],
         memory_keys_values: tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]],
         memory_mask: Bool[Array, "#B 1 1 S"] | None = None,
+        ancestors: Int[Array, "B K L"] | None = None,
     ) -> tuple[Float[Array, "B K D"], tuple[Float[Array, "B K N L H"], Float[Array, "B K N L H"]]]:
         """One more token for each of K hypotheses of every sentence.
 
@@ -352,6 +352,7 @@ class DecoderLayer(nnx.Module):
             index: how many of the slots are filled.
             memory_keys_values: those of cross-attention, one for all hypotheses of a sentence.
             memory_mask: True where the source has a token.
+            ancestors: the hypothesis whose row of `cached` has the token of each slot; None: each its own.
 
         Returns:
             The layer's output, and `cached` with one more slot filled.
@@ -365,9 +366,11 @@ class DecoderLayer(nnx.Module):
             values = jax.lax.dynamic_update_slice_in_dim(values, new_values[:, :, :, None], index, 3)
             past = (jnp.arange(keys.shape[3]) <= index)[None, None, None]
             # To self-attention every hypothesis is a row of its own, with one query.
-            query, key, value = (
-                a.reshape(-1, *a.shape[2:]) for a in (self.self_attention.queries(y)[..., None, :], keys, values)
-            )
+            query, own_keys, own_values = self.self_attention.queries(y)[..., None, :], keys, values
+            if ancestors is not None:
+                rows = ancestors[:, :, None, :, None]
+                own_keys, own_values = (jnp.take_along_axis(a, rows, axis=1) for a in (keys, values))
+            query, key, value = (a.reshape(-1, *a.shape[2:]) for a in (query, own_keys, own_values))
             return self.self_attention.attend_by_head(query, key, value, past).reshape(y.shape)
 
         x = self.self_attention_residual(x, attend_to_past)

@@ -109,7 +109,7 @@ def advance(
         state, cache = carry
         logits, cache = step_fn(state.newest, cache)
         state, parents = search_step(state, logits, constraints, processors, grow, eos_id=eos_id, pad_id=pad_id)
-        return state, cache if parents is None else reorder(cache, parents)
+        return state, cache if parents is None else _moved(cache, parents)
 
     return jax.lax.while_loop(go_on, body, (state, cache))
 
@@ -262,3 +262,8 @@ def _entry(values: Float[Array, "B K V"], tokens: Int[Array, "B K"]) -> Float[Ar
 def reorder(tree: Tree, slots: Int[Array, "B C"]) -> Tree:
     """Gather `slots` of axis 1 of every leaf `[B, K, ...]` of a pytree; scalars stay."""
     return jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) == 0 else jax.vmap(lambda x, i: x[i])(leaf, slots), tree)
+
+
+def _moved(cache: Any, parents: Int[Array, "B K"]) -> Any:
+    """The cache after its hypotheses have moved; one that knows better than to be copied has a method for it."""
+    return cache.reordered(parents) if hasattr(cache, "reordered") else reorder(cache, parents)

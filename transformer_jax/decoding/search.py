@@ -1,8 +1,9 @@
 """Beam search, greedy search and sampling over a pure `step_fn(tokens, cache) -> (logits, cache)`.
 
 `tokens: Int[B K]` is the newest token of each of K hypotheses of B sentences, `logits: Float[B K V]` are those of the
-next, and `cache` is any pytree whose leaves are `[B, K, ...]`, moved along with the hypotheses, or scalars, left alone.
-What does not move with hypotheses, such as the encoder's output, `step_fn` closes over.
+next, and `cache` is any pytree whose leaves are `[B, K, ...]`, moved along with the hypotheses, or scalars, left alone;
+or it has a method `reordered(parents: Int[B K])` that does so in its own way. What does not move with hypotheses, such
+as the encoder's output, `step_fn` closes over.
 
 All functions are pure and meant to be called under the caller's `jax.jit`. All lengths count the EOS, and every
 hypothesis has one: at its sentence's limit it must end. A sentence's result never depends on the rest of the batch.

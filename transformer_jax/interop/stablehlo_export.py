@@ -91,7 +91,7 @@ def _seq2seq_programs(model: Translator | CoupletWriter) -> dict[str, export.Exp
         tokens: Int[Array, "B K"], cache: dict[str, Any], memory: dict[str, Any]
     ) -> tuple[Float[Array, "B K V"], dict[str, Any]]:
         logits, grown = model.model.step(tokens, Cache(**cache), Memory(**memory))
-        return logits, grown._asdict()
+        return logits, {name: part for name, part in grown._asdict().items() if part is not None}
 
     batch, beams, source, slots = export.symbolic_shape("B, K, S, L")
     tokens = jax.ShapeDtypeStruct((batch, source), jnp.int32)

@@ -36,6 +36,9 @@ class Cache(NamedTuple):
     """Of the self-attention of each decoder layer, in L slots."""
     length: Int[Array, ""]
     """How many slots are filled."""
+    ancestors: Int[Array, "B K L"] | None = None
+    """Of whose row the key and value of each slot of a hypothesis are. So when hypotheses move, only these numbers do.
+    None: of its own row, which then moves with it."""
 
     @property
     def slots(self) -> int:
@@ -48,7 +51,19 @@ class Cache(NamedTuple):
         def lengthen(leaf: Float[Array, "B K N L H"]) -> Float[Array, "B K N M H"]:
             return jnp.pad(leaf, ((0, 0), (0, 0), (0, 0), (0, slots - leaf.shape[3]), (0, 0)))
 
-        return self._replace(keys_values=jax.tree.map(lengthen, self.keys_values))
+        ancestors = self.ancestors
+        if ancestors is not None:
+            ancestors = jnp.pad(ancestors, ((0, 0), (0, 0), (0, slots - self.slots)))
+        return self._replace(keys_values=jax.tree.map(lengthen, self.keys_values), ancestors=ancestors)
+
+    def reordered(self, parents: Int[Array, "B K"]) -> "Cache":
+        """The same where each hypothesis goes on from that in slot `parents`."""
+        if self.ancestors is None:
+            moved = jax.tree.map(
+                lambda leaf: jnp.take_along_axis(leaf, parents[:, :, None, None, None], axis=1), self.keys_values
+            )
+            return self._replace(keys_values=moved)
+        return self._replace(ancestors=jnp.take_along_axis(self.ancestors, parents[:, :, None], axis=1))
 
 
 class AttentionWeights(NamedTuple):
@@ -214,16 +229,21 @@ class Seq2Seq(nnx.Module):
         heads = self.config.num_heads
         shape = (batch_size, beam_size, heads, max_length, self.config.d_model // heads)
         zeros = jnp.zeros(shape, self.config.dtype)
-        return Cache(tuple((zeros, zeros) for _ in self.decoder.layers), jnp.zeros((), jnp.int32))
+        ancestors = jnp.zeros((batch_size, beam_size, max_length), jnp.int32) if beam_size > 1 else None
+        return Cache(tuple((zeros, zeros) for _ in self.decoder.layers), jnp.zeros((), jnp.int32), ancestors)
 
     def step(self, tokens: Int[Array, "B K"], cache: Cache, memory: Memory) -> tuple[Float[Array, "B K V"], Cache]:
         """Logits after one more token of every hypothesis; equal to those of `__call__`, at the cost of one token."""
         positions = jnp.broadcast_to(cache.length, tokens.shape)
         x = self.target_embedder(self.target_embedding, tokens, positions)
+        ancestors = cache.ancestors
+        if ancestors is not None:
+            own = jnp.broadcast_to(jnp.arange(tokens.shape[1])[:, None], (*tokens.shape, 1))
+            ancestors = jax.lax.dynamic_update_slice_in_dim(ancestors, own, cache.length, 2)
         keys_values = []
         for layer, cached, remembered in zip(self.decoder.layers, cache.keys_values, memory.keys_values, strict=True):
-            x, cached = layer.step(x, cached, cache.length, remembered, memory.mask)
+            x, cached = layer.step(x, cached, cache.length, remembered, memory.mask, ancestors)
             keys_values.append(cached)
         if self.decoder.norm is not None:
             x = self.decoder.norm(x)
-        return self.logits(x), Cache(tuple(keys_values), cache.length + 1)
+        return self.logits(x), Cache(tuple(keys_values), cache.length + 1, ancestors)
