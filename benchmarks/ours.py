@@ -35,7 +35,7 @@ def config_of(name: str, data: Path, scratch: Path) -> Config:
         data: its folder.
         scratch: for what has to be written.
     """
-    values: dict[str, Any] = {
+    experiments: dict[str, dict[str, Any]] = {
         "multi30k": {
             "data": {"name": "text", "max_length": 64, "row_length": 64}
             | {f"train_{side}": str(data / f"train.{language}.gz") for side, language in LANGUAGES.items()}
@@ -61,7 +61,8 @@ def config_of(name: str, data: Path, scratch: Path) -> Config:
             | {"dropout_rate": 0.05, "norm_first": True},
             "optim": {"label_smoothing": 0.0},
         },
-    }[name]
+    }
+    values = experiments[name]
     optim = {"schedule": "constant", "lr": 1e-3, "warmup_steps": 100} | values.pop("optim", {})
     config: Config = build(Config, {**values, "optim": optim}, "config")
     return config
@@ -78,7 +79,7 @@ def prepare(settings: Settings, name: str, folder: Path) -> Callable[[], Workloa
             lines = read_lines(found[0])[:COUPLETS]
             (folder / f"couplet.{side}").write_text("\n".join(lines) + "\n", "utf-8")
     config = config_of(name, data, folder)
-    task = make_task(config)
+    task: Any = make_task(config)
     for file, content in task.tokenizer_files.items():
         path = folder / f"{name}.tokenizer" / file
         path.parent.mkdir(exist_ok=True)
@@ -104,7 +105,7 @@ class Trainer:
 
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes]) -> None:
         """Read the data and draw the parameters."""
-        self.task = make_task(config, tokenizer_files)
+        self.task: Any = make_task(config, tokenizer_files)
         self.mesh = make_mesh(config.mesh)
         schedule = make_schedule(config.optim, d_model=config.model.d_model, num_steps=config.training.num_steps)
         optimizer = make_optimizer(config.optim, schedule)
@@ -122,7 +123,7 @@ class Trainer:
         """Take so many steps."""
         tally = Tally()
         started = time.perf_counter()
-        before = None
+        before: Any = None
         for _ in range(num_steps):
             batch = next(self._batches)
             self.state, sums = self._step_fn(self.state, place(batch, self.mesh))

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.results import OURS, Record, compare, device_name
 from benchmarks.settings import Settings
@@ -62,7 +62,7 @@ def _ours(settings: Settings, workload: Workload, theirs: Sequence[Point]) -> tu
 
 def trained(settings: Settings, workload: Workload, name: str, minutes: float, until: float = -math.inf) -> list[Point]:
     """The curve of one run, which ends early at the loss `until`; points are told on stderr and, of the peer, saved."""
-    factories = {
+    factories: dict[str, tuple[Any, ...]] = {
         OURS: ("benchmarks.ours:learner", settings, workload, OUR_TOKENS),
         "torch": ("benchmarks.torch_training:learner", workload, settings.threads),
     }

@@ -70,7 +70,7 @@ class Examples(NamedTuple):
 
 def write_examples(path: Path, examples: Examples) -> None:
     """Store token ids."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, records in examples._asdict().items():
         for number, side in enumerate(zip(*records, strict=True)):
             arrays[f"{split}_{number}"] = np.concatenate(side)
