@@ -67,10 +67,10 @@ def count_compilations() -> Iterator[Compilations]:
 
     counted = Compilations()
 
-    def add_program(event: str, duration: float, **_: object) -> None:
+    def add_program(event: str, duration_secs: float, **_: object) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             counted.programs += 1
-            counted.seconds += duration
+            counted.seconds += duration_secs
 
     def add_hit(event: str, **_: object) -> None:
         if event == "/jax/compilation_cache/cache_hits":
@@ -110,7 +110,10 @@ def _keep_compiled() -> str:
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in ("0", "false", "no", "n", "off", "f"):
         return "Compiled programs are not kept, as JAX_ENABLE_COMPILATION_CACHE says"
     # Hundreds of small programs add up too.
-    options = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
+    options: dict[str, str | int] = {
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         _set_defaults(options)
         return f"Compiled programs are kept in {os.environ['JAX_COMPILATION_CACHE_DIR'] or 'no folder'}"

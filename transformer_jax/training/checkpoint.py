@@ -113,7 +113,7 @@ class Checkpoints:
         if not isinstance(stored, dict) or "params" not in stored:
             raise UserError(f"{self._folder / str(step)} holds no params; it was written by another program.")
         self._compare(step, {"params": stored["params"]}, {"params": like})
-        from orbax.checkpoint import v1 as ocp
+        from orbax.checkpoint import v1 as ocp  # type: ignore[import-untyped]
 
         # Orbax leaves alone what is a placeholder.
         partial = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {"params": like}
@@ -160,7 +160,7 @@ class Checkpoints:
     @cached_property
     def _orbax(self) -> Any:
         # Slow to import, and a run that begins needs it only when it saves.
-        from orbax.checkpoint import v1 as ocp  # type: ignore[import-untyped]
+        from orbax.checkpoint import v1 as ocp
 
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = _SMALLEST_SHARE

@@ -47,8 +47,8 @@ class RunLog:
             values: what another run of the same config gives again, such as `loss`, `lr`, `tokens`.
             timing: what it does not, such as `tokens_per_second`, `minutes`.
         """
-        self._write("train", step, values, timing)
         self._display.train(step, {**values, **timing})
+        self._write("train", step, values, timing)
 
     def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         """Log scores on validation data; arguments as in `train`."""
