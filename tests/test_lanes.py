@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax import lanes
+from transformer_jax import generation, lanes
 from transformer_jax.data.tokenizers import MARKERS
 from transformer_jax.generation import Generator
 from transformer_jax.models import ModelConfig, Seq2Seq, split
@@ -48,6 +48,7 @@ def test_many_small_lanes_give_what_one_big_lane_gives(model, options, monkeypat
     move = lanes._moved
     monkeypatch.setattr(lanes, "_moved", lambda *args: moved.append(args[1] is None) or move(*args))
     monkeypatch.setattr(lanes, "FEW", 2)
+    monkeypatch.setattr(generation, "USUAL_BEAM", options.num_hypotheses)  # so that lanes have as many rows as it says
     pooled = Generator(graphdef, batch_size=8).generate(params, sources, options)
     assert {False, True} <= set(moved), "no lane made room for another, or none was left with few"
     monkeypatch.setattr(lanes, "_pooled", lambda now: [lane for lane in now if lane.taken])

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transformer_jax.data.by_length import batches_by_length, padded, round_up
+from transformer_jax.data.by_length import TOKENS_AT_A_TIME, batches_by_length, padded, round_up
 from transformer_jax.data.tokenizers import BOS, MARKERS, PAD, UNK, Markers
 from transformer_jax.decoding import (
     LogitsProcessor,
@@ -29,8 +29,10 @@ from transformer_jax.search_options import SearchOptions
 
 BAD_WORDS = ((BOS,), (UNK,))
 """What a model with the markers of this package never produces, besides padding."""
-LANES_AT_A_TIME = 8
-"""Batches that are searched together, each making room for what is left of the others."""
+USUAL_BEAM = 4
+"""What batch sizes are meant for."""
+MOST_LANES = 8
+"""Batches of short sentences that are searched together, each making room for what is left of the others."""
 
 
 class Hypothesis(NamedTuple):
@@ -77,7 +79,7 @@ class Generator:
 
         Args:
             graphdef: of a `Seq2Seq`.
-            batch_size: sentences at a time, at most.
+            batch_size: sentences at a time, at most, with a beam of `USUAL_BEAM`; with others, as many hypotheses.
             max_positions: tokens that a sentence can have, where the model has a table of positions.
             markers: of the target's vocabulary.
             bad_words: sequences of tokens that are never produced.
@@ -131,11 +133,13 @@ class Generator:
         root = jax.random.key(options.seed)
         lanes_of: dict[int, list[tuple[int, list[int]]]] = {}
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))  # what is alike ends together
-        for length, rows, places in batches_by_length([len(sources[i]) for i in order], self.batch_size):
+        most = max(1, self.batch_size * USUAL_BEAM // options.num_hypotheses)
+        for length, rows, places in batches_by_length([len(sources[i]) for i in order], most):
             lanes_of.setdefault(length, []).append((rows, [order[place] for place in places]))
         for length, lanes in lanes_of.items():
-            for first in range(0, len(lanes), LANES_AT_A_TIME):
-                group = lanes[first : first + LANES_AT_A_TIME]
+            together = max(1, min(MOST_LANES, TOKENS_AT_A_TIME // (lanes[0][0] * length)))
+            for first in range(0, len(lanes), together):
+                group = lanes[first : first + together]
                 # Shapes depend on the padded length alone, unless a prefix is longer: others would compile anew.
                 longest_prefix = max(len(prefixes[i]) for _, chosen in group for i in chosen)
                 width = max(length, round_up(longest_prefix))

@@ -45,11 +45,6 @@ class Plan:
     """Of all outputs; a sentence may have a limit below it."""
     make_processor: Callable[[Any, Any], LogitsProcessor] | None
 
-    @property
-    def num_slots(self) -> int:
-        """Hypotheses of a sentence."""
-        return max(self.options.n_best, 1 if self.options.temperature > 0 else self.options.beam_size)
-
 
 class Sentences(NamedTuple):
     """What is asked of each sentence of a lane: a row each."""
@@ -148,6 +143,7 @@ def _pooled(lanes: list[Lane]) -> list[Lane]:
         for i in sorted(range(len(rest)), key=lambda i: -free[i]):
             if free[i] and donor.taken:
                 lanes[i], donor = _moved(donor, lanes[i])
+        assert not donor.taken
     return [_moved(lane, None)[0] if len(lane.taken) <= FEW < len(lane.names) else lane for lane in lanes]
 
 
@@ -156,6 +152,7 @@ def _moved(donor: Lane, receiver: Lane | None) -> tuple[Lane, Lane]:
     own = [None] * FEW if receiver is None else receiver.names
     to = donor.arrays if receiver is None else receiver.arrays
     free = [row for row, name in enumerate(own) if name is None]
+    # Rows that stay free are copies of others, and end with them.
     names, left = list(own), list(donor.names)
     rows = np.arange(len(own))
     moves = np.zeros(len(own), bool)
@@ -196,12 +193,14 @@ def _begin(plan: Plan, params: Any, sentences: Sentences) -> Arrays:
         eos_id=plan.markers.end,
         pad_id=PAD,
     )
-    state = initial_state(batch_size, plan.num_slots, plan.max_length, bos_id=plan.markers.start, pad_id=PAD)
+    state = initial_state(
+        batch_size, plan.options.num_hypotheses, plan.max_length, bos_id=plan.markers.start, pad_id=PAD
+    )
     if plan.options.temperature == 0:
         state = keep_first_alive(state)
     fixed = Fixed(model.remember(sentences.source), constraints, sentences.keys, sentences.guide)
     # Outputs are about as long as their sources.
-    return Arrays(fixed, state, model.empty_cache(batch_size, plan.num_slots, sentences.source.shape[1]))
+    return Arrays(fixed, state, model.empty_cache(batch_size, plan.options.num_hypotheses, sentences.source.shape[1]))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
@@ -218,13 +217,15 @@ def _advance(
         processors = (*processors, renormalize)
     if options.temperature > 0:
         filters: dict[str, Any] = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
-        grow = sampling_growth(plan.max_length, fixed.keys, plan.num_slots, eos_id=plan.markers.end, **filters)
+        grow = sampling_growth(
+            plan.max_length, fixed.keys, plan.options.num_hypotheses, eos_id=plan.markers.end, **filters
+        )
         n_best = None
     else:
         n_best = options.n_best
         grow = beam_growth(
             plan.max_length,
-            plan.num_slots,
+            plan.options.num_hypotheses,
             n_best=n_best,
             alpha=options.alpha,
             eos_id=plan.markers.end,

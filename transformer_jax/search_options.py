@@ -32,6 +32,11 @@ class SearchOptions:
     conventions: str = "paper"
     """What the searches of other systems do differently, by the name of the system; see `decoding.CONVENTIONS`."""
 
+    @property
+    def num_hypotheses(self) -> int:
+        """How many outputs of a sentence are held at a time: the beam, or the samples."""
+        return max(self.n_best, 1 if self.temperature > 0 else self.beam_size)
+
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, remedy: str) -> None:
             if not condition:

@@ -32,6 +32,8 @@ def test_numbers_of_rows_are_few():
     """Each compiles anew; a single sentence is common, and small batches should not cost what full ones do."""
     rows_of = {count: [rows for _, rows, _ in batches_by_length([16] * count, 64)] for count in (1, 2, 8, 9, 64, 65)}
     assert rows_of == {1: [1], 2: [8], 8: [8], 9: [64], 64: [64], 65: [64, 1]}
+    assert [rows for _, rows, _ in batches_by_length([16] * 30, 256)] == [64]
+    assert [rows for _, rows, _ in batches_by_length([16] * 90, 256)] == [256]
     assert [rows for _, rows, _ in batches_by_length([16] * 10, 4)] == [4, 4, 4]
     assert [rows for _, rows, _ in batches_by_length([1024] * 17, 64)] == [16, 1]
 

@@ -326,3 +326,11 @@ def test_hypotheses_move_with_their_past(built, logits, moves_rows):
     actual, _ = step(read[:, :, -1], cache, memory)
     expected = logits(jnp.repeat(SOURCE, 2, axis=0), read.reshape(4, 4))[:, -1].reshape(2, 2, VOCAB)
     np.testing.assert_allclose(actual, expected, **EXACT)
+
+
+def test_a_structure_may_be_any_argument_of_a_jitted_function(built):
+    graphdef, params = built
+    merged = jax.jit(lambda graphdef, params: nnx.merge(graphdef, params)(SOURCE, TARGET).shape)(graphdef, params)
+    assert tuple(map(int, merged)) == (2, 4, VOCAB)
+    assert hash(graphdef) == hash(split(nnx.merge(graphdef, params))[0])
+    assert graphdef == split(nnx.merge(graphdef, params))[0]

@@ -76,7 +76,8 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
                 say, like the next three.
             beam_size: hypotheses kept.
             alpha: exponent of the length penalty, which matters only without a rule of length.
-            batch_size: lines at a time; it changes speed and memory, not results.
+            batch_size: lines at a time with a beam of 4, and as many hypotheses with any other; it changes speed and
+                memory, not results.
             options: further fields of `search_options.SearchOptions`.
 
         Raises:

@@ -111,7 +111,8 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             texts: one sentence each.
             beam_size: hypotheses kept; None: as the model's settings say, like the next two.
             alpha: exponent of the length penalty.
-            batch_size: sentences translated at a time; it changes speed and memory, not results.
+            batch_size: sentences at a time with a beam of 4, and as many hypotheses with any other; it changes speed
+                and memory, not results.
             prefix: how every translation must begin.
             return_attention: whether translations come with their `Alignment`.
             options: further fields of `search_options.SearchOptions`.

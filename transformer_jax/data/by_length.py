@@ -9,6 +9,8 @@ from transformer_jax.data.tokenizers import PAD
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 """Sentences are padded to the next of these, longer ones to a multiple of the last; one compilation each."""
+ROWS = (1, 8, 64)
+"""Batches that are not full have so many rows, or as many as full ones; one compilation each too."""
 TOKENS_AT_A_TIME = 16_384
 """A batch has at most so many tokens, padding included, which bounds memory."""
 
@@ -27,7 +29,7 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[tuple
         most = max(1, min(batch_size, TOKENS_AT_A_TIME // length))
         for start in range(0, len(members), most):
             chosen = members[start : start + most]
-            rows = next(n for n in (1, min(8, most), most) if n >= len(chosen))
+            rows = next(n for n in sorted({min(size, most) for size in (*ROWS, most)}) if n >= len(chosen))
             yield length, rows, chosen
 
 

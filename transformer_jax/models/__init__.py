@@ -1,7 +1,9 @@
 """The models as Flax NNX modules, and how to use one functionally."""
 
+from functools import cached_property
 from typing import Any
 
+import jax
 from flax import nnx
 
 from transformer_jax.models.classifier import Classifier
@@ -28,10 +30,22 @@ __all__ = [
 ]
 
 
+@jax.tree_util.register_static
+class _GraphDef(nnx.GraphDef):
+    """Hashed once: jitted functions hash their static arguments at each call, which for a model takes a millisecond."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
+
+
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """A module as its static structure and its parameters, a nested dict of arrays."""
     graphdef, state = nnx.split(model)
-    return graphdef, nnx.to_pure_dict(state)
+    return _GraphDef(graphdef.nodes, graphdef.attributes, graphdef.num_leaves), nnx.to_pure_dict(state)
 
 
 def structure(
