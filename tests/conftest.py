@@ -26,6 +26,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# No test that runs a command changes how memory is allocated in the others.
+os.environ.setdefault("MALLOC_ARENA_MAX", "8")
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS)).strip()
 
 install_import_hook("transformer_jax", "beartype.beartype")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax import generation
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK, Markers
 from transformer_jax.errors import UserError
 from transformer_jax.generation import Generator

@@ -17,6 +17,7 @@ VARIABLES = (
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
     "JAX_PLATFORMS",
+    "LD_PRELOAD",
     "XLA_FLAGS",
 )
 
@@ -24,12 +25,12 @@ VARIABLES = (
 class Libc:
     """Remembers what malloc is told instead of telling it."""
 
-    def __init__(self, library=None):
-        self.told = []
+    def __init__(self):
+        self.told, self.refused = [], ()
 
     def mallopt(self, number, value):
         self.told.append((number, value))
-        return 1
+        return int(number not in self.refused)
 
 
 @pytest.fixture
@@ -63,13 +64,18 @@ def test_programs_are_kept_where_nobody_else_can_write(fresh, tmp_path):
     assert runtime.prepare() == lines, "and the second time the same"
 
 
-@pytest.mark.parametrize("spoil", ["mode", "link", "file", "parent", "owner"])
+@pytest.mark.parametrize("spoil", ["mode", "readable", "link", "file", "parent", "root", "owner"])
 def test_no_programs_where_others_can_write(fresh, tmp_path, monkeypatch, spoil):
     folder = tmp_path / "cache" / "transformer_jax" / "compiled"
     folder.parent.mkdir(parents=True, mode=0o700)
     if spoil == "mode":
         folder.mkdir()
         folder.chmod(0o770)
+    elif spoil == "readable":
+        folder.mkdir()
+        folder.chmod(0o755)
+    elif spoil == "root":
+        folder.parent.parent.chmod(0o777)
     elif spoil == "link":
         (tmp_path / "elsewhere").mkdir(mode=0o700)
         folder.symlink_to(tmp_path / "elsewhere")
@@ -121,6 +127,20 @@ def test_memory_is_kept_on_the_processor_only(fresh, monkeypatch):
     monkeypatch.setattr(runtime, "XLA_FLAGS", {"cpu": ("--xla_of_cpu=1",), "cuda": ("--xla_of_gpu=1",)})
     assert "XLA flags: --xla_of_gpu=1" in runtime.prepare()
     assert len(fresh.told) == 3
+
+
+def test_an_allocator_that_refuses_the_first_is_told_nothing_more(fresh):
+    fresh.refused = (-3,)
+    assert not any("memory" in line for line in runtime.prepare())
+    assert len(fresh.told) == 1
+
+
+def test_a_relative_folder_of_caches_is_none(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    runtime.prepare()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".cache" / "transformer_jax" / "compiled")
 
 
 @pytest.mark.parametrize(

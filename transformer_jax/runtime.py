@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 XLA_FLAGS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": (), "tpu": ()}
-"""By platform, what made training faster where it was measured; a flag that XLA does not know ends the process."""
+"""By platform. None that was tried on a CPU gained more than noise, and what has not been tried is not here."""
 
 CACHE_BYTES = 2 << 30
 """Compiled programs that were not used for longest are deleted beyond this."""
@@ -23,11 +23,13 @@ CACHE_BYTES = 2 << 30
 _MALLOC_PARAMETERS = {
     # XLA takes the temporary memory of a step in one piece. From its main arena glibc can give the same pages each
     # time; from others, and above its thresholds, it asks for new ones, at the cost of a page fault for every 4 KiB.
-    "M_ARENA_MAX": (-8, 1),
+    # The first is refused by older versions of glibc, and without it the others would only cost.
     "M_MMAP_THRESHOLD": (-3, 1 << 30),
+    "M_ARENA_MAX": (-8, 1),
     "M_TRIM_THRESHOLD": (-1, (1 << 31) - 1),
 }
 """Of glibc's `mallopt`: number and value."""
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _MALLOC_VARIABLES = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_")
 
 
@@ -118,7 +120,8 @@ def _keep_compiled() -> str:
         _set_defaults(options)
         return f"Compiled programs are kept in {os.environ['JAX_COMPILATION_CACHE_DIR'] or 'no folder'}"
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        root = named if named.is_absolute() else Path.home() / ".cache"
         folder = root / "transformer_jax" / "compiled"
         _make_private(folder.parent)
         _make_private(folder)
@@ -140,7 +143,7 @@ def _set_defaults(options: Mapping[str, str | int]) -> None:
 
 
 def _make_private(folder: Path) -> None:
-    """Create a folder that only this user can write.
+    """Create a folder that only this user can enter, in one where nobody else can put another in its place.
 
     Raises:
         OSError: if it can't be made.
@@ -149,13 +152,17 @@ def _make_private(folder: Path) -> None:
     if not hasattr(os, "getuid"):
         raise RuntimeError("this system has no permissions that would keep others out")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    above = folder.parent.stat()
+    others_can_rename = above.st_mode & _OTHERS_WRITE and not above.st_mode & stat.S_ISVTX
+    if above.st_uid not in (0, os.getuid()) or others_can_rename:
+        raise RuntimeError(f"others can write to {folder.parent}; name another folder in XDG_CACHE_HOME")
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise RuntimeError(f"{folder} is no folder; delete it")
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise RuntimeError(f"others can write to {folder}; delete it, or name another folder in XDG_CACHE_HOME")
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise RuntimeError(f"{folder} is open to others; delete it, or name another folder in XDG_CACHE_HOME")
 
 
 def _keep_memory() -> bool:

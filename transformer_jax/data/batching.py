@@ -58,7 +58,8 @@ class Batches(Generic[Record, Batch]):
         Args:
             records: anything with a length and random access.
             encode: records to examples, always the same for the same records.
-            collate: rows of examples, their length and their number to a batch.
+            collate: rows of examples, their length and their number to a batch; there may be no rows at all, and with
+                "pack" shapes and types are always the same.
             batching: "pack", several examples a row, or "bucket", one a row, by length.
             tokens_per_batch: token slots of a batch, on each side.
             row_length: token slots of a packed row, on each side; at least `max_length` is taken.

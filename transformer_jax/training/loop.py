@@ -133,11 +133,13 @@ class _Run:
         training = self.config.training
         saved, progress = self._restore()
         step = first_step = 0 if saved is None else int(saved.step)
+        goes_on = step < training.num_steps and not self._out_of_patience(progress)
+        batches_to_come = self.task.batches.iterate(progress.position) if goes_on else iter(())
         with (
             RunLog(self.workdir, first_step=step, num_steps=training.num_steps) as log,
             self.checkpoints,
             stop_on_signals() as stopped,
-            contextlib.closing(Prefetched(self.task.batches.iterate(progress.position))) as batches,
+            contextlib.closing(Prefetched(batches_to_come)) as batches,
         ):
             self._greet(log, step)
             state = self._compiled(saved)
