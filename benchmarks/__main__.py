@@ -2,11 +2,13 @@
 
 import argparse
 import importlib
-import shlex
 import sys
+import traceback
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.results import emit, read
+from benchmarks import page
+from benchmarks.results import QUICK, Record, emit, read
 from benchmarks.settings import Settings, Unavailable
 
 BENCHMARKS = ("train", "quality", "decode", "startup", "pipeline", "memory", "roofline", "scaling")
@@ -14,7 +16,7 @@ BENCHMARKS = ("train", "quality", "decode", "startup", "pipeline", "memory", "ro
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmarks that are named; the exit status is 1 if one of them could not run."""
+    """Run the benchmarks that are named; the exit status is 1 if one of them could not run or failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="+", choices=(*BENCHMARKS, "all"), metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="less work; all of them within 10 minutes on 2 cores")
@@ -29,21 +31,32 @@ def main(argv: list[str] | None = None) -> int:
     names = BENCHMARKS if "all" in options.names else options.names
     fields = ("quick", "data", "threads", "model", "minutes", "curve")
     settings = Settings(**{field: getattr(options, field) for field in fields})
-    records = []
+    earlier = read(options.out) if options.out is not None and options.out.exists() else []
+    records: list[Record] = []
     status = 0
     for name in names:
         try:
-            for record in importlib.import_module(f"benchmarks.{name}").run(settings):
+            for found in importlib.import_module(f"benchmarks.{name}").run(settings):
+                record = replace(found, work=QUICK + found.work) if settings.quick else found
                 emit(record, options.out)
                 records.append(record)
         except Unavailable as reason:
             print(f"{name} is left out: {reason}", file=sys.stderr)
             status = 1
-    if options.page is not None:
-        page = importlib.import_module("benchmarks.page")
-        command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if argv is None else argv)])
-        page.write(options.page, records if options.out is None else read(options.out), command)
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        if options.page is not None and (earlier or records):
+            page.write(options.page, records, _published(options), earlier)
     return status
+
+
+def _published(options: argparse.Namespace) -> str:
+    """The command as the page shows it: without paths of this machine."""
+    words = ["python -m benchmarks", *options.names, *["--quick"] * options.quick, f"--threads {options.threads}"]
+    words += [f"--minutes {options.minutes:g}"] * (options.minutes is not None)
+    words += [f"--{name} {name.upper()}" for name in ("data", "model", "curve") if getattr(options, name) is not None]
+    return " ".join(words)
 
 
 if __name__ == "__main__":

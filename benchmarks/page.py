@@ -29,20 +29,26 @@ PEERS = {
 }
 
 
-def write(path: Path, records: Sequence[Record], command: str) -> None:
-    """Write the page of `records`, of which the last counts where a figure was taken again.
+def write(path: Path, records: Sequence[Record], command: str, earlier: Sequence[Record] = ()) -> None:
+    """Write the page. Where a figure was taken again the last counts, but none of a quick run before one of a full run.
 
     Args:
         path: of the page.
-        records: of one run or of several.
+        records: of the command.
         command: that was given.
+        earlier: of runs before it.
     """
-    latest = {(r.device, r.bench, r.subject, r.peer, r.unit): r for r in records}
+    figures: dict[tuple[str | None, ...], Record] = {}
+    for record in (*earlier, *records):
+        key = (record.device, record.bench, record.subject, record.peer, record.unit)
+        if not record.quick or figures.get(key, record).quick:
+            figures[key] = record
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(_page(list(latest.values()), command)) + "\n", encoding="utf-8")
+    lines = _page(list(figures.values()), command, with_earlier=bool(earlier))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _page(records: Sequence[Record], command: str) -> Iterator[str]:
+def _page(records: Sequence[Record], command: str, *, with_earlier: bool) -> Iterator[str]:
     yield from (
         "# Benchmarks",
         "",
@@ -50,10 +56,13 @@ def _page(records: Sequence[Record], command: str) -> Iterator[str]:
         "",
         f"    {command}",
         "",
-        "and not to be edited by hand. Ours and its peers ran in turn on the same machine, each in a process of its",
-        "own, with the same threads and precision, after warm-up. Figures are medians. The ratio tells how many times",
-        "ours is ahead of the peer: above 1 it leads. A target is for the ratio or, where ours stands alone, for the",
-        "figure.",
+        f"{'and earlier runs into the same records, ' if with_earlier else ''}and not to be edited by hand.",
+        "",
+        "Ours and its peers ran on the same machine, each in a process of its own, with the same threads and, unless",
+        "int8 is named, the same precision. They ran in turn after warm-up, apart from two: in `quality` one whole run",
+        "follows the other, and the search without a cache follows the rest of `decode`. Figures are medians where",
+        "their work tells of repetitions. The ratio tells how many times ours is ahead of the peer: above 1 it leads.",
+        "A target is for the ratio or, where ours stands alone, for the figure.",
     )
     for device in sorted({record.device for record in records}, key=is_accelerator):
         yield from _device(device, [record for record in records if record.device == device])

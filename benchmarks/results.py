@@ -14,6 +14,8 @@ from pathlib import Path
 OURS = "ours"
 """What our own subject is called among the measured; every other name is that of a peer."""
 PEERS = ("torch", "torch_compile", "transformers", "ctranslate2", "ctranslate2_int8", "uncached")
+QUICK = "quick: "
+"""How the `work` of quick runs begins."""
 PACKAGES = ("transformer-jax", "jax", "jaxlib", "flax", "numpy", "torch", "transformers", "ctranslate2")
 
 
@@ -29,7 +31,7 @@ class Record:
     """One of `PEERS`, or None for ours."""
     unit: str
     value: float
-    """The median of the repetitions, in `unit`."""
+    """In `unit`: the median, where `work` tells of repetitions."""
     ratio: float | None
     """Above 1: ours is ahead. None for ours."""
     work: str
@@ -41,9 +43,19 @@ class Record:
         if self.peer is not None and self.peer not in PEERS:
             raise ValueError(f"{self.peer!r} is no peer; known: {', '.join(PEERS)}.")
 
+    @property
+    def quick(self) -> bool:
+        """Whether it is of a quick run."""
+        return self.work.startswith(QUICK)
+
     def line(self) -> str:
         """The record as JSON."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+
+def is_peer(name: str) -> bool:
+    """Whether a name among the measured is that of a peer, such as "torch" or "torch, our batches"."""
+    return name.partition(",")[0] in PEERS
 
 
 def emit(record: Record, out: Path | None = None) -> None:

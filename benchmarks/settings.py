@@ -16,7 +16,7 @@ class Settings:
     """The options of the command line, as benchmarks see them."""
 
     quick: bool = False
-    """Less work, for a look at every figure; at least 5 repetitions all the same."""
+    """Less work and fewer repetitions, for a look at the figures."""
     data: Path | None = None
     """A folder with `multi30k/`, `ag_news/` and `couplet/`; None: where `folder` looks."""
     threads: int = 2

@@ -25,8 +25,12 @@ STARTED = ("numerals", "multi30k")
 """The configs whose start is timed; the first alone if it has to be quick."""
 LONGEST = 300.0
 """Seconds that a run may take to get where it is watched to."""
+REPEATS = 3
+"""Of everything that is timed; 1 if it has to be quick."""
 STEPS = 3
 """Before the evaluation whose programs are counted."""
+TRAINING = "train_step"
+"""In the name of the program that is the step of training."""
 COMPILED = re.compile(r"Finished XLA compilation of (\S+)")
 LAYERS = (6, 48)
 ALL_CACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
@@ -42,7 +46,7 @@ def run(settings: Settings) -> Iterator[Record]:
 
 
 def _first_steps(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
-    repeats = 2 if settings.quick else 5
+    repeats = 1 if settings.quick else REPEATS
     for name in _there(STARTED[:1] if settings.quick else STARTED, settings):
         options = [*shipped_options(name, settings), "--config.training.log_every=1"]
         seconds: dict[str, list[float]] = {"cold": [], "warm": []}
@@ -56,9 +60,10 @@ def _first_steps(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
                     workdir = Path(scratch, f"{kind} {number}")
                     times.append(watch(options, workdir, cache, "train", settings.threads)[0])
         command = f"python train.py with configs/{name}.py until log.jsonl holds the first step, fresh work folder"
-        for kind, what in (("cold", "empty compilation cache"), ("warm", "the compilation cache of the run before")):
+        for kind, what in (("cold", "an empty"), ("warm", "the run before's")):
             value = statistics.median(seconds[kind])
-            yield f"{name}: first step, {kind}", "s", value, f"{command}, {what}; median of {repeats}"
+            work = f"{command}, {what} cache of compiled programs, files in the page cache; median of {repeats}"
+            yield f"{name}: first step, {kind}", "s", value, work
 
 
 def _programs(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
@@ -73,7 +78,7 @@ def _programs(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
                 f"python train.py with configs/{name}.py, {STEPS} steps, all of the one shape that batches have, and "
                 f"an evaluation; no cache: {', '.join(_counted(programs))}"
             )
-            yield f"{name}: compilations {subject}", "programs", len(programs), work
+            yield f"{name}: {subject}", "programs", len(programs), work
 
 
 def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
@@ -82,7 +87,7 @@ def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
     sizes = {
         f"{n}": StepSize(replace(model, num_encoder_layers=n, num_decoder_layers=n), rows=8, length=64) for n in LAYERS
     }
-    repeats = 3 if settings.quick else 5
+    repeats = 1 if settings.quick else REPEATS
     factories = {layers: (build_compilation, size) for layers, size in sizes.items()}
     with workers(factories, threads=settings.threads, environment=UNCACHED) as measured:
         found = {layers: statistics.median(times) for layers, times in alternate(measured, repeats).items()}
@@ -95,9 +100,19 @@ def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
 
 
 def programs_of(output: str) -> dict[str, list[str]]:
-    """Names of the compiled programs, by where in the output of `watch` they stand: before its last step, and after."""
-    training, _, evaluation = output.partition(f"Step {STEPS}/")
-    return {"in an epoch": COMPILED.findall(training), "of an evaluation": COMPILED.findall(evaluation)}
+    """Names of the compiled programs, by where in the output of `watch` they stand: before its last step, and after.
+
+    Raises:
+        RuntimeError: if the output has no such step, or tells of no program that is the step of training.
+    """
+    before, separator, after = output.partition(f"Step {STEPS}/")
+    training, evaluation = COMPILED.findall(before), COMPILED.findall(after)
+    if not separator or not any(TRAINING in name for name in training):
+        raise RuntimeError(f"The output of train.py tells of no step {STEPS}, or of no compiled {TRAINING}.")
+    return {
+        "programs of training in an epoch, evaluation apart": training,
+        "programs of an evaluation, beside those of training": evaluation,
+    }
 
 
 def build_compilation(size: StepSize) -> Callable[[], float]:

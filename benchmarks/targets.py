@@ -35,8 +35,8 @@ class Target:
 
 
 TARGETS = (
-    Target("train", "random", "torch", "tokens/s", 3),
-    Target("train", "our batches", "torch", "tokens/s", 2),
+    Target("train", "^translation, random", "torch", "tokens/s", 3),
+    Target("train", "^translation, our batches$", "torch", "tokens/s", 2),
     Target("train", "", "transformers", "tokens/s", 2),
     Target("roofline", "", "torch_compile", "tokens/s", 1.2, accelerator=True),
     Target("quality", "", "torch", "minutes", 20 / 6),

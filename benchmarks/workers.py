@@ -14,9 +14,18 @@ from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from benchmarks.results import is_peer
 from benchmarks.settings import Unavailable
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+OPTIONAL = ("torch", "transformers", "ctranslate2")
+"""The packages of peers."""
+LONGEST = 900.0
+"""Seconds that an answer may take."""
+FAREWELL = 5.0
+"""Seconds that a process has to end by itself."""
+PAUSE = 0.3
+"""Seconds before a measurement: threads of OpenMP spin for a while after their work, at the cost of whoever is next."""
 
 
 class Worker:
@@ -25,7 +34,7 @@ class Worker:
     `factory(*args)` runs there, warm-up included, and returns a function without arguments that does the work once and
     returns its figure, a number or a dict of them. It must be importable, as it is sent there by name; a factory whose
     module not everybody can import, or should, is given as a string such as "benchmarks.ours:trainer". A factory raises
-    `Unavailable`, or fails to import an optional package, to be left out.
+    `Unavailable`, or fails to import a package of the peers, to be left out.
     """
 
     def __init__(
@@ -45,7 +54,7 @@ class Worker:
 
         Raises:
             Unavailable: if the factory raised it, or lacks a package.
-            RuntimeError: if the factory failed otherwise.
+            RuntimeError: if the factory failed otherwise, or takes longer than `LONGEST`.
         """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -64,9 +73,10 @@ class Worker:
         """Let it do its work once.
 
         Raises:
-            RuntimeError: if that failed.
+            RuntimeError: if that failed, or takes longer than `LONGEST`.
         """
-        self._pipe.send("measure")
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as `_receive` tells
+            self._pipe.send("measure")
         return self._receive()
 
     def close(self) -> None:
@@ -74,7 +84,7 @@ class Worker:
         with contextlib.suppress(OSError):
             self._pipe.send(None)
         self._pipe.close()
-        self._process.join(timeout=5)
+        self._process.join(FAREWELL)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -87,9 +97,11 @@ class Worker:
 
     def _receive(self) -> Any:
         try:
+            if not self._pipe.poll(LONGEST):
+                raise RuntimeError(f"The process that is measured gave no answer for {LONGEST:.0f} seconds.")
             kind, value = self._pipe.recv()
         except (EOFError, ConnectionError):
-            self._process.join(timeout=5)
+            self._process.join(FAREWELL)
             raise RuntimeError(f"The process that is measured ended with code {self._process.exitcode}.") from None
         if kind == "unavailable":
             raise Unavailable(value)
@@ -102,20 +114,27 @@ class Worker:
 def workers(
     factories: Mapping[str, tuple[Any, ...]], *, threads: int = 2, environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Worker]]:
-    """Start a worker for each name, one after the other; those that are unavailable are left out with a line on stderr.
+    """Start a worker for each name, one after the other.
+
+    Those that are unavailable, and peers that fail, are left out with a line on stderr.
 
     Args:
         factories: by name, the factory and its arguments.
         threads: see `Worker`.
         environment: see `Worker`.
+
+    Raises:
+        RuntimeError: if one of ours fails.
     """
     with contextlib.ExitStack() as stack:
         started = {}
         for name, (factory, *args) in factories.items():
             try:
                 worker = Worker(factory, *args, threads=threads, environment=environment)
-            except Unavailable as reason:
-                print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
+            except (Unavailable, RuntimeError) as reason:
+                if not (isinstance(reason, Unavailable) or is_peer(name)):
+                    raise
+                _leave_out(name, reason)
                 continue
             started[name] = stack.enter_context(worker)
             print(f"{name} is ready after {worker.build_seconds:.1f} s", file=sys.stderr, flush=True)
@@ -123,12 +142,30 @@ def workers(
 
 
 def alternate(measured: Mapping[str, Worker], repeats: int = 5) -> dict[str, list[Any]]:
-    """Measure each in turn, `repeats` times over, so that a slow minute of the machine meets all alike."""
+    """Measure each in turn, `repeats` times over, so that a slow minute of the machine meets all alike.
+
+    A peer that fails has no values; a line on stderr says so.
+
+    Raises:
+        RuntimeError: if one of ours fails.
+    """
     values: dict[str, list[Any]] = {name: [] for name in measured}
     for _ in range(repeats):
-        for name, worker in measured.items():
-            values[name].append(worker.measure())
+        for name in list(values):
+            time.sleep(PAUSE)
+            try:
+                values[name].append(measured[name].measure())
+            except (Unavailable, RuntimeError) as reason:
+                if not is_peer(name):
+                    raise
+                _leave_out(name, reason)
+                measured[name].close()
+                del values[name]
     return values
+
+
+def _leave_out(name: str, reason: Exception) -> None:
+    print(f"{name} is left out: {str(reason).strip().splitlines()[-1]}", file=sys.stderr, flush=True)
 
 
 def _serve(pipe: Connection, threads: int, environment: dict[str, str]) -> None:
@@ -146,8 +183,17 @@ def _serve(pipe: Connection, threads: int, environment: dict[str, str]) -> None:
     except Unavailable as reason:
         pipe.send(("unavailable", str(reason)))
     except ModuleNotFoundError as missing:
-        pipe.send(("unavailable", f'there is no package {missing.name}; pip install -e ".[bench]"'))
+        if _is_of_peers(missing):
+            pipe.send(("unavailable", f'there is no package {missing.name}; pip install -e ".[bench]"'))
+        else:
+            pipe.send(("error", traceback.format_exc()))
     except (EOFError, KeyboardInterrupt):
         return
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
+
+
+def _is_of_peers(missing: ModuleNotFoundError) -> bool:
+    """Whether it is a package of the peers, or one that they import."""
+    importers = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(missing.__traceback__))
+    return any(name.partition(".")[0] in OPTIONAL for name in (missing.name or "", *importers))

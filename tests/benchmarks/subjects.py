@@ -1,6 +1,7 @@
 """Things to measure, for the tests of workers."""
 
 import os
+import time
 from collections.abc import Callable
 
 from benchmarks.settings import Unavailable
@@ -27,9 +28,21 @@ def unavailable() -> Callable[[], float]:
 
 
 def without_package() -> Callable[[], float]:
+    raise ModuleNotFoundError("No module named 'ctranslate2'", name="ctranslate2")
+
+
+def without_package_of_ours() -> Callable[[], float]:
     import no_such_package_at_all  # noqa: F401
 
     return counter(1.0)
+
+
+def slow() -> Callable[[], float]:
+    def measure() -> float:
+        time.sleep(60)
+        return 0.0
+
+    return measure
 
 
 def failing() -> Callable[[], float]:

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import page
+from benchmarks import page, startup
 from benchmarks.results import Record
 from benchmarks.targets import TARGETS, target_of
 
@@ -43,6 +43,15 @@ def test_what_was_taken_again_replaces_what_was_there(tmp_path):
     assert "jax 2." in text
 
 
+def test_a_quick_figure_does_not_replace_a_full_one(tmp_path):
+    quick = replace(SHARE, value=0.3, work="quick: less")
+    assert [row[2] for row in rows(written(tmp_path, [SHARE, quick]))] == ["60.0 %"]
+    assert [row[2] for row in rows(written(tmp_path, [quick, SHARE]))] == ["60.0 %"]
+    text = written(tmp_path, [quick, replace(quick, value=0.2)])
+    assert [row[2] for row in rows(text)] == ["20.0 %"]
+    assert "1. quick: less.\n" in text
+
+
 def test_devices_have_sections_of_their_own(tmp_path):
     chip = replace(SHARE, device="NVIDIA H100 80GB HBM3", value=0.4)
     text = written(tmp_path, [chip, SHARE])
@@ -62,6 +71,32 @@ def test_devices_have_sections_of_their_own(tmp_path):
 def test_targets_are_found_by_subject_and_unit(subject, peer, unit, bound):
     target = target_of(Record("pipeline", subject, peer, unit, 1.0, None, "", CPU, {}))
     assert (None if target is None else target.bound) == bound
+
+
+@pytest.mark.parametrize(
+    ("subject", "peer", "bound"),
+    [
+        ("translation, random batches of 128", "torch", 3),
+        ("translation, random batches of 128", "transformers", 2),
+        ("translation, our batches", "torch", 2),
+        ("translation, our batches", "torch_compile", None),
+        ("translation, our batches and dropout", "torch", None),
+        ("classifier, random batches of 128", "torch", None),
+        ("couplets, random batches of 128", "torch", None),
+    ],
+)
+def test_targets_of_training_are_for_translation(subject, peer, bound):
+    target = target_of(Record("train", subject, peer, "tokens/s", 1.0, 1.0, "", CPU, {}))
+    assert (None if target is None else target.bound) == bound
+
+
+def test_programs_of_training_have_a_target_and_those_beside_them_none():
+    line = "Finished XLA compilation of jit(train_step) in 1 s\nStep 3/9: loss 1\n"
+    targets = [
+        target_of(Record("startup", f"numerals: {subject}", None, "programs", 1, None, "", CPU, {}))
+        for subject in startup.programs_of(line)
+    ]
+    assert [None if target is None else target.bound for target in targets] == [6, None]
 
 
 def test_targets_bound_from_above_or_below():

@@ -50,3 +50,53 @@ def test_the_command_runs_what_is_named_and_says_what_is_left_out(monkeypatch, t
     (tmp_path / "multi30k").mkdir()
     assert command.main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "out.jsonl")]) == 0
     assert len(read(tmp_path / "out.jsonl")) == len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_one_error_loses_nothing_of_the_others(monkeypatch, tmp_path, capsys):
+    pages = []
+
+    class Module:
+        @staticmethod
+        def run(settings):
+            assert settings.quick
+            yield from records(more_is_better=True)
+            raise RuntimeError("no luck")
+
+    class Other:
+        @staticmethod
+        def run(settings):
+            yield dataclasses.replace(records(more_is_better=True)[0], bench="quality")
+
+    modules = {"benchmarks.train": Module, "benchmarks.quality": Other}
+    monkeypatch.setattr(command.importlib, "import_module", modules.__getitem__)
+    monkeypatch.setattr(command.page, "write", lambda path, found, *_: pages.append([one.bench for one in found]))
+    assert command.main(["train", "quality", "--quick", "--page", str(tmp_path / "page.md")]) == 1
+    printed = capsys.readouterr()
+    assert "RuntimeError: no luck" in printed.err
+    assert [json.loads(line)["work"] for line in printed.out.splitlines()] == [
+        "quick: a toy; median of 3",
+        "quick: a toy; median of 3",
+        "quick: a toy; median of 3",
+    ]
+    assert pages == [["train", "train"], ["train", "train", "quality"]]
+
+
+def test_the_page_names_the_command_without_paths_of_this_machine(monkeypatch, tmp_path):
+    class Module:
+        @staticmethod
+        def run(settings):
+            yield from records(more_is_better=True)
+
+    monkeypatch.setattr(command.importlib, "import_module", lambda name: Module)
+    page, out = tmp_path / "page.md", tmp_path / "out.jsonl"
+    options = ["--data", str(tmp_path), "--model", str(tmp_path), "--out", str(out), "--page", str(page)]
+    assert command.main(["train", *options]) == 0
+    text = page.read_text("utf-8")
+    assert "    python -m benchmarks train --threads 2 --data DATA --model MODEL\n" in text
+    assert str(tmp_path) not in text
+    assert "earlier runs" not in text
+    assert command.main(["train", "--quick", "--threads", "1", *options]) == 0
+    text = page.read_text("utf-8")
+    assert "    python -m benchmarks train --quick --threads 1 --data DATA --model MODEL\n" in text
+    assert "and earlier runs into the same records, and not to be edited by hand." in text
+    assert "quick: " not in text

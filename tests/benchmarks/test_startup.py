@@ -19,10 +19,14 @@ def test_programs_of_training_are_told_from_those_of_evaluation():
     output = line.format("fresh") + "Finished tracing + transforming f\n" + 2 * line.format("train_step")
     output += "".join(step.format(number) for number in range(1, STEPS + 1)) + line.format("eval_step")
     assert programs_of(output) == {
-        "in an epoch": ["jit(fresh)", "jit(train_step)", "jit(train_step)"],
-        "of an evaluation": ["jit(eval_step)"],
+        "programs of training in an epoch, evaluation apart": ["jit(fresh)", "jit(train_step)", "jit(train_step)"],
+        "programs of an evaluation, beside those of training": ["jit(eval_step)"],
     }
-    assert _counted(programs_of(output)["in an epoch"]) == ["jit(fresh)", "jit(train_step) 2"]
+    assert _counted(next(iter(programs_of(output).values()))) == ["jit(fresh)", "jit(train_step) 2"]
+    with pytest.raises(RuntimeError, match=f"no step {STEPS}"):
+        programs_of(output.replace(f"Step {STEPS}/", "Schritt "))
+    with pytest.raises(RuntimeError, match="no compiled train_step"):
+        programs_of(output.replace("train_step", "eval_step"))
 
 
 def test_configs_without_data_are_left_out(tmp_path, capsys):
