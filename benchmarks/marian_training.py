@@ -7,7 +7,7 @@ import torch
 from transformers import MarianConfig, MarianMTModel
 
 from benchmarks.torch_training import limit_threads
-from benchmarks.workload import Tally, Workload, random_batches, read_examples
+from benchmarks.workload import Tally, Workload, measured, random_batches, read_examples
 from transformer_jax.data.tokenizers import BOS, EOS, PAD
 
 NO_LOSS = -100
@@ -61,5 +61,4 @@ def trainer(workload: Workload, threads: int, num_steps: int) -> Callable[[], Ta
         tally.seconds = time.perf_counter() - started
         return tally
 
-    train(2)
-    return lambda: train(num_steps)
+    return measured(train, num_steps)

@@ -18,16 +18,16 @@ MIB = 2**20
 
 def sizes(*, quick: bool) -> dict[str, StepSize]:
     """The steps to compile, by what is said of them."""
-    found = {f"batch of {rows * 64:,} tokens a side": replace(SIZE, rows=rows) for rows in (16, 32, 64, 128)}
-    for length in (32, 256, 1024, 2048):
+    found = {f"batch of {rows * 64:,} tokens a side": replace(SIZE, rows=rows) for rows in (16, 32, 128)}
+    for length in (256, 1024, 2048):
         found[f"rows of {length:,}, batch of 2,048"] = replace(SIZE, rows=2048 // length, length=length)
-    for chunk in (128, 512, 2048):
+    for chunk in (128, 2048):
         whole = " (all logits at once)" if chunk == SIZE.tokens else ""
         found[f"loss in chunks of {chunk:,}{whole}"] = replace(SIZE, loss_chunk=chunk)
     for remat in ("dots", "full"):
         found[f"remat {remat}, batch of 8,192"] = replace(SIZE, model=replace(MODEL, remat=remat), rows=128)
     if quick:
-        kept = ("2,048 tokens", "8,192 tokens", "rows of 2,048,", "all logits", "remat full")
+        kept = ("2,048 tokens", "8,192 tokens", "remat full")
         return {name: size for name, size in found.items() if any(part in name for part in kept)}
     return found
 

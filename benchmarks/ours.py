@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from benchmarks.settings import Settings, Unavailable
-from benchmarks.workload import Examples, Shape, Tally, Workload, unpacked, write_examples
+from benchmarks.workload import Examples, Shape, Tally, Workload, measured, unpacked, write_examples
 from transformer_jax import runtime
 from transformer_jax.config import Config, build
 from transformer_jax.data.batching import Prefetched
@@ -150,8 +150,7 @@ def trainer(settings: Settings, workload: Workload, num_steps: int) -> Callable[
     """A factory for a worker: `num_steps` steps a measurement."""
     runtime.prepare()
     ours = Trainer(config_of(workload.name, settings.folder(workload.name), workload.folder), tokenizer_files(workload))
-    ours.train(3)
-    return lambda: ours.train(num_steps)
+    return measured(ours.train, num_steps)
 
 
 def learner(
@@ -183,12 +182,12 @@ def learner(
     num_steps = max(int((60 * minutes - compiling) / seconds), points)
     ours = planned(num_steps)
     ours.validation_loss()
-    spent, taken, measured = 0.0, 0, 0
+    spent, taken, points_so_far = 0.0, 0, 0
 
     def measure() -> tuple[float, float, int]:
-        nonlocal spent, taken, measured
-        measured += 1
-        steps = num_steps * measured // points - taken
+        nonlocal spent, taken, points_so_far
+        points_so_far += 1
+        steps = num_steps * points_so_far // points - taken
         spent += ours.train(steps).seconds
         taken += steps
         return spent / 60, ours.validation_loss(), taken

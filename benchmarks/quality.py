@@ -14,8 +14,8 @@ from benchmarks.train import prepared
 from benchmarks.workers import Worker
 from benchmarks.workload import RANDOM_BATCH, Workload
 
-MINUTES, QUICK_MINUTES = 20.0, 0.5
-POINTS, QUICK_POINTS = 20, 3
+MINUTES, QUICK_MINUTES = 20.0, 0.2
+POINTS, QUICK_POINTS = 20, 2
 """Evaluations in a run."""
 SHARES = (0.2, 0.3, 0.5, 1.0)
 """Of the peer's minutes: the lengths that ours is planned for, one after the other, until a run reaches its loss."""

@@ -28,9 +28,9 @@ MIB = 2**20
 
 def axes(*, quick: bool) -> dict[str, dict[int, StepSize]]:
     """The steps along each axis, by the number that grows."""
-    lengths = (32, 256, 1024) if quick else (32, 64, 128, 256, 512, 1024, 2048, 4096)
-    vocabularies = (1000, 8000, 32_000) if quick else (1000, 2000, 4000, 8000, 16_000, 32_000, 64_000)
-    depths = (2, 8, 24) if quick else (2, 6, 12, 24, 48)
+    lengths = (32, 256, 1024) if quick else (32, 128, 512, 1024, 2048, 4096)
+    vocabularies = (1000, 32_000) if quick else (1000, 4000, 16_000, 64_000)
+    depths = (2, 24) if quick else (2, 8, 24, 48)
     return {
         "length": {n: replace(SIZE, rows=1, length=n) for n in lengths},
         "vocabulary": {

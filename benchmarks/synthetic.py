@@ -52,10 +52,10 @@ class StepSize:
         """The sizes, for `Record.work`."""
         m = self.model
         layers = f"{m.num_encoder_layers}+{m.num_decoder_layers} layers"
-        sizes = f"d_model {m.d_model}, {m.num_heads} heads, d_ff {m.d_ff}, {layers}, vocabulary {m.target_vocab_size:,}"
-        norm = "pre-norm" if m.norm_first else "post-norm"
         layers += " scanned" if m.scan_layers else ""
         layers += "" if m.remat == "none" else f" with remat={m.remat}"
+        sizes = f"d_model {m.d_model}, {m.num_heads} heads, d_ff {m.d_ff}, {layers}, vocabulary {m.target_vocab_size:,}"
+        norm = "pre-norm" if m.norm_first else "post-norm"
         rows = f"{self.rows:,} row{'s' if self.rows > 1 else ''} of {self.length:,} tokens a side"
         chunk = f", loss in chunks of {self.loss_chunk:,}" if self.loss_chunk else ""
         return (

@@ -14,6 +14,7 @@ from benchmarks.workload import (
     RANDOM_BATCH,
     Tally,
     Workload,
+    measured,
     our_batches,
     padded,
     random_batches,
@@ -93,9 +94,7 @@ def limit_threads(threads: int) -> None:
 def trainer(workload: Workload, threads: int, num_steps: int, options: dict[str, bool]) -> Callable[[], Tally]:
     """A factory for a worker: `num_steps` steps a measurement; `options` are those of `TorchTrainer`."""
     limit_threads(threads)
-    theirs = TorchTrainer(workload, **options)
-    theirs.train(2)
-    return lambda: theirs.train(num_steps)
+    return measured(TorchTrainer(workload, **options).train, num_steps)
 
 
 def learner(
@@ -112,12 +111,12 @@ def learner(
     """
     limit_threads(threads)
     theirs = TorchTrainer(workload)
-    spent, taken, measured = 0.0, 0, 0
+    spent, taken, points_so_far = 0.0, 0, 0
 
     def measure() -> tuple[float, float, int]:
-        nonlocal spent, taken, measured
-        measured += 1
-        while spent < 60 * minutes * measured / points:
+        nonlocal spent, taken, points_so_far
+        points_so_far += 1
+        while spent < 60 * minutes * points_so_far / points:
             for group in theirs.optimizer.param_groups:
                 group["lr"] = learning_rate(peak, spent / (60 * minutes))
             spent += theirs.train(1).seconds

@@ -171,3 +171,17 @@ class Tally:
     def rate(self) -> float:
         """Real tokens per second."""
         return self.tokens / self.seconds
+
+
+def measured(train: Callable[[int], Tally], num_steps: int) -> Callable[[], Tally]:
+    """Measures `num_steps` steps at a time, each time after one that is not timed.
+
+    The system may take the memory of a process that sleeps; the first step after waking gets it back.
+    """
+    train(1)
+
+    def measure() -> Tally:
+        train(1)
+        return train(num_steps)
+
+    return measure

@@ -1,10 +1,11 @@
+import contextlib
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
-from benchmarks.pipeline import _rate, build, first_window, real_tokens
+from benchmarks.pipeline import _rate, build, first_window, real_tokens, run
 from benchmarks.settings import Settings, Unavailable
 from benchmarks.shipped import EMBEDDED, ROOT, SHIPPED, shipped_config, shipped_options
 from transformer_jax import runtime
@@ -58,5 +59,17 @@ def test_a_config_is_measured(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.pipeline._training", lambda config, task: lambda batch: None)
     found = build("numerals", Settings())()
     assert found["tokens"] == 2 * 40 * 3  # two words and the end
-    assert {"first", "later", "step", "tokens", "padding"} == set(found)
+    assert {"first", "later", "step", "kept", "tokens", "padding"} == set(found)
     assert all(value > 0 for value in found.values())
+
+
+@pytest.mark.parametrize(("kept", "later"), [(1.0, "(batching)"), (0.0, "(reading, tokenising, batching again")])
+def test_later_epochs_say_what_they_do(monkeypatch, kept, later):
+    class Measured:
+        def measure(self):
+            return dict.fromkeys(("first", "later", "step", "tokens", "padding"), 2.0) | {"kept": kept}
+
+    measured = {"numerals": Measured()}
+    monkeypatch.setattr("benchmarks.pipeline.workers", lambda *_, **__: contextlib.nullcontext(measured))
+    records = list(run(Settings(quick=True)))
+    assert any(later in record.subject for record in records if record.unit == "tokens/s")

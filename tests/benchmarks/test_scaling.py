@@ -23,7 +23,7 @@ def test_the_axes_are_those_asked_for():
     deepest = found["depth"][48].model
     assert deepest.num_encoder_layers + deepest.num_decoder_layers == 48
     for name, steps in axes(quick=True).items():
-        assert 3 == len(steps) < len(found[name])
+        assert 2 <= len(steps) < len(found[name])
 
 
 def test_time_and_memory_are_measured(monkeypatch):

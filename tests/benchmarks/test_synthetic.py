@@ -41,3 +41,6 @@ def test_the_work_is_stated():
         "one step of training (forward, backward, Adam), d_model 8, 2 heads, d_ff 8, 1+1 layers, vocabulary 20, "
         "post-norm, dropout 0.1, float32; 2 rows of 6 tokens a side"
     )
+    saving = replace(SIZE, model=replace(MODEL, scan_layers=True, remat="full"), rows=1, loss_chunk=4)
+    assert "1+1 layers scanned with remat=full, vocabulary 20" in str(saving)
+    assert str(saving).endswith("1 row of 6 tokens a side, loss in chunks of 4")
