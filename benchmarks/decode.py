@@ -12,7 +12,7 @@ from benchmarks.results import OURS, Record, compare, device_name, installed_ver
 from benchmarks.settings import Settings
 from benchmarks.shipped import shipped_config
 from benchmarks.targets import is_accelerator
-from benchmarks.translators import BEAM, GREEDY, Found, Work, ctranslate2, export_all, ours, transformers, uncached
+from benchmarks.translators import GREEDY, SEARCHES, Found, Work, ctranslate2, export_all, ours, transformers, uncached
 from benchmarks.workers import Worker, alternate, workers
 from transformer_jax import runtime
 from transformer_jax.data.text import read_lines
@@ -20,7 +20,6 @@ from transformer_jax.data.text import read_lines
 TEST_SET = "test_2016_flickr.de.gz"
 TRAINING_STEPS = 150
 """Of the model that is made where none is given; 50 if it has to be quick."""
-SEARCHES = {GREEDY: "greedy", BEAM: "beam 4"}
 CONVENTIONS = {"ctranslate2": "CTranslate2", "transformers": "transformers"}
 """Of searches, and whose they are."""
 
@@ -41,8 +40,8 @@ def run(settings: Settings) -> Iterator[Record]:
         work = Work(
             model=model,
             exports=scratch,
-            texts=lines[:200] if settings.quick else lines,
-            alone=lines[::50] if settings.quick else lines[::20],
+            texts=lines[:64] if settings.quick else lines,
+            alone=lines[::100] if settings.quick else lines[::20],
             alpha=alpha,
             max_extra_tokens=max_extra_tokens,
             threads=settings.threads,
@@ -57,11 +56,14 @@ def run(settings: Settings) -> Iterator[Record]:
         }
         if not settings.quick:
             factories["ours transformers"] = (ours, work, "transformers")
-        few = 10 if settings.quick else 30
+        few = 4 if settings.quick else 10
         engines = stack.enter_context(workers(factories, threads=settings.threads))
-        found = alternate(engines, 3 if settings.quick else 5)
+        slow = {name: engine for name, engine in engines.items() if "transformers" in name}
+        fast = {name: engine for name, engine in engines.items() if name not in slow}
+        found = alternate(fast, 3 if settings.quick else 5)
+        found |= alternate(slow, 1 if settings.quick else 3)
         with workers({"uncached": (uncached, work, few)}, threads=settings.threads) as naive:
-            found |= alternate(naive, 1 if settings.quick else 5)
+            found |= alternate(naive, 1)
     setups = {name: rounds[0].setup for name, rounds in found.items()}
     chosen = "".join(f"; {name}: {setup}" for name, setup in setups.items() if setup)
     described = f"{origin}, German to English, weights the same for all, {work.dtype}, length penalty {alpha}"

@@ -52,12 +52,15 @@ def run(settings: Settings) -> Iterator[Record]:
 def _ours(settings: Settings, workload: Workload, theirs: Sequence[Point]) -> tuple[float, list[Point]]:
     """The planned minutes and the curve of the first of our runs that reaches the peer's loss, or of the last."""
     target = theirs[-1].loss
-    for share in (1.0,) if settings.quick else SHARES:
-        planned = share * theirs[-1].minutes
+    for planned in _plans(settings, theirs):
         ours = trained(settings, workload, OURS, planned, until=target)
         if ours[-1].loss <= target:
             break
     return planned, ours
+
+
+def _plans(settings: Settings, theirs: Sequence[Point]) -> list[float]:
+    return [share * theirs[-1].minutes for share in ((1.0,) if settings.quick else SHARES)]
 
 
 def trained(settings: Settings, workload: Workload, name: str, minutes: float, until: float = -math.inf) -> list[Point]:
@@ -94,12 +97,16 @@ def _records(
     settings: Settings, workload: Workload, theirs: Sequence[Point], planned: float, ours: Sequence[Point]
 ) -> Iterator[Record]:
     reached = minutes_to(theirs[-1].loss, ours)
+    *shorter, longest = (f"{minutes:.1f}" for minutes in _plans(settings, theirs))
+    plans = f"the first of plans of {', '.join(shorter)} and {longest} that reached it" if shorter else "the one plan"
+    if reached is None:
+        plans = "which did not reach it"
     work = (
         f"Multi30k de-en, {workload.shape}, one thread pool of {settings.threads}, float32; {RECIPE}; torch: "
         f"{RANDOM_BATCH} random sentences padded to the longest, peak learning rate {PEAK_LR['torch']:g}, "
         f"{theirs[-1].steps:,} steps in {theirs[-1].minutes:.1f} minutes; ours: {OUR_TOKENS:,} packed slots a side, "
-        f"peak learning rate {PEAK_LR[OURS]:g}, planned for {planned:.1f} minutes, {ours[-1].steps:,} steps in "
-        f"{ours[-1].minutes:.1f}, compilation included; loss by minutes: torch {_curve(theirs)}; ours {_curve(ours)}"
+        f"peak learning rate {PEAK_LR[OURS]:g}, planned for {planned:.1f} minutes, {plans}, {ours[-1].steps:,} steps "
+        f"in {ours[-1].minutes:.1f}, compilation included; loss by minutes: torch {_curve(theirs)}; ours {_curve(ours)}"
     )
     if reached is None:
         say(f"ours did not reach {theirs[-1].loss:.3f}: {ours[-1].loss:.3f} after {ours[-1].minutes:.1f} minutes")

@@ -6,7 +6,7 @@ The factories make functions `translate(texts, beam_size)` that return texts, an
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +17,12 @@ from benchmarks.settings import Unavailable
 
 Translate = Callable[[list[str], int], list[str]]
 GREEDY, BEAM = 1, 4
+SEARCHES = {GREEDY: "greedy", BEAM: "beam 4"}
 TOKENIZER = "tokenizer.model"
 BATCH_SIZES = (32, 64, 128)
+CHOOSING = 512
+"""Texts by which CTranslate2's setup is chosen."""
+TRANSFORMERS_BATCH = 64
 LENGTH_STEP = 16
 """Lengths are padded to multiples of it where there is no cache."""
 
@@ -59,7 +63,7 @@ class Found(NamedTuple):
     milliseconds: dict[int, float]
     """For one text alone, the median; empty if not asked for."""
     setup: str
-    """What was chosen in the warm-up."""
+    """What was chosen in a warm-up."""
 
 
 def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
@@ -83,14 +87,20 @@ def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
     return lambda: (decoding.alpha, decoding.max_extra_tokens)
 
 
-def measured(translate: Translate, work: Work, *, alone: Translate | None, setup: str = "") -> Callable[[], Found]:
-    """Measures `translate` over all texts and, if there is such a function, `alone` over single ones."""
+def measured(
+    translate: Translate, work: Work, *, alone: Translate | None, setup: str = "", warm_up: int | None = None
+) -> Callable[[], Found]:
+    """Measures `translate` over all texts and, if there is such a function, `alone` over single ones.
 
-    def measure() -> Found:
+    The warm-up takes all texts too, or the first `warm_up` of them.
+    """
+
+    def measure(texts: list[str]) -> Found:
         found = Found({}, {}, {}, {}, setup)
         for beam_size in (GREEDY, BEAM):
+            translate(texts[:8], beam_size)  # gets back the memory that the system may have taken from a sleeper
             started = time.perf_counter()
-            found.texts[beam_size] = translate(work.texts, beam_size)
+            found.texts[beam_size] = translate(texts, beam_size)
             found.seconds[beam_size] = time.perf_counter() - started
             found.tokens[beam_size] = count_tokens(work.model, found.texts[beam_size])
             if alone is not None:
@@ -98,8 +108,8 @@ def measured(translate: Translate, work: Work, *, alone: Translate | None, setup
                 found.milliseconds[beam_size] = 1000 * statistics.median(times)
         return found
 
-    measure()
-    return measure
+    measure(work.texts[:warm_up])
+    return lambda: measure(work.texts)
 
 
 def count_tokens(model: Path, texts: list[str]) -> int:
@@ -125,7 +135,10 @@ def ours(work: Work, conventions: str) -> Callable[[], Found]:
 
 
 def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
-    """CTranslate2 as the README of an exported folder has it, with the batches and threads that are fastest here."""
+    """CTranslate2 as the README of an exported folder has it, with the batches and threads that are fastest here.
+
+    They are chosen for each size of the beam, for many texts and for one.
+    """
     import ctranslate2
 
     folder = work.exports / quantization
@@ -133,10 +146,7 @@ def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
     device = "cuda" if work.accelerator else "cpu"
     compute = work.dtype if quantization == "float32" else quantization
 
-    def with_setup(inter: int, intra: int, batch_size: int) -> Translate:
-        threads = {"inter_threads": inter, "intra_threads": intra}
-        engine = ctranslate2.Translator(str(folder), device=device, compute_type=compute, **threads)
-
+    def with_setup(engine: Any, batch_size: int) -> Translate:
         def translate(texts: list[str], beam_size: int) -> list[str]:
             sources = tokenizer.encode(texts, out_type=str)
             results = engine.translate_batch(
@@ -153,26 +163,48 @@ def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
 
         return translate
 
-    ways = {(1, work.threads), (work.threads, 1)}
-    many = {(*way, size): with_setup(*way, size) for way in sorted(ways) for size in BATCH_SIZES}
-    few = {(1, intra, 1): with_setup(1, intra, 1) for intra in sorted({1, work.threads})}
-    best_many = _fastest(many, lambda translate: _seconds(translate, work.texts, BEAM))
-    best_few = _fastest(few, lambda translate: sum(_seconds(translate, [text], BEAM) for text in work.alone))
-    setup = (
-        f"inter_threads={best_many[0]}, intra_threads={best_many[1]}, max_batch_size={best_many[2]} for all sentences "
-        f"and intra_threads={best_few[1]} for one, the fastest of {len(many)} and {len(few)} in a warm-up"
+    engines = {
+        (inter, intra): ctranslate2.Translator(
+            str(folder), device=device, compute_type=compute, inter_threads=inter, intra_threads=intra
+        )
+        for inter, intra in sorted({(1, 1), (1, work.threads), (work.threads, 1)})
+    }
+    many = {
+        f"inter_threads={inter}, intra_threads={intra}, max_batch_size={size}": with_setup(engine, size)
+        for (inter, intra), engine in engines.items()
+        for size in BATCH_SIZES
+        if inter * intra == work.threads
+    }
+    few = {f"intra_threads={intra}": with_setup(engine, 1) for (inter, intra), engine in engines.items() if inter == 1}
+    sample = [work.texts[:CHOOSING]]
+    best_many = {beam_size: _fastest(many, sample, beam_size) for beam_size in (GREEDY, BEAM)}
+    best_few = {beam_size: _fastest(few, [[text] for text in work.alone], beam_size) for beam_size in (GREEDY, BEAM)}
+    setup = "; ".join(
+        f"{name}: {best_many[beam_size]}, one alone {best_few[beam_size]}" for beam_size, name in SEARCHES.items()
     )
-    return measured(many[best_many], work, alone=few[best_few], setup=setup)
+    return measured(
+        _by_beam({beam_size: many[name] for beam_size, name in best_many.items()}),
+        work,
+        alone=_by_beam({beam_size: few[name] for beam_size, name in best_few.items()}),
+        setup=f"{setup}, the fastest of {len(many)} and {len(few)} in a warm-up",
+    )
 
 
-def _fastest(candidates: dict[Any, Translate], seconds: Callable[[Translate], float]) -> Any:
-    """The name of the fastest, each measured twice."""
-    times = {name: min(seconds(translate) for _ in range(2)) for name, translate in candidates.items()}
+def _fastest(candidates: Mapping[str, Translate], calls: Sequence[list[str]], beam_size: int) -> str:
+    """The name of the fastest over all calls, each measured twice."""
+    times = {
+        name: min(sum(_seconds(translate, texts, beam_size) for texts in calls) for _ in range(2))
+        for name, translate in candidates.items()
+    }
     return min(times, key=times.__getitem__)
 
 
+def _by_beam(chosen: Mapping[int, Translate]) -> Translate:
+    return lambda texts, beam_size: chosen[beam_size](texts, beam_size)
+
+
 def transformers(work: Work) -> Callable[[], Found]:
-    """`generate` over batches of 64 sentences of like length."""
+    """`generate` over batches of `TRANSFORMERS_BATCH` sentences of like length."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, MarianTokenizer
 
@@ -186,7 +218,7 @@ def transformers(work: Work) -> Callable[[], Found]:
     def translate(texts: list[str], beam_size: int) -> list[str]:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         outputs: dict[int, str] = {}
-        for chosen in _slices(order, 64):
+        for chosen in _slices(order, TRANSFORMERS_BATCH):
             batch = tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True).to(device)
             longest = batch["input_ids"].shape[1] + work.max_extra_tokens
             found = model.generate(**batch, num_beams=beam_size, max_length=None, max_new_tokens=longest)
@@ -194,7 +226,7 @@ def transformers(work: Work) -> Callable[[], Found]:
             outputs |= dict(zip(chosen, decoded, strict=True))
         return [outputs[i] for i in range(len(texts))]
 
-    return measured(translate, work, alone=None)
+    return measured(translate, work, alone=None, warm_up=TRANSFORMERS_BATCH)
 
 
 def uncached(work: Work, sentences: int) -> Callable[[], Found]:

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.decode import _records
 from benchmarks.results import OURS
-from benchmarks.translators import Found, Work, measured
+from benchmarks.translators import Found, Work, _fastest, measured
 
 WORK = Work(Path("model"), Path("exports"), ["a", "b"], ["a"], 0.6, 50, 2, False)
 
@@ -62,10 +62,21 @@ def test_all_and_single_texts_are_timed(monkeypatch):
         return [text + text for text in texts]
 
     measure = measured(translate, WORK, alone=translate, setup="as it is")
-    assert calls == [(2, 1), (1, 1), (2, 4), (1, 4)]
+    # The first call of each search wakes the process up.
+    assert calls == [(2, 1), (2, 1), (1, 1), (2, 4), (2, 4), (1, 4)]
     repetition = measure()
     assert repetition.texts == {1: ["aa", "bb"], 4: ["aa", "bb"]}
     assert repetition.tokens == {1: 4, 4: 4}
     assert set(repetition.milliseconds) == {1, 4}
     assert repetition.setup == "as it is"
-    assert measured(translate, WORK, alone=None)().milliseconds == {}
+    calls.clear()
+    measure = measured(translate, WORK, alone=None, warm_up=1)
+    assert calls == [(1, 1), (1, 1), (1, 4), (1, 4)]
+    assert measure().milliseconds == {}
+
+
+def test_the_fastest_is_chosen_for_each_beam(monkeypatch):
+    seconds = {("quick", 1): 2.0, ("slow", 1): 3.0, ("quick", 4): 9.0, ("slow", 4): 5.0}
+    monkeypatch.setattr("benchmarks.translators._seconds", lambda name, texts, beam: seconds[name, beam] * len(texts))
+    candidates = {"first": "quick", "second": "slow"}
+    assert [_fastest(candidates, [["a"], ["b", "c"]], beam_size) for beam_size in (1, 4)] == ["first", "second"]
