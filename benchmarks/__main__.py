@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder with multi30k, ag_news, couplet [$TRANSFORMER_JAX_DATA]")
     parser.add_argument("--threads", type=int, default=2, help="of every process that is measured [2]")
     parser.add_argument("--model", type=Path, help="folder of a trained translator")
-    parser.add_argument("--minutes", type=float, help="quality: how long the peer trains [20, or 0.5 if --quick]")
+    parser.add_argument("--minutes", type=float, help="quality: how long the peer trains [20, or 0.2 if --quick]")
     parser.add_argument("--curve", type=Path, help="quality: a curve of the peer, written before, to use again")
     parser.add_argument("--out", type=Path, help="file to append the records to")
     parser.add_argument("--page", type=Path, help="page to write from the records, those already in --out included")
