@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 def _published(options: argparse.Namespace) -> str:
     """The command as the page shows it: without paths of this machine."""
     words = ["python -m benchmarks", *options.names, *["--quick"] * options.quick, f"--threads {options.threads}"]
-    words += [f"--minutes {options.minutes:g}"] * (options.minutes is not None)
+    if options.minutes is not None:
+        words.append(f"--minutes {options.minutes:g}")
     words += [f"--{name} {name.upper()}" for name in ("data", "model", "curve") if getattr(options, name) is not None]
     return " ".join(words)
 

@@ -95,8 +95,8 @@ def test_the_page_names_the_command_without_paths_of_this_machine(monkeypatch, t
     assert "    python -m benchmarks train --threads 2 --data DATA --model MODEL\n" in text
     assert str(tmp_path) not in text
     assert "earlier runs" not in text
-    assert command.main(["train", "--quick", "--threads", "1", *options]) == 0
+    assert command.main(["train", "--quick", "--threads", "1", "--minutes", "0.5", *options]) == 0
     text = page.read_text("utf-8")
-    assert "    python -m benchmarks train --quick --threads 1 --data DATA --model MODEL\n" in text
+    assert "    python -m benchmarks train --quick --threads 1 --minutes 0.5 --data DATA --model MODEL\n" in text
     assert "and earlier runs into the same records, and not to be edited by hand." in text
     assert "quick: " not in text
