@@ -128,7 +128,7 @@ def _keep_compiled() -> str:
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return f"Compiled programs are not kept: {reason}"
-    where = {"jax_compilation_cache_dir": str(folder), "jax_compilation_cache_max_size": CACHE_BYTES}
+    where: dict[str, str | int] = {"jax_compilation_cache_dir": str(folder), "jax_compilation_cache_max_size": CACHE_BYTES}
     _set_defaults(options | where)
     return f"Compiled programs are kept in {folder}"
 
