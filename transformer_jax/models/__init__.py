@@ -34,6 +34,9 @@ __all__ = [
 class _GraphDef(nnx.GraphDef):
     """Hashed once: jitted functions hash their static arguments at each call, which for a model takes a millisecond."""
 
+    def __init__(self, graphdef: nnx.GraphDef) -> None:
+        super().__init__(graphdef.nodes, graphdef.attributes, graphdef.num_leaves)
+
     def __hash__(self) -> int:
         return self._hash
 
@@ -45,7 +48,7 @@ class _GraphDef(nnx.GraphDef):
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """A module as its static structure and its parameters, a nested dict of arrays."""
     graphdef, state = nnx.split(model)
-    return _GraphDef(graphdef.nodes, graphdef.attributes, graphdef.num_leaves), nnx.to_pure_dict(state)
+    return _GraphDef(graphdef), nnx.to_pure_dict(state)
 
 
 def structure(
