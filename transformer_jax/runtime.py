@@ -128,8 +128,8 @@ def _keep_compiled() -> str:
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return f"Compiled programs are not kept: {reason}"
-    where: dict[str, str | int] = {"jax_compilation_cache_dir": str(folder), "jax_compilation_cache_max_size": CACHE_BYTES}
-    _set_defaults(options | where)
+    options |= {"jax_compilation_cache_dir": str(folder), "jax_compilation_cache_max_size": CACHE_BYTES}
+    _set_defaults(options)
     return f"Compiled programs are kept in {folder}"
 
 
