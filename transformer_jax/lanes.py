@@ -27,8 +27,8 @@ from transformer_jax.search_options import SearchOptions
 
 HOP = 2
 """Tokens between two looks at what has ended."""
-SMALL = (8, 64)
-"""Rows of the lanes into which the last sentences move."""
+FEW = 8
+"""Rows of the lane into which the last few sentences move."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def search_in_lanes(
     while now:
         room = max(least_room, round_up(step + 1))
         # With nothing to gain from looking, the search goes on to the end of its room.
-        step = room if len(now) == 1 and len(now[0].names) <= SMALL[0] else min(step + HOP, room)
+        step = room if len(now) == 1 and len(now[0].names) <= FEW else min(step + HOP, room)
         # All lanes are sent off before the first is waited for.
         sent = [_advance_lane(plan, params, shared, lane, step, room) for lane in now]
         now = []
@@ -144,18 +144,13 @@ def _pooled(lanes: list[Lane]) -> list[Lane]:
             if free[i] and donor.taken:
                 lanes[i], donor = _moved(donor, lanes[i])
         assert not donor.taken
-    return [_shrunk(lane) for lane in lanes]
+    return [_moved(lane, None)[0] if len(lane.taken) <= FEW < len(lane.names) else lane for lane in lanes]
 
 
-def _shrunk(lane: Lane) -> Lane:
-    """The same sentences in the smallest lane that holds them."""
-    rows = next((rows for rows in SMALL if len(lane.taken) <= rows < len(lane.names)), None)
-    return lane if rows is None else _moved(lane, Lane([None] * rows, lane.arrays))[0]
-
-
-def _moved(donor: Lane, receiver: Lane) -> tuple[Lane, Lane]:
-    """Sentences of `donor` in the free rows of `receiver`, and what stays behind."""
-    own, to = receiver.names, receiver.arrays
+def _moved(donor: Lane, receiver: Lane | None) -> tuple[Lane, Lane]:
+    """Sentences of `donor` in the free rows of `receiver`, by default a new lane for few; and what stays behind."""
+    own = [None] * FEW if receiver is None else receiver.names
+    to = donor.arrays if receiver is None else receiver.arrays
     free = [row for row, name in enumerate(own) if name is None]
     # Rows that stay free are copies of others, and end with them.
     names, left = list(own), list(donor.names)
