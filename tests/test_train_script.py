@@ -128,10 +128,10 @@ def test_two_vocabularies_do_not_tie(refused, text_files, tmp_path):
     assert "config.model.tie_embeddings is 'all', but must be output or none" in message
 
 
-def test_rows_that_do_not_divide_among_devices(refused, text_files, tmp_path):
-    arguments = [*text_files(), *SHRINK, "--config.data.tokens_per_batch=192", "--config.data.row_length=64"]
+def test_a_batch_too_small_for_a_row(refused, text_files, tmp_path):
+    arguments = [*text_files(), *SHRINK, "--config.data.tokens_per_batch=50", "--config.data.row_length=64"]
     message = refused(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert "config.data.tokens_per_batch is 192, but the fewest rows that devices" in message
+    assert "config.data.tokens_per_batch is 50, but a row may take 64 tokens" in message
 
 
 def test_folder_of_another_run(refused, text_files, tmp_path):

@@ -282,7 +282,7 @@ def test_init_is_a_function_of_the_key(task):
         ("model", {"pooling": "max"}, r"config\.model\.pooling is 'max', but must be mean or first"),
         ("model", {"num_heads": 3}, r"config\.model\.num_heads is 3"),
         ("data", {"batching": "none"}, r"config\.data\.batching is 'none'"),
-        ("data", {"tokens_per_batch": 39}, r"config\.data\.tokens_per_batch is 39"),
+        ("data", {"tokens_per_batch": 9}, r"config\.data\.tokens_per_batch is 9"),
         ("data", {"blocklist": "words.txt"}, r"config\.data\.blocklist means nothing for classification"),
         ("data", {"train_file": ""}, r"config\.data\.train_file is empty"),
         ("data", {"validation_file": ""}, r"config\.data\.validation_file is empty"),

@@ -34,7 +34,8 @@ class Batches(Generic[Record, Batch]):
 
     An epoch is a permutation of the records drawn from (seed, epoch) and cut into windows. A window is encoded, its
     examples are put into rows, and the rows are shuffled by (seed, epoch, window) and cut into batches, so that no
-    batch is special. Shapes are few: about `tokens_per_batch / row_length` rows of each row length.
+    batch is special. Shapes are few: `tokens_per_batch // row_length` rows of each row length, and below them
+    the blank ones that devices need to share them evenly, so that a batch holds the same examples on any devices.
     """
 
     def __init__(
@@ -58,14 +59,14 @@ class Batches(Generic[Record, Batch]):
         Args:
             records: anything with a length and random access.
             encode: records to examples, always the same for the same records.
-            collate: rows of examples, their length and their number to a batch; there may be no rows at all, and with
-                "pack" shapes and types are always the same.
+            collate: rows of examples, their length and their number, blank ones included, to a batch; there may be no
+                rows at all, and with "pack" shapes and types are always the same.
             batching: "pack", several examples a row, or "bucket", one a row, by length.
             tokens_per_batch: token slots of a batch, on each side.
             row_length: token slots of a packed row, on each side; at least `max_length` is taken.
             bucket_lengths: row lengths of "bucket"; those above `max_length` are replaced by it.
             max_length: tokens of the longest side of an example; longer examples are left out and counted.
-            row_multiple: every batch has a multiple of so many rows, to be shared out evenly.
+            row_multiple: every batch is filled up with blank rows to a multiple of so many, to be shared out evenly.
             seed: of the order.
             shuffle: False keeps the order of the records, as evaluation wants it.
             window_size: records that are encoded and planned at a time.
@@ -82,10 +83,9 @@ class Batches(Generic[Record, Batch]):
         self._row_length = max(row_length, max_length)
         self._bucket_lengths = sorted({*(n for n in bucket_lengths if n < max_length), max_length})
         longest_row = self._row_length if batching == "pack" else max_length
-        if tokens_per_batch < longest_row * row_multiple:
+        if tokens_per_batch < longest_row:
             raise UserError(
-                f"config.data.tokens_per_batch is {tokens_per_batch}, but the fewest rows that devices and "
-                f"config.optim.accumulate_steps can share, {row_multiple}, may take {longest_row} tokens each; raise "
+                f"config.data.tokens_per_batch is {tokens_per_batch}, but a row may take {longest_row} tokens; raise "
                 "it, or lower config.data.max_length and config.data.row_length."
             )
         self._records = records
@@ -123,8 +123,9 @@ class Batches(Generic[Record, Batch]):
                 examples, plan = self._plan(position.epoch, window)
                 for number in range(first, len(plan)):
                     row_length, rows = plan[number]
-                    num_rows = self._num_rows(row_length)
-                    batch = self._collate([[examples[i] for i in row] for row in rows], row_length, num_rows)
+                    batch = self._collate(
+                        [[examples[i] for i in row] for row in rows], row_length, self._all_rows(row_length)
+                    )
                     yielded += 1
                     yield batch, self._after(position.epoch, window, number, len(plan))
             if not yielded and position == (position.epoch, 0, 0):
@@ -138,10 +139,15 @@ class Batches(Generic[Record, Batch]):
         """A batch of nothing but padding in the one shape that all have, or None if there are several."""
         if self._batching != "pack":
             return None
-        return self._collate([], self._row_length, self._num_rows(self._row_length))
+        return self._collate([], self._row_length, self._all_rows(self._row_length))
 
     def _num_rows(self, row_length: int) -> int:
-        return self._tokens_per_batch // (row_length * self._row_multiple) * self._row_multiple
+        """Rows of a batch that can hold examples."""
+        return self._tokens_per_batch // row_length
+
+    def _all_rows(self, row_length: int) -> int:
+        """Rows of a batch with the blank ones at its end."""
+        return -(-self._num_rows(row_length) // self._row_multiple) * self._row_multiple
 
     def _after(self, epoch: int, window: int, number: int, batches_in_window: int) -> Position:
         if number + 1 < batches_in_window:

@@ -91,7 +91,7 @@ def make_batches(
     row_multiple = row_shards(make_mesh(config.mesh)) * config.optim.accumulate_steps
     slots = data.tokens_per_batch
     if longest is not None:
-        slots = max(slots, max(longest, data.row_length) * row_multiple)
+        slots = max(slots, longest, data.row_length)
     return Batches(
         records,
         encode,
