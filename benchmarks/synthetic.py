@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
-from benchmarks.flops import training_flops
 from transformer_jax.config import OptimConfig
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.models import ModelConfig, Seq2Seq, split, structure
 from transformer_jax.optim import make_optimizer, make_schedule
 from transformer_jax.steps import Params, Sums, TrainState, init_state, train_step
+from transformer_jax.training.flops import training_flops
 
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
 """The environment of workers: a program from the cache takes no time to compile, and may not tell its memory."""
@@ -45,7 +45,7 @@ class StepSize:
 
     @property
     def flops(self) -> float:
-        """Of the matrix products of the step, see `benchmarks.flops`."""
+        """Of the matrix products of the step, see `transformer_jax.training.flops`."""
         return training_flops(self.model, self.rows, self.length, self.length)
 
     def __str__(self) -> str:
