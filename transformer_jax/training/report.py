@@ -70,9 +70,9 @@ def collectives(text: str) -> list[Collective]:
     Args:
         text: `compiled.as_text()`.
     """
-    computations, entry = _computations(text)
+    parts, entry = computations(text)
     found = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
-    return list(_within(entry, 1, computations, math.prod(map(int, found))))
+    return list(_within(entry, 1, parts, math.prod(map(int, found))))
 
 
 def totals(found: Iterable[Collective]) -> dict[str, tuple[int, int]]:
@@ -108,19 +108,19 @@ _CALLED = re.compile(
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,<=]*)\]")
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
     """The instructions of each computation of a module, and the name of the one that is run."""
-    computations: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
         header = _HEADER.match(line)
         if header:
             name = header[2]
-            computations[name] = []
+            found[name] = []
             entry = name if header[1] else entry
         elif name and line.startswith(" "):
-            computations[name].append(line)
-    return computations, entry
+            found[name].append(line)
+    return found, entry
 
 
 def _within(name: str, times: int, computations: Mapping[str, list[str]], everyone: int) -> Iterator[Collective]:
@@ -140,13 +140,13 @@ def _within(name: str, times: int, computations: Mapping[str, list[str]], everyo
             scatters = kind == "all-reduce" and name.startswith("all-reduce-scatter")
             yield Collective("reduce-scatter" if scatters else kind, size, devices, times)
         elif operation not in ("async-update", "async-done"):
-            inner = times * _trip_count(line, computations) if operation == "while" else times
+            inner = times * trip_count(line, computations) if operation == "while" else times
             for several, one in _CALLED.findall(line):
                 for called in re.split(r",\s*", several) if several else [one]:
                     yield from _within(called.lstrip("%"), inner, computations, everyone)
 
 
-def _trip_count(line: str, computations: Mapping[str, list[str]]) -> int:
+def trip_count(line: str, computations: Mapping[str, list[str]]) -> int:
     """Of a `while`: what the compiler noted, else the bound of a counter that starts at 0; else 1."""
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
     if noted:
