@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / "transformer_jax"
 LAYERS = (
     ("errors", "runtime"),
     ("files",),
-    ("attention", "positions", "data", "decoding"),
+    ("attention", "positions", "partition", "data", "decoding"),
     ("layers", "couplets"),
     ("models",),
     ("config",),

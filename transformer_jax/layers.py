@@ -20,6 +20,7 @@ from transformer_jax.attention import (
     scaled_dot_product_attention,
     split_heads,
 )
+from transformer_jax.partition import lookup
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -78,7 +79,7 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
-        return (self.table[...][tokens] * self.factor).astype(self.dtype)
+        return (lookup(self.table[...], tokens) * self.factor).astype(self.dtype)
 
 
 class MultiHeadAttention(nnx.Module):

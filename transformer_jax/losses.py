@@ -6,6 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from transformer_jax.partition import ROW_AXES, platform, row_parts, split
+
+MOST_LOGITS = 2**27
+"""That a device holds at a time, about: half a gigabyte."""
+
 
 def smoothed_cross_entropy(
     logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"], smoothing: float = 0.0
@@ -31,7 +36,7 @@ def chunked_cross_entropy(
     labels: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     smoothing: float = 0.0,
-    chunk: int = 512,
+    chunk: int | None = None,
     bias: Float[Array, " V"] | None = None,
 ) -> Float[Array, ""]:
     """Weighted sum of `smoothed_cross_entropy(x @ table.T + bias, labels, smoothing)`, never holding B x T x V logits.
@@ -45,50 +50,69 @@ def chunked_cross_entropy(
         labels: the tokens to predict.
         weights: 0 for padding. No gradient goes to them.
         smoothing: label smoothing.
-        chunk: tokens at a time, about: some columns of all rows, so that rows may be spread over devices. The number of
-            columns divides T, so a prime T is one chunk.
+        chunk: tokens at a time on each device, about: some columns of all its rows, so that rows may be spread over
+            devices. The number of columns divides T, so a prime T is one chunk. None: as suits the device.
         bias: of the output layer; None: it has none.
     """
     return _loss_and_grads(x, table, labels, weights, smoothing, chunk, bias)[0]
 
 
 def _loss_and_grads(
-    x: Array, table: Array, labels: Array, weights: Array, smoothing: float, chunk: int, bias: Array | None
+    x: Array, table: Array, labels: Array, weights: Array, smoothing: float, chunk: int | None, bias: Array | None
 ) -> tuple[Array, tuple[Array, Array, Array | None]]:
     batch, length, _ = x.shape
-    columns = next(n for n in range(1, length + 1) if length % n == 0 and (n * batch >= chunk or n == length))
+    # The rows of a device have sums of their own, which stay there until the loop is done.
+    parts = row_parts(batch)
+    tokens = _chunk(table.shape[0]) if chunk is None else chunk
+    columns = next(n for n in range(1, length + 1) if length % n == 0 and (n * batch // parts >= tokens or n == length))
     wide = table.astype(x.dtype)
 
     def one_chunk(
         carry: tuple[Array, Array, Array | None], inputs: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array, Array | None], Array]:
         loss, d_table, d_bias = carry
-        x, labels, weights = (a.reshape(-1, *a.shape[2:]) for a in inputs)
-        logits = jnp.dot(x, wide.T, preferred_element_type=jnp.float32)
+        x, labels, weights = inputs
+        logits = jnp.einsum("ptd,vd->ptv", x, wide, preferred_element_type=jnp.float32)
         logits = logits if bias is None else logits + bias
         # The softmax is not written out, so that each exponential is taken once, for the loss and for its gradient.
         highest = logits.max(-1)
-        exponentials = jnp.exp(logits - highest[:, None])
+        exponentials = jnp.exp(logits - highest[..., None])
         total = exponentials.sum(-1)
-        loss += jnp.sum(weights * (highest + jnp.log(total) - _expected_logit(logits, labels, smoothing)))
-        is_label = labels[:, None] == jnp.arange(table.shape[0])
+        losses = highest + jnp.log(total) - _expected_logit(logits, labels, smoothing)
+        loss += jnp.sum(weights * losses, axis=1)
+        is_label = labels[..., None] == jnp.arange(table.shape[0])
         target = (1.0 - smoothing) * is_label + smoothing / table.shape[0]
-        d_logits = (weights / total)[:, None] * exponentials - weights[:, None] * target
-        d_bias = None if d_bias is None else d_bias + d_logits.sum(0)
+        d_logits = (weights / total)[..., None] * exponentials - weights[..., None] * target
+        d_bias = None if d_bias is None else d_bias + d_logits.sum(1)
         d_logits = d_logits.astype(x.dtype)
-        d_table += jnp.dot(d_logits.T, x, preferred_element_type=jnp.float32)
-        return (loss, d_table, d_bias), (d_logits @ wide).reshape(batch, columns, -1)
+        d_table += jnp.einsum("ptv,ptd->pvd", d_logits, x, preferred_element_type=jnp.float32)
+        return (loss, d_table, d_bias), d_logits @ wide
 
     def chunks(a: Array) -> Array:
-        return a.reshape(batch, length // columns, columns, *a.shape[2:]).swapaxes(0, 1)
+        cut = a.reshape(parts, batch // parts, length // columns, columns, *a.shape[2:])
+        return jnp.moveaxis(cut, 2, 0).reshape(length // columns, parts, -1, *a.shape[2:])
 
-    zeros = jnp.zeros(()), jnp.zeros(table.shape), None if bias is None else jnp.zeros(bias.shape)
+    def whole(a: Array) -> Array:
+        cut = a.reshape(length // columns, parts, batch // parts, columns, *a.shape[3:])
+        return jnp.moveaxis(cut, 0, 2).reshape(batch, length, *a.shape[3:])
+
+    zeros = (
+        split(jnp.zeros(parts), ROW_AXES),
+        split(jnp.zeros((parts, *table.shape)), ROW_AXES, "tensor", None),
+        None if bias is None else split(jnp.zeros((parts, *bias.shape)), ROW_AXES, "tensor"),
+    )
     (loss, d_table, d_bias), d_x = jax.lax.scan(one_chunk, zeros, (chunks(x), chunks(labels), chunks(weights)))
-    return loss, (d_x.swapaxes(0, 1).reshape(x.shape), d_table.astype(table.dtype), d_bias)
+    d_bias = None if d_bias is None else d_bias.sum(0)
+    return loss.sum(), (whole(d_x), d_table.sum(0).astype(table.dtype), d_bias)
+
+
+def _chunk(vocab_size: int) -> int:
+    """Tokens at a time: a CPU keeps their logits in its cache; others pay for each turn by reading the table again."""
+    return 512 if platform() == "cpu" else max(512, MOST_LOGITS // vocab_size)
 
 
 def _backward(
-    smoothing: float, chunk: int, grads: tuple[Array, Array, Array | None], cotangent: Array
+    smoothing: float, chunk: int | None, grads: tuple[Array, Array, Array | None], cotangent: Array
 ) -> tuple[Array, Array, None, None, Array | None]:
     d_x, d_table, d_bias = grads
     d_bias = None if d_bias is None else d_bias * cotangent

@@ -1,10 +1,5 @@
-"""Where arrays live: the mesh of devices, one table of rules for parameters, and the rows of a batch.
+"""Where arrays live: the mesh of devices, the shardings of a state by the table of rules, and the rows of a batch."""
 
-Three axes: `data` splits the batch; `fsdp` splits the batch and the parameters, which are gathered when used; `tensor`
-splits heads, the feed-forward width and the vocabulary. XLA derives all other layouts and the communication from these.
-"""
-
-import re
 from collections.abc import Sequence
 
 import jax
@@ -14,24 +9,7 @@ from jaxtyping import PyTree
 
 from transformer_jax.config import MeshConfig
 from transformer_jax.errors import UserError
-
-AXES = ("data", "fsdp", "tensor")
-ROWS = P(("data", "fsdp"))
-"""Of a batch."""
-
-RULES: tuple[tuple[str, P], ...] = (
-    # The first matrix of a pair is split by columns and the second by rows, so that one sum ends each sub-layer.
-    (r"(query|key|value|wide)\.kernel", P("fsdp", "tensor")),
-    (r"(query|key|value|wide)\.bias", P("tensor")),
-    (r"(out|narrow)\.kernel", P("tensor", "fsdp")),
-    (r"table", P("tensor", "fsdp")),
-)
-"""End of a parameter's path, as a regular expression, and the axes that its dimensions are split over.
-
-What matches none is small, and every device holds it whole.
-"""
-_IS_STACKED = re.compile(r"(^|\.)layers\.stacked\.")
-"""Parameters of scanned layers have one more axis in front, which is not split."""
+from transformer_jax.partition import AXES, ROWS, partition_spec
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -60,22 +38,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     shape = [len(devices) // product if size == -1 else size for size in sizes]
     # The default of make_mesh is Explicit, which would ask for a layout at every lookup in an embedding.
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
-def partition_spec(path: str) -> P:
-    """The rule for a path such as `encoder.layers.0.self_attention.query.kernel`, or P() if there is none.
-
-    With `stacked` in place of the number, it leaves the axis of the layers whole.
-
-    Raises:
-        ValueError: if two rules match.
-    """
-    matching = [(pattern, spec) for pattern, spec in RULES if re.search(rf"(^|\.)({pattern})$", path)]
-    if len(matching) > 1:
-        raise ValueError(f"{path} matches the sharding rules {' and '.join(pattern for pattern, _ in matching)}.")
-    if not matching:
-        return P()
-    return P(None, *matching[0][1]) if _IS_STACKED.search(path) else matching[0][1]
 
 
 def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:

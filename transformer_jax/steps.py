@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.errors import UserError
+from transformer_jax.partition import gathered
 
 Params = Any
 Batch = Any
@@ -66,7 +67,7 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def objective(params: Params, part: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Sums]:
-        sums = loss_fn(params, part, key)
+        sums = loss_fn(gathered(params), part, key)
         return sums["loss"], sums
 
     gradient = jax.grad(objective, has_aux=True)
@@ -100,4 +101,4 @@ def train_step(
 
 def eval_step(params: Params, batch: Batch, *, loss_fn: LossFn) -> Sums:
     """The sums of a batch, without dropout."""
-    return loss_fn(params, batch, None)
+    return loss_fn(gathered(params), batch, None)

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from transformer_jax.layers import DecoderLayer, DropoutKey, EncoderLayer, split_key
+from transformer_jax.partition import gathered
 
 Layer = TypeVar("Layer", EncoderLayer, DecoderLayer)
 
@@ -62,7 +63,7 @@ class ScannedLayers(nnx.Module, Generic[Layer]):
 
         def body(x: Array, params_and_key: Any) -> tuple[Array, None]:
             params, key = params_and_key
-            return nnx.merge(graphdef, params)(x, *context, dropout_key=key), None
+            return _run(graphdef, params, x, *context, dropout_key=key), None
 
         return jax.lax.scan(REMATS[remat](body), x, (params, keys))[0]
 
@@ -88,8 +89,9 @@ def apply_layers(
     if isinstance(layers, ScannedLayers) and record is None:
         return layers.scan(x, *context, dropout_key=dropout_key, remat=remat)
     for layer, key in zip(layers, split_key(dropout_key, len(layers)), strict=True):
-        run = partial(layer, dropout_key=key, record=record)
-        x = (run if record is not None else REMATS[remat](run))(x, *context)
+        graphdef, params = _split(layer)
+        run = partial(_run, graphdef, dropout_key=key, record=record)
+        x = (run if record is not None else REMATS[remat](run))(params, x, *context)
     return x
 
 
@@ -117,3 +119,7 @@ def unstack_layers(params: Any) -> Any:
 def _split(layer: nnx.Module) -> tuple[nnx.GraphDef, Any]:
     graphdef, state = nnx.split(layer)
     return graphdef, nnx.to_pure_dict(state)
+
+
+def _run(graphdef: nnx.GraphDef, params: Any, x: Array, *context: Any, **options: Any) -> Array:
+    return nnx.merge(graphdef, gathered(params, x.dtype))(x, *context, **options)
