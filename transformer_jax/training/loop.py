@@ -25,7 +25,8 @@ from transformer_jax.data.collate import real_token_share
 from transformer_jax.errors import UserError
 from transformer_jax.models import stack_layers, unstack_layers
 from transformer_jax.optim import make_optimizer, make_schedule
-from transformer_jax.sharding import ROWS, make_mesh, place, state_shardings
+from transformer_jax.partition import ROWS, on_mesh
+from transformer_jax.sharding import make_mesh, place, state_shardings
 from transformer_jax.steps import Batch, Params, TrainState, init_state, train_step
 from transformer_jax.tasks import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
@@ -119,7 +120,7 @@ class _Run:
             accumulate_steps=config.optim.accumulate_steps,
             ema_decay=training.ema_decay,
         )
-        self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+        self.step_fn = jax.jit(on_mesh(step_fn, self.mesh), donate_argnums=0, out_shardings=(shardings, None))
         # One more than is averaged, as one that an interruption leaves does not count.
         averaged = training.average_last + 1 if training.average_last > 1 else 1
         keep = max(training.keep_checkpoints, averaged)
