@@ -113,14 +113,14 @@ class _Run:
         self.like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
         self.fresh = jax.jit(fresh, out_shardings=shardings)
         step_fn = partial(
-            train_step,
+            on_mesh(train_step, self.mesh),
             loss_fn=self.task.loss,
             optimizer=optimizer,
             seed=config.seed,
             accumulate_steps=config.optim.accumulate_steps,
             ema_decay=training.ema_decay,
         )
-        self.step_fn = jax.jit(on_mesh(step_fn, self.mesh), donate_argnums=0, out_shardings=(shardings, None))
+        self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
         # One more than is averaged, as one that an interruption leaves does not count.
         averaged = training.average_last + 1 if training.average_last > 1 else 1
         keep = max(training.keep_checkpoints, averaged)
