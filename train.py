@@ -29,6 +29,9 @@ def main(argv: list[str]) -> int:
         "--config.GROUP.FIELD", metavar="VALUE", help="change a field of it; may be given several times"
     )
     parser.add_argument("--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG]")
+    parser.add_argument(
+        "--profile", action="store_true", help="trace some steps into DIR/profile, for TensorBoard and Perfetto"
+    )
     arguments, overrides = parser.parse_known_args(argv[1:])
     file, _, argument = arguments.config.partition(":")
     workdir = arguments.workdir or Path("runs", "-".join(filter(None, [Path(file).stem, argument])))
@@ -42,7 +45,7 @@ def main(argv: list[str]) -> int:
 
         try:
             config = _override(load_config_file(arguments.config), overrides)
-            outcome = run(config, workdir, started=started, notes=notes)
+            outcome = run(config, workdir, started=started, notes=notes, profile=arguments.profile)
         except (UserError, flags.Error) as error:
             print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
             return 2

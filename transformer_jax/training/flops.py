@@ -62,9 +62,11 @@ def training_flops(config: ModelConfig, rows: int, source_length: int, target_le
 def step_flops(config: ModelConfig, batch: Any) -> float | None:
     """The same of a step on this batch; None for batches of a task that is none of this package's."""
     if isinstance(batch, Seq2SeqBatch):
-        return training_flops(config, *batch.source.shape, batch.target.shape[1])
+        rows, source_length = batch.source.shape
+        return training_flops(config, rows, source_length, batch.target.shape[1])
     if isinstance(batch, TextBatch):
-        return training_flops(config, *batch.tokens.shape, 0)
+        rows, length = batch.tokens.shape
+        return training_flops(config, rows, length, 0)
     return None
 
 

@@ -21,7 +21,6 @@ from jax.sharding import NamedSharding
 from transformer_jax.bundle import save_bundle
 from transformer_jax.config import Config, from_config_dict
 from transformer_jax.data.batching import Position, Prefetched
-from transformer_jax.data.collate import real_token_share
 from transformer_jax.errors import UserError
 from transformer_jax.models import stack_layers, unstack_layers
 from transformer_jax.optim import make_optimizer, make_schedule
@@ -33,6 +32,9 @@ from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.logs import RunLog
 from transformer_jax.training.origin import params_of_origin, task_from
 from transformer_jax.training.progress import Progress, Rate, stop_on_signals
+from transformer_jax.training.report import describe
+from transformer_jax.training.trace import traced
+from transformer_jax.training.usage import counts_of, usage
 from transformer_jax.training.workdir import claim, find_origin
 
 TIME_RESERVE = 0.04
@@ -61,6 +63,7 @@ def run(
     *,
     started: float | None = None,
     notes: Sequence[str] = (),
+    profile: bool = False,
 ) -> Outcome:
     """Train, or go on training, in `workdir`.
 
@@ -72,20 +75,24 @@ def run(
         workdir: the folder.
         started: what `time.monotonic()` was when the work began, for all that tells or limits time; None: is now.
         notes: lines to be shown at the top.
+        profile: leave a trace of some steps in `profile/`, see `training.trace`.
 
     Raises:
         UserError: for mistakes in config, data or work folder.
     """
     started = time.monotonic() if started is None else started
     config = config if isinstance(config, Config) else from_config_dict(config)
-    return _Run(config, Path(workdir), started, notes).train()
+    return _Run(config, Path(workdir), started, notes, profile).train()
 
 
 class _Run:
     """One run: the objects that it needs, put together once."""
 
-    def __init__(self, config: Config, workdir: Path, started: float, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: Config, workdir: Path, started: float, notes: Sequence[str] = (), profile: bool = False
+    ) -> None:
         self.config, self.workdir, self.started, self.notes = config, workdir, started, notes
+        self.profile_folder = workdir / "profile" if profile else None
         training = config.training
         _check(config)
         self.mesh = make_mesh(config.mesh)
@@ -128,6 +135,8 @@ class _Run:
         self.evaluation_seconds = FIRST_EVALUATION_SECONDS
         self.minutes_before = 0.0
         self.told_skipped = False
+        self.program: jax.stages.Compiled | None = None
+        """The step, where there is only one shape of batches."""
 
     def train(self) -> Outcome:
         """The loop itself."""
@@ -141,18 +150,21 @@ class _Run:
             self.checkpoints,
             stop_on_signals() as stopped,
             contextlib.closing(Prefetched(batches_to_come)) as batches,
+            traced(self.step_fn, self.profile_folder, steps=training.num_steps - step) as step_fn,
         ):
             self._greet(log, step)
             state = self._compiled(saved)
             rate, before = Rate(), None
             while step < training.num_steps and not self._out_of_patience(progress):
                 batch, progress.position = next(batches)
-                state, sums = self.step_fn(state, place(batch, self.mesh))
+                state, sums = step_fn(state, place(batch, self.mesh))
                 step += 1
                 if step == first_step + 1:
                     jax.block_until_ready(sums)
                     log.say(f"The first step was done after {time.monotonic() - self.started:.1f} s")
-                sums |= {"steps": 1.0, "fill": real_token_share(batch)}
+                    for line in () if self.program is None else describe(self.program):
+                        log.say(line)
+                sums |= counts_of(batch, self.task.model_config)
                 if before is not None:
                     rate.tokens += progress.add(before)  # one step late, so that the device never waits for the host
                 before = sums
@@ -210,7 +222,7 @@ class _Run:
             shape = (array.shape[0] * jax.process_count(), *array.shape[1:])
             return jax.ShapeDtypeStruct(shape, array.dtype, sharding=rows)
 
-        self.step_fn.lower(self.like, jax.tree.map(of_all_processes, blank)).compile()
+        self.program = self.step_fn.lower(self.like, jax.tree.map(of_all_processes, blank)).compile()
 
     def _fresh(self) -> TrainState:
         # A run may have begun, and yet have no checkpoint any more.
@@ -257,7 +269,8 @@ class _Run:
             "fill": sums["fill"] / sums["steps"],
             "epoch": progress.position.epoch,
         }
-        log.train(step, values, {"tokens_per_second": tokens_per_second, "minutes": self._minutes()})
+        timing = {"tokens_per_second": tokens_per_second, "minutes": self._minutes()}
+        log.train(step, values, timing | usage(sums, tokens_per_second, self.mesh))
 
     def _evaluate(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
         started = time.monotonic()
