@@ -7,29 +7,34 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import page
+from benchmarks import page, tpu_page
 from benchmarks.results import QUICK, Record, emit, read
 from benchmarks.settings import Settings, Unavailable
+from benchmarks.tpu_chips import TOPOLOGIES
 
 BENCHMARKS = ("train", "quality", "decode", "startup", "pipeline", "memory", "roofline", "scaling")
 """Each is the module of its name, with `run(settings)` that yields records."""
+COMPILED = "tpu_compile"
+"""One more, which measures nothing, is no part of "all" and has a page of its own."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmarks that are named; the exit status is 1 if one of them could not run or failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=(*BENCHMARKS, "all"), metavar="NAME", help=", ".join(BENCHMARKS))
+    known = (*BENCHMARKS, COMPILED)
+    parser.add_argument("names", nargs="+", choices=(*known, "all"), metavar="NAME", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="less work; all of them within 10 minutes on 2 cores")
     parser.add_argument("--data", type=Path, help="folder with multi30k, ag_news, couplet [$TRANSFORMER_JAX_DATA]")
     parser.add_argument("--threads", type=int, default=2, help="of every process that is measured [2]")
     parser.add_argument("--model", type=Path, help="folder of a trained translator")
     parser.add_argument("--minutes", type=float, help="quality: how long the peer trains [20, or 0.2 if --quick]")
+    parser.add_argument("--topologies", nargs="+", default=(), choices=TOPOLOGIES, help="tpu_compile: only these")
     parser.add_argument("--curve", type=Path, help="quality: a curve of the peer, written before, to use again")
     parser.add_argument("--out", type=Path, help="file to append the records to")
     parser.add_argument("--page", type=Path, help="page to write from the records, those already in --out included")
     options = parser.parse_args(argv)
     names = BENCHMARKS if "all" in options.names else options.names
-    fields = ("quick", "data", "threads", "model", "minutes", "curve")
+    fields = ("quick", "data", "threads", "model", "minutes", "topologies", "curve")
     settings = Settings(**{field: getattr(options, field) for field in fields})
     earlier = read(options.out) if options.out is not None and options.out.exists() else []
     records: list[Record] = []
@@ -47,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
             status = 1
         if options.page is not None and (earlier or records):
-            page.write(options.page, records, _published(options), earlier)
+            (tpu_page if names == [COMPILED] else page).write(options.page, records, _published(options), earlier)
     return status
 
 
@@ -57,6 +62,7 @@ def _published(options: argparse.Namespace) -> str:
     if options.minutes is not None:
         words.append(f"--minutes {options.minutes:g}")
     words += [f"--{name} {name.upper()}" for name in ("data", "model", "curve") if getattr(options, name) is not None]
+    words += ["--topologies", *options.topologies] * bool(options.topologies)
     return " ".join(words)
 
 

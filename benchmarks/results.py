@@ -16,7 +16,7 @@ OURS = "ours"
 PEERS = ("torch", "torch_compile", "transformers", "ctranslate2", "ctranslate2_int8", "uncached")
 QUICK = "quick: "
 """How the `work` of quick runs begins."""
-PACKAGES = ("transformer-jax", "jax", "jaxlib", "flax", "numpy", "torch", "transformers", "ctranslate2")
+PACKAGES = ("transformer-jax", "jax", "jaxlib", "libtpu", "flax", "numpy", "torch", "transformers", "ctranslate2")
 
 
 @dataclass(frozen=True)

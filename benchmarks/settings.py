@@ -25,6 +25,8 @@ class Settings:
     """A trained translator, for benchmarks that need one."""
     minutes: float | None = None
     """Of training, in `quality`; None: its own default."""
+    topologies: tuple[str, ...] = ()
+    """Of `tpu_compile`; empty: its own."""
     curve: Path | None = None
     """A curve of the peer that `quality` has written before, instead of training the peer again."""
 

@@ -1,7 +1,7 @@
 """A step of training of any size, on drawn tokens: what `roofline`, `memory` and `scaling` look at."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
 from transformer_jax.config import OptimConfig
@@ -16,6 +17,8 @@ from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.models import ModelConfig, Seq2Seq, split, structure
 from transformer_jax.optim import make_optimizer, make_schedule
+from transformer_jax.partition import ROWS, on_mesh
+from transformer_jax.sharding import state_shardings
 from transformer_jax.steps import Params, Sums, TrainState, init_state, train_step
 from transformer_jax.training.flops import training_flops
 
@@ -81,8 +84,13 @@ def batch_of(size: StepSize) -> Seq2SeqBatch:
 class SyntheticStep:
     """`transformer_jax.steps.train_step`, jitted as the training loop does, with state and batch."""
 
-    def __init__(self, size: StepSize) -> None:
-        """Nothing is compiled yet."""
+    def __init__(self, size: StepSize, mesh: Mesh | None = None) -> None:
+        """Nothing is compiled yet.
+
+        Args:
+            size: what the step works on.
+            mesh: the devices that share the work; they need not be there to compile it. None: one.
+        """
         self.size = size
         optim = OptimConfig()
         optimizer = make_optimizer(optim, make_schedule(optim, d_model=size.model.d_model, num_steps=100_000))
@@ -110,7 +118,8 @@ class SyntheticStep:
             return init_state(split(Seq2Seq(size.model, rngs=nnx.Rngs(0)))[1], optimizer, ema=False)
 
         self._fresh = fresh
-        self._step = jax.jit(partial(train_step, loss_fn=loss, optimizer=optimizer, seed=0), donate_argnums=0)
+        self._step = partial(train_step, loss_fn=loss, optimizer=optimizer, seed=0)
+        self._mesh = mesh
         self._compiled: Any = None
         self._state: TrainState | None = None
         self._batch: Seq2SeqBatch | None = None
@@ -118,9 +127,24 @@ class SyntheticStep:
     def compile(self) -> float:
         """Trace and compile the step without running it; returns seconds."""
         started = time.perf_counter()
-        shapes = jax.eval_shape(self._fresh)
-        self._compiled = self._step.lower(shapes, batch_of(self.size)).compile()
+        self._compiled = self.lowered.compile()
         return time.perf_counter() - started
+
+    @property
+    def lowered(self) -> jax.stages.Lowered:
+        """The step traced and ready to compile."""
+        state, row = jax.eval_shape(self._fresh), batch_of(replace(self.size, rows=1))
+        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((self.size.rows, *a.shape[1:]), a.dtype), row)
+        if self._mesh is None:
+            return jax.jit(self._step, donate_argnums=0).lower(state, batch)
+        states, rows = state_shardings(state, self._mesh), NamedSharding(self._mesh, ROWS)
+        placed = jax.tree.map(
+            lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+            (state, batch),
+            (states, jax.tree.map(lambda _: rows, batch)),
+        )
+        step = jax.jit(on_mesh(self._step, self._mesh), donate_argnums=0, out_shardings=(states, None))
+        return step.lower(*placed)
 
     @property
     def peak_bytes(self) -> int:

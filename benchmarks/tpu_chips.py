@@ -1,0 +1,43 @@
+"""The chips that `tpu_compile` compiles for, and slices of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What Google's pages on the chip say (cloud.google.com/tpu/docs); `training.flops` has its products a second."""
+
+    kind: str
+    """As JAX calls it."""
+    memory: float
+    """Bytes of HBM."""
+    moves: float
+    """Bytes a second from and to HBM."""
+    sends: float
+    """Bytes a second to other chips, over all links: half of what is published for both ways."""
+    unit: int
+    """Rows and columns of its matrix units."""
+
+
+CHIPS = {
+    "v5e": Chip("TPU v5 lite", memory=16e9, moves=819e9, sends=200e9, unit=128),
+    "v6e": Chip("TPU v6 lite", memory=32e9, moves=1638e9, sends=400e9, unit=256),
+    "v5p": Chip("TPU v5", memory=95e9, moves=2765e9, sends=600e9, unit=128),
+}
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    "v5e:1x1": {"chips_per_host_bounds": (1, 1, 1)},
+    "v5e:2x4": {},
+    "v5e:16x16": {},
+    "v6e:2x4": {},
+    "v5p:2x2x2": {},
+}
+"""Chips of a slice, and how else it is described to libtpu."""
+
+NOT_THERE = "compiled for "
+"""How the `device` of its records begins."""
+
+
+def chip_of(topology: str) -> Chip:
+    """Of a topology such as "v5e:2x4"."""
+    return CHIPS[topology.partition(":")[0]]

@@ -1,0 +1,192 @@
+"""What `tpu_compile` compiles: a step of training, the encoder and a step of decoding, for chips that are not there."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.hlo_cost import Cost, cost
+from benchmarks.synthetic import StepSize, SyntheticStep
+from transformer_jax.config import MeshConfig
+from transformer_jax.data.tokenizers import MARKERS
+from transformer_jax.decoding import forbid_sequences
+from transformer_jax.generation import BAD_WORDS
+from transformer_jax.lanes import Plan, Sentences, _advance, _begin
+from transformer_jax.models import ModelConfig, Seq2Seq, split, structure
+from transformer_jax.search_options import SearchOptions
+from transformer_jax.sharding import ROWS, make_mesh
+from transformer_jax.training.report import Collective, collectives, memory
+
+STEP, ENCODER, DECODER = ("training step", "encoder", "decode step")
+LENGTH, SENTENCE = 256, 32
+"""Tokens of a packed row, and of each sentence in it, on each side."""
+SEARCHED, SOURCE, BEAM = 64, 64, 4
+"""Sentences that a device searches at a time, the tokens of each, and the hypotheses of each."""
+
+_PAPER = ModelConfig(
+    d_model=512,
+    num_heads=8,
+    d_ff=2048,
+    num_encoder_layers=6,
+    num_decoder_layers=6,
+    source_vocab_size=37_000,
+    target_vocab_size=37_000,
+    dtype="bfloat16",
+    scan_layers=True,
+)
+SHAPES = {
+    "base": (_PAPER, 32),
+    "big": (replace(_PAPER, d_model=1024, num_heads=16, d_ff=4096, dropout_rate=0.3), 16),
+    "1b": (
+        replace(
+            _PAPER,
+            d_model=2048,
+            d_ff=8192,
+            num_heads=16,
+            num_encoder_layers=8,
+            num_decoder_layers=8,
+            source_vocab_size=32_768,
+            target_vocab_size=32_768,
+            norm_first=True,
+            remat="full",
+        ),
+        16,
+    ),
+}
+"""The paper's two models (table 3, section 5.1) and one of a billion parameters; rows of a step of training, a device.
+
+Layers are scanned, so that compiling takes as long for one as for many."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A training step, an encoder or a decode step of one of `SHAPES`, on a mesh."""
+
+    shape: str
+    kind: str
+    mesh: MeshConfig
+
+    def __str__(self) -> str:
+        """Such as "base, training step, fsdp=8"; for -1 of a mesh, what is left."""
+        sizes = {axis: getattr(self.mesh, axis) for axis in ("data", "fsdp", "tensor")}
+        split_over = " ".join(axis if size == -1 else f"{axis}={size}" for axis, size in sizes.items() if size != 1)
+        return f"{self.shape}, {self.kind}, {split_over}"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a program, on each device."""
+
+    devices: int
+    seconds: float
+    """To compile it."""
+    memory: float
+    """Bytes at once; of a program that does not fit, what it would need."""
+    cost: Cost | None
+    """None of a program that does not fit."""
+    collectives: tuple[Collective, ...]
+
+
+def build(topology: str, programs: Sequence[Program], unit: int, options: dict[str, Any]) -> Callable[[], Compiled]:
+    """Compiles one program after the other, one a call.
+
+    Args:
+        topology: as libtpu names it, such as "v5e:2x4".
+        programs: to compile.
+        unit: rows and columns of a chip's matrix units.
+        options: of the topology.
+    """
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    remaining = iter(programs)
+    return lambda: compile_program(next(remaining), devices, unit)
+
+
+def compile_program(program: Program, devices: Sequence[jax.Device], unit: int) -> Compiled:
+    """For these devices, which need not be there."""
+    mesh = make_mesh(program.mesh, devices)
+    lower = {STEP: _training_step, ENCODER: _encoder, DECODER: _decode_step}[program.kind]
+    lowered = lower(program.shape, mesh)
+    started = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        wanted = re.search(r"Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm", str(error))
+        if wanted is None:
+            raise
+        need = float(wanted[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[wanted[2]]
+        return Compiled(len(devices), time.perf_counter() - started, need, None, ())
+    seconds = time.perf_counter() - started
+    text, need = compiled.as_text(), memory(compiled)
+    return Compiled(len(devices), seconds, need.total if need else 0.0, cost(text, unit), tuple(collectives(text)))
+
+
+def step_size(shape: str, devices: int) -> StepSize:
+    """Of a step of training on so many devices."""
+    model, rows = SHAPES[shape]
+    return StepSize(model, rows=rows * devices, length=LENGTH, sentence_length=SENTENCE)
+
+
+def described(program: Program, devices: int) -> str:
+    """The work of a program in words."""
+    size = step_size(program.shape, devices)
+    if program.kind == STEP:
+        return str(size)
+    model = str(replace(size, model=_searched(program.shape))).split(", ", 1)[1].partition(";")[0]
+    beam = f" with a beam of {BEAM}" if program.kind == DECODER else ""
+    return f"one {program.kind}, {model}; {SEARCHED * devices:,} sentences of {SOURCE} tokens{beam}"
+
+
+def _searched(shape: str) -> ModelConfig:
+    """The model as `Generator` uses it."""
+    return replace(SHAPES[shape][0], scan_layers=False, remat="none")
+
+
+def _training_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
+    return SyntheticStep(step_size(shape, mesh.size), mesh).lowered
+
+
+def _encoder(shape: str, mesh: Mesh) -> jax.stages.Lowered:
+    graphdef, params, sentences = _search(shape, mesh)
+    return jax.jit(lambda params, source: nnx.merge(graphdef, params).remember(source)).lower(params, sentences.source)
+
+
+def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
+    """The loop of the search, of which one turn counts, as nothing tells how often it turns."""
+    graphdef, params, sentences = _search(shape, mesh)
+    never = forbid_sequences(BAD_WORDS)
+    limit = SOURCE + 50
+    plan = Plan(graphdef, MARKERS, (never,), False, SearchOptions(beam_size=BEAM), limit, None)
+    fixed, state, cache = _on_mesh(jax.eval_shape(partial(_begin, plan), params, sentences), mesh)
+    return _advance.lower(plan, params, None, fixed, state, cache, jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, Sentences]:
+    """A model with parameters that every device holds, and sentences spread over all."""
+    model = _searched(shape)
+    graphdef, _ = structure(Seq2Seq, model)
+    params = jax.eval_shape(lambda: split(Seq2Seq(model, rngs=nnx.Rngs(0)))[1])
+    whole = NamedSharding(mesh, P())
+    params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), params)
+    rows = SEARCHED * mesh.size
+    tokens = jax.ShapeDtypeStruct((rows, SOURCE), jnp.int32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    sentences = Sentences(tokens, tokens, jax.ShapeDtypeStruct((rows,), jnp.int32), keys, None)
+    return graphdef, params, _on_mesh(sentences, mesh)
+
+
+def _on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Rows spread over all devices, and single numbers on each."""
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, ROWS if leaf.ndim else P()))
+
+    return jax.tree.map(place, tree)
