@@ -7,15 +7,22 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from etils import epath
+
 from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath, as_path, is_remote, os_errors
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: AnyPath, content: bytes) -> None:
     """Write a file, or replace it, whole or not at all.
 
     Raises:
         OSError: if that fails; `path` is as it was before.
     """
+    if not isinstance(path, Path):
+        with os_errors(path):
+            path.write_bytes(content)  # object storage shows an object when it is complete
+        return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         _write(unfinished, content)
@@ -25,15 +32,19 @@ def write_atomically(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def replace_folder(folder: AnyPath, files: Mapping[str, bytes]) -> None:
     """Put a folder with these files in the place of `folder`.
 
     The old one makes way by a rename, and the new one takes its place by another. A process killed between the two
-    leaves the old one in a hidden folder beside.
+    leaves the old one in a hidden folder beside. Remote storage renames no folders: there the files are replaced one by
+    one, in the order given.
 
     Raises:
-        OSError: if that fails; `folder` is as it was before.
+        OSError: if that fails; `folder` is as it was before, unless it is remote.
     """
+    if not isinstance(folder, Path):
+        _replace_files(folder, files)
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as name:
         new, old = Path(name) / "new", Path(name) / "old"
@@ -61,6 +72,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """
     if not str(path):
         raise UserError("The folder to write is an empty text; name one that does not exist.")
+    if is_remote(as_path(path)):
+        raise UserError(f"{path} is not on this machine; name a local folder, and copy it there afterwards.")
     folder = Path(path).absolute()
     if os.path.lexists(folder):
         raise UserError(f"{path} exists; name a folder that does not, or remove it.")
@@ -85,6 +98,15 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # they are not empty once the new folder is there
             for parent in missing:
                 parent.rmdir()
+
+
+def _replace_files(folder: epath.Path, files: Mapping[str, bytes]) -> None:
+    with os_errors(folder):
+        before = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        for name in before.keys() - files.keys():
+            before[name].unlink()
 
 
 def _write(path: Path, content: bytes) -> None:

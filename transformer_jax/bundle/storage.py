@@ -23,6 +23,7 @@ from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
 from transformer_jax.files import replace_folder
 from transformer_jax.models import ModelConfig, structure, unstack_layers
+from transformer_jax.paths import AnyPath, as_path, os_errors
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -43,7 +44,7 @@ _AS_STORED: dict[str, Any] = {"attention_implementation": "xla", "scan_layers": 
 
 
 def save_bundle(
-    path: str | Path,
+    path: str | AnyPath,
     *,
     task: str,
     model_config: ModelConfig,
@@ -68,8 +69,8 @@ def save_bundle(
     Raises:
         UserError: for an unknown task or setting, or a path that is something else than a model.
     """
-    folder = Path(path).resolve()
-    if folder.exists() and not (folder / CONFIG_FILE).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+    folder = as_path(path).resolve()
+    if not _may_be_replaced(folder):
         raise UserError(f"{path} exists and is no model folder; name another, or remove it.")
     if task not in MODELS:
         raise UserError(f"The task is {task!r}, but a model folder can hold {', '.join(MODELS)}.")
@@ -97,7 +98,7 @@ def save_bundle(
         raise UserError(f"{folder} cannot be written ({error.strerror}); make room, or name another folder.") from error
 
 
-def task_of(path: str | Path) -> str:
+def task_of(path: str | AnyPath) -> str:
     """The task of a model folder, without reading the model.
 
     Raises:
@@ -106,7 +107,7 @@ def task_of(path: str | Path) -> str:
     return _read_config(_folder(path)).task
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | AnyPath) -> Any:
     """Read a trained model, such as the `model` folder of a run.
 
     Nothing in the folder is run, and everything is checked before it is used.
@@ -124,10 +125,26 @@ def load(path: str | Path) -> Any:
     return MODELS[config.task](config.model, params, tokenizer, config.settings)
 
 
-def _folder(path: str | Path) -> Path:
-    if not Path(path).is_dir():
+def _may_be_replaced(folder: AnyPath) -> bool:
+    try:
+        with os_errors(folder):
+            if not folder.exists() or (folder / CONFIG_FILE).is_file():
+                return True
+            return folder.is_dir() and not any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder.") from error
+
+
+def _folder(path: str | AnyPath) -> AnyPath:
+    folder = as_path(path)
+    try:
+        with os_errors(folder):
+            is_folder = folder.is_dir()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a model folder.") from error
+    if not is_folder:
         raise UserError(f"{path} is no folder; name a model folder, such as runs/numerals/model.")
-    return Path(path)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -140,7 +157,7 @@ class _BundleConfig:
     sha256: dict[str, str]
 
 
-def _read_config(folder: Path) -> _BundleConfig:
+def _read_config(folder: AnyPath) -> _BundleConfig:
     path = folder / CONFIG_FILE
     content = _read_file(path, _LARGEST_CONFIG)
 
@@ -196,7 +213,7 @@ def _read_config(folder: Path) -> _BundleConfig:
     return _BundleConfig(values["task"], model, settings, sha256)
 
 
-def _read_tokenizer(folder: Path, config: _BundleConfig) -> TokenizerPair | None:
+def _read_tokenizer(folder: AnyPath, config: _BundleConfig) -> TokenizerPair | None:
     names = [name for name in config.sha256 if name != WEIGHTS_FILE]
     files = {name: _read_file(folder / name, _LARGEST_TOKENIZER) for name in names}
     for name, content in files.items():
@@ -217,7 +234,7 @@ def _read_tokenizer(folder: Path, config: _BundleConfig) -> TokenizerPair | None
     return pair
 
 
-def _read_params(folder: Path, config: _BundleConfig) -> Any:
+def _read_params(folder: AnyPath, config: _BundleConfig) -> Any:
     path = folder / WEIGHTS_FILE
     content = _read_file(path)
     try:
@@ -248,17 +265,20 @@ def _read_params(folder: Path, config: _BundleConfig) -> Any:
     return traverse_util.unflatten_dict({key: jnp.asarray(tensors[name]) for name, key in names.items()})
 
 
-def _read_file(path: Path, limit: int | None = None) -> bytes:
+def _read_file(path: AnyPath, limit: int | None = None) -> bytes:
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file; copy the model again from its origin.")
-        if limit is not None and path.stat().st_size > limit:
-            raise UserError(f"{path} is larger than {limit:,} bytes; copy the model again from its origin.")
-        return path.read_bytes()
+        with os_errors(path):
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is no file; copy the model again from its origin.")
+            with path.open("rb") as stream:
+                content: bytes = stream.read(-1 if limit is None else limit + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; copy the model again from its origin.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
+    if limit is not None and len(content) > limit:
+        raise UserError(f"{path} is larger than {limit:,} bytes; copy the model again from its origin.")
+    return content
 
 
 def _package_version() -> str:

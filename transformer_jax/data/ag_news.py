@@ -5,13 +5,13 @@ Importing this module imports tensorflow-datasets, which is slow, and registers 
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from transformer_jax.data.labelled import AG_NEWS_CLASSES, Labelled, read_labelled
 from transformer_jax.data.local_files import check_network, checked_folder, find_file
 from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath, as_path
 
 CLASSES = AG_NEWS_CLASSES
 
@@ -52,7 +52,7 @@ class AgNews(tfds.core.GeneratorBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
         try:
-            folder = Path(dl_manager.manual_dir)
+            folder = as_path(dl_manager.manual_dir)
         except AssertionError:  # TFDS's way to say that there is no such folder
             splits = _download(dl_manager)
         else:
@@ -65,7 +65,7 @@ class AgNews(tfds.core.GeneratorBasedBuilder):
             yield row, {"text": record.text, "label": record.label}
 
 
-def local_files(folder: str | Path, config: str = "") -> dict[str, tuple[Path, ...]]:
+def local_files(folder: str | AnyPath, config: str = "") -> dict[str, tuple[AnyPath, ...]]:
     """The file of each split in a folder, gzip or plain.
 
     Args:
@@ -77,7 +77,7 @@ def local_files(folder: str | Path, config: str = "") -> dict[str, tuple[Path, .
     """
     folder = checked_folder(folder, "AG News")
     found = {split: find_file(folder, f"{split}.csv") for split in SPLITS}
-    files: dict[str, tuple[Path, ...]] = {split: (path,) for split, path in found.items() if path is not None}
+    files: dict[str, tuple[AnyPath, ...]] = {split: (path,) for split, path in found.items() if path is not None}
     if not files:
         raise UserError(f"{folder} has no train.csv or test.csv; copy them from {URL} into it, gzip or plain.")
     return files
@@ -89,7 +89,7 @@ def _download(dl_manager: tfds.download.DownloadManager) -> dict[str, list[Label
     downloaded = dl_manager.download(urls)
     splits = {}
     for split, (rows, md5) in SPLITS.items():
-        path = Path(downloaded[split])
+        path = as_path(downloaded[split])
         content = path.read_bytes()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise UserError(f"{urls[split]} is not the file of the known MD5 {md5}; delete {path} and try again.")

@@ -4,7 +4,6 @@ Importing this module imports tensorflow-datasets, which is slow, and registers 
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import tensorflow_datasets as tfds
 
@@ -12,6 +11,7 @@ from transformer_jax.data.couplet_text import read_couplets
 from transformer_jax.data.local_files import check_network, checked_folder, find_file
 from transformer_jax.data.text import read_lines
 from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath, as_path
 
 URL = "https://github.com/wb14123/couplet-dataset/releases/download/1.0/couplet.tar.gz"
 
@@ -46,7 +46,7 @@ class Couplet(tfds.core.GeneratorBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
         try:
-            files = local_files(Path(dl_manager.manual_dir))
+            files = local_files(dl_manager.manual_dir)
         except AssertionError:  # TFDS's way to say that there is no such folder
             files = _download(dl_manager)
         return {split: self._generate_examples(read_couplets(*paths)) for split, paths in files.items()}
@@ -56,7 +56,7 @@ class Couplet(tfds.core.GeneratorBasedBuilder):
             yield line, {"upper": upper, "lower": lower}
 
 
-def local_files(folder: str | Path, config: str = "") -> dict[str, tuple[Path, Path]]:
+def local_files(folder: str | AnyPath, config: str = "") -> dict[str, tuple[AnyPath, AnyPath]]:
     """The files train/in.txt and train/out.txt, test/in.txt and test/out.txt of a folder, by split; plain or gzip.
 
     Args:
@@ -79,7 +79,7 @@ def local_files(folder: str | Path, config: str = "") -> dict[str, tuple[Path, P
     return found
 
 
-def check_counts(files: dict[str, tuple[Path, Path]]) -> None:
+def check_counts(files: dict[str, tuple[AnyPath, AnyPath]]) -> None:
     """Check that files are those of the public archive, as far as their number of lines tells.
 
     Raises:
@@ -94,9 +94,9 @@ def check_counts(files: dict[str, tuple[Path, Path]]) -> None:
                 )
 
 
-def _download(dl_manager: tfds.download.DownloadManager) -> dict[str, tuple[Path, Path]]:
+def _download(dl_manager: tfds.download.DownloadManager) -> dict[str, tuple[AnyPath, AnyPath]]:
     check_network(URL, "the couplet set")
-    folder = Path(dl_manager.download_and_extract(URL)) / "couplet"
+    folder = as_path(dl_manager.download_and_extract(URL)) / "couplet"
     files = {split: (folder / split / "in.txt", folder / split / "out.txt") for split in SPLITS}
     check_counts(files)
     return files

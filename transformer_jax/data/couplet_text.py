@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from transformer_jax.data.text import read_lines, read_pairs
 from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath
 
 Couplet = tuple[str, str]
 """Upper and lower line, without spaces."""
@@ -26,7 +26,7 @@ def without_spaces(line: str) -> str:
     return "".join(line.split())
 
 
-def read_couplets(upper_path: str | Path, lower_path: str | Path) -> list[Couplet]:
+def read_couplets(upper_path: str | AnyPath, lower_path: str | AnyPath) -> list[Couplet]:
     """Read two files aligned line by line; spaces between characters are left out.
 
     Raises:
@@ -38,7 +38,7 @@ def read_couplets(upper_path: str | Path, lower_path: str | Path) -> list[Couple
     return [(without_spaces(upper), without_spaces(lower)) for upper, lower in pairs]
 
 
-def read_blocklist(path: str | Path) -> list[str]:
+def read_blocklist(path: str | AnyPath) -> list[str]:
     """Words of a file, one a line; what follows a # is a comment.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from transformer_jax.data.antitheses import antitheses
@@ -12,6 +11,7 @@ from transformer_jax.data.local_files import find_file
 from transformer_jax.data.text import PairFilesConfig, pair_files
 from transformer_jax.data.tfds_sets import TfdsConfig, load_records
 from transformer_jax.errors import UserError
+from transformer_jax.paths import as_path
 
 _CHUNK = 65_536
 
@@ -100,7 +100,7 @@ def _check_features(info: Any) -> None:
 
 
 def _extra_couplets(folder: str) -> list[Couplet]:
-    upper, lower = (find_file(Path(folder) / "train", name) for name in ("in.txt", "out.txt"))
+    upper, lower = (find_file(as_path(folder) / "train", name) for name in ("in.txt", "out.txt"))
     if upper is None or lower is None:
         raise UserError(
             f"config.data.extra_train is {folder}, which has no train/in.txt and train/out.txt (or with .gz); name a "

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from transformer_jax.data.text import read_lines
 from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath
 
 AG_NEWS_CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 """In the order of the numbers 1 to 4 in AG News's files."""
@@ -39,7 +40,7 @@ class _Row(NamedTuple):
     cells: list[str]
 
 
-def read_labelled(path: str | Path, *, classes: Sequence[str] | None = None) -> list[Labelled]:
+def read_labelled(path: str | AnyPath, *, classes: Sequence[str] | None = None) -> list[Labelled]:
     """Read the labelled texts of a file, whose name tells its form; `.gz` may follow.
 
     - `.jsonl`: an object with "text" and "label" on each line.
@@ -72,7 +73,7 @@ def read_labelled(path: str | Path, *, classes: Sequence[str] | None = None) -> 
     return _checked(path, found, classes)
 
 
-def read_extra(path: str | Path, classes: Sequence[str]) -> list[Labelled]:
+def read_extra(path: str | AnyPath, classes: Sequence[str]) -> list[Labelled]:
     """Read further training texts: the CSV columns class, kind and text without a header, or as `read_labelled`.
 
     The first form is told by its second column, which holds nothing but the words of `KINDS`; it is ignored.
@@ -92,11 +93,13 @@ def join_columns(columns: Iterable[str]) -> str:
     return " ".join(stripped for column in columns if (stripped := column.strip()))
 
 
-def _suffix(path: str | Path) -> str:
+def _suffix(path: str | AnyPath) -> str:
     return Path(str(path).lower().removesuffix(".gz")).suffix
 
 
-def _checked(path: str | Path, found: Iterable[tuple[str, str, str]], classes: Sequence[str] | None) -> list[Labelled]:
+def _checked(
+    path: str | AnyPath, found: Iterable[tuple[str, str, str]], classes: Sequence[str] | None
+) -> list[Labelled]:
     """The records of (place, label, text), if all is well with them."""
     records = []
     for where, label, text in found:
@@ -123,7 +126,7 @@ def _class_name(where: str, label: str, classes: Sequence[str] | None) -> str:
     raise UserError(f"{where}: the label {label!r} is unknown; known here: {', '.join(classes)}.")
 
 
-def _from_json(path: str | Path) -> Iterator[tuple[str, str, str]]:
+def _from_json(path: str | AnyPath) -> Iterator[tuple[str, str, str]]:
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -190,7 +193,7 @@ def _text_columns(where: str, header: list[str]) -> list[int]:
     return columns
 
 
-def _rows(path: str | Path, suffix: str) -> Iterator[_Row]:
+def _rows(path: str | AnyPath, suffix: str) -> Iterator[_Row]:
     """All rows but empty lines, which count as rows, as a spreadsheet counts them."""
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(

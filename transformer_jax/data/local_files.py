@@ -4,24 +4,29 @@ import hashlib
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
 
 from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath, as_path, os_errors
 
 
-def checked_folder(folder: str | Path, title: str) -> Path:
+def checked_folder(folder: str | AnyPath, title: str) -> AnyPath:
     """The folder of `config.data.manual_dir`.
 
     Raises:
         UserError: if there is no such folder; `title` is what its message calls the set.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    found = as_path(folder)
+    try:
+        with os_errors(found):
+            is_folder = found.is_dir()
+    except OSError as error:
+        raise _unreadable(found, error) from error
+    if not is_folder:
         raise UserError(f"config.data.manual_dir is {folder}, which is no folder; name the one with {title}'s files.")
-    return folder
+    return found
 
 
-def find_file(folder: Path, name: str) -> Path | None:
+def find_file(folder: AnyPath, name: str) -> AnyPath | None:
     """The file `name` of a folder, gzip (with `.gz` after its name) or plain; None if there is neither.
 
     Raises:
@@ -29,14 +34,16 @@ def find_file(folder: Path, name: str) -> Path | None:
     """
     for path in (folder / f"{name}.gz", folder / name):
         try:
-            if path.is_file():
-                return path
+            with os_errors(path):
+                is_file = path.is_file()
         except OSError as error:
             raise _unreadable(path, error) from error
+        if is_file:
+            return path
     return None
 
 
-def fingerprint(files: Mapping[str, tuple[Path, ...]]) -> str:
+def fingerprint(files: Mapping[str, tuple[AnyPath, ...]]) -> str:
     """A short name for what files hold, by split: other splits or other text, another name.
 
     Raises:
@@ -46,7 +53,8 @@ def fingerprint(files: Mapping[str, tuple[Path, ...]]) -> str:
     for split, paths in sorted(files.items()):
         for path in paths:
             try:
-                content = path.read_bytes()
+                with os_errors(path):
+                    content = path.read_bytes()
             except OSError as error:
                 raise _unreadable(path, error) from error
             digest.update(f"{split} {path.name} {len(content)}\n".encode())
@@ -70,5 +78,5 @@ def check_network(url: str, title: str) -> None:
         ) from error
 
 
-def _unreadable(path: Path, error: OSError) -> UserError:
+def _unreadable(path: AnyPath, error: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({error.strerror}); make it readable or name another folder.")

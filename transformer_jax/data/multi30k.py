@@ -5,7 +5,6 @@ Importing this module imports tensorflow-datasets, which is slow, and registers 
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
@@ -14,6 +13,7 @@ from tensorflow_datasets.core.utils import Size
 from transformer_jax.data.local_files import check_network, checked_folder, find_file
 from transformer_jax.data.text import read_pairs
 from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath, as_path
 
 LANGUAGES = ("en", "de", "fr")
 URL = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
@@ -77,7 +77,7 @@ class Multi30k(tfds.core.GeneratorBasedBuilder):
     ) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
         languages = _languages(self.builder_config.name)
         try:
-            folder = Path(dl_manager.manual_dir)
+            folder = as_path(dl_manager.manual_dir)
         except AssertionError:  # TFDS's way to say that there is no such folder
             files = _download(dl_manager, languages)
         else:
@@ -90,7 +90,7 @@ class Multi30k(tfds.core.GeneratorBasedBuilder):
             yield line, dict(zip(languages, pair, strict=True))
 
 
-def local_files(folder: str | Path, config: str) -> dict[str, tuple[Path, Path]]:
+def local_files(folder: str | AnyPath, config: str) -> dict[str, tuple[AnyPath, AnyPath]]:
     """The files of a folder that make up a language pair, by split; either gzip or, without `.gz`, plain.
 
     Args:
@@ -120,7 +120,9 @@ def _languages(pair: str) -> tuple[str, str]:
     return source, target
 
 
-def _download(dl_manager: tfds.download.DownloadManager, languages: tuple[str, str]) -> dict[str, tuple[Path, Path]]:
+def _download(
+    dl_manager: tfds.download.DownloadManager, languages: tuple[str, str]
+) -> dict[str, tuple[AnyPath, AnyPath]]:
     """Fetch all splits; TFDS compares the checksums, the lines are counted here."""
     urls = {
         split: {language: f"{URL}{stem}.{language}.gz" for language in languages} for split, (stem, _) in SPLITS.items()
@@ -129,7 +131,7 @@ def _download(dl_manager: tfds.download.DownloadManager, languages: tuple[str, s
     downloaded = dl_manager.download(urls)
     files = {}
     for split, (_, expected) in SPLITS.items():
-        source, target = (Path(downloaded[split][language]) for language in languages)
+        source, target = (as_path(downloaded[split][language]) for language in languages)
         lines = len(read_pairs(source, target))
         if lines != expected:
             raise UserError(

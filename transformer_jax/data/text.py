@@ -4,16 +4,16 @@
 import gzip
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath, as_path, os_errors
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-def read_lines(path: str | Path) -> list[str]:
+def read_lines(path: str | AnyPath) -> list[str]:
     r"""Read a UTF-8 text file, gzip or not as its first bytes tell.
 
     Lines end at `\n` only (a `\r` before it is dropped), so that the odd separators that `str.splitlines`
@@ -22,7 +22,7 @@ def read_lines(path: str | Path) -> list[str]:
     Raises:
         UserError: if the file cannot be read, is truncated, or is not UTF-8.
     """
-    return decode_lines(_read_bytes(Path(path)), str(path))
+    return decode_lines(_read_bytes(as_path(path)), str(path))
 
 
 def decode_lines(content: bytes, name: str) -> list[str]:
@@ -88,7 +88,7 @@ def pair_files(config: PairFilesConfig, split: str, lines: tuple[str, str]) -> t
     return files[split]
 
 
-def read_pairs(source_path: str | Path, target_path: str | Path) -> list[tuple[str, str]]:
+def read_pairs(source_path: str | AnyPath, target_path: str | AnyPath) -> list[tuple[str, str]]:
     """Read two files aligned line by line.
 
     Raises:
@@ -110,9 +110,10 @@ def drop_blank_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, 
     return kept, len(pairs) - len(kept)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: AnyPath) -> bytes:
     try:
-        content = path.read_bytes()
+        with os_errors(path):
+            content = path.read_bytes()
     except FileNotFoundError as error:
         where = "the file" if path.parent.is_dir() else "its folder"
         raise UserError(f"{path} cannot be read, {where} does not exist; check the path.") from error

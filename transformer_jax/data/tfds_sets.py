@@ -6,12 +6,12 @@ import importlib
 import sys
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from transformer_jax.data.local_files import check_network, fingerprint
 from transformer_jax.data.records import MappedRecords
 from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath, as_path, is_remote
 
 OWN_SETS = {
     "multi30k": "transformer_jax.data.multi30k",
@@ -26,7 +26,7 @@ _SERVERS_TO_TRY = 3
 class OwnSet(Protocol):
     """The module of a builder of ours, a TFDS builder class under the name of the set beside this function."""
 
-    def local_files(self, folder: str | Path, config: str) -> Mapping[str, tuple[Path, ...]]:
+    def local_files(self, folder: str | AnyPath, config: str) -> Mapping[str, tuple[AnyPath, ...]]:
         """The files of a `manual_dir` by split, for a configuration of the builder (empty: it has none).
 
         Raises:
@@ -117,6 +117,11 @@ def _builder(config: TfdsConfig, expected: str, wanted: Sequence[str]) -> Any:
                 "name one that it has after a slash in config.data.name."
             )
     data_dir = config.data_dir
+    if is_remote(_data_root(data_dir)):  # array_record reads local files only
+        raise UserError(
+            f"config.data.data_dir is {_data_root(data_dir)}, but prepared sets must be on this machine; name a local "
+            "folder (the raw files may be in gs://, see config.data.manual_dir)."
+        )
     if config.manual_dir and name in OWN_SETS:
         # TFDS prepares a set once per data folder, and would not see that the files are others now.
         files = cast(OwnSet, importlib.import_module(OWN_SETS[name])).local_files(config.manual_dir, chosen)
@@ -141,10 +146,10 @@ def _builder_class(name: str) -> Any:
     return tfds.builder_cls(name)
 
 
-def _data_root(data_dir: str) -> Path:
+def _data_root(data_dir: str) -> AnyPath:
     import tensorflow_datasets as tfds
 
-    return Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    return as_path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
 
 
 def _prepare(builder: Any, manual_dir: str) -> None:
@@ -156,7 +161,7 @@ def _prepare(builder: Any, manual_dir: str) -> None:
     if not manual_dir:
         if builder.name in OWN_SETS:
             # TFDS would take a folder `downloads/manual` for one that was asked for; this one surely does not exist.
-            manual_dir = str(Path(builder.data_dir) / "no-manual-dir")
+            manual_dir = str(as_path(builder.data_dir) / "no-manual-dir")
         else:
             _check_network(builder)
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
@@ -166,7 +171,7 @@ def _prepare(builder: Any, manual_dir: str) -> None:
     except UserError:
         raise
     except Exception as error:  # of the network, the disk, or the builder's own code
-        if Path(builder.data_dir).exists():  # another process was faster
+        if as_path(builder.data_dir).exists():  # another process was faster
             builder.info.read_from_directory(builder.data_dir)
             return
         cause = str(error).partition("\n")[0]
@@ -181,7 +186,7 @@ def _check_network(builder: Any) -> None:
     from tensorflow_datasets.core.download.resource import get_dl_fname
 
     addresses = {url: info for url, info in (builder.url_infos or {}).items() if url.startswith("http")}
-    downloads = Path(builder.data_dir_root) / "downloads"
+    downloads = as_path(builder.data_dir_root) / "downloads"
     names = [get_dl_fname(url, info.checksum) for url, info in addresses.items()]
     if any((folder / name).exists() for folder in (downloads, downloads / builder.name) for name in names):
         return  # what is there may be all that is needed

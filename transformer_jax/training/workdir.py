@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from transformer_jax.config import Config
 from transformer_jax.errors import UserError
 from transformer_jax.files import replace_folder, write_atomically
+from transformer_jax.paths import AnyPath, os_errors
 from transformer_jax.tasks import Task
 from transformer_jax.training.origin import Origin, read_origin, stored_origin
 
@@ -25,7 +25,7 @@ MAY_CHANGE = (
 """Fields, or groups of them, that may differ when a run is gone on with: they do not change what is learned."""
 
 
-def find_origin(config: Config, workdir: Path) -> Origin:
+def find_origin(config: Config, workdir: AnyPath) -> Origin:
     """What the run in `workdir` starts from or, if it has begun, started from. Nothing is written yet.
 
     A run that has begun does not read `config.init_from` again.
@@ -33,7 +33,12 @@ def find_origin(config: Config, workdir: Path) -> Origin:
     Raises:
         UserError: if the folder holds a run of another config, or `config.init_from` names no model for it.
     """
-    if not _has_begun(workdir):
+    try:
+        with os_errors(workdir):
+            has_begun = _has_begun(workdir)
+    except OSError as error:
+        raise UserError(f"{workdir} can't be used as --workdir ({error.strerror}); choose another.") from error
+    if not has_begun:
         return read_origin(config)
     before = _read_json(workdir / "config.json")
     if not isinstance(before, dict):
@@ -46,7 +51,8 @@ def find_origin(config: Config, workdir: Path) -> Origin:
                 "choose another --workdir, or delete that one."
             )
     try:
-        tokenizer_files = {file.name: file.read_bytes() for file in sorted((workdir / "tokenizer").iterdir())}
+        with os_errors(workdir):
+            tokenizer_files = {file.name: file.read_bytes() for file in sorted((workdir / "tokenizer").iterdir())}
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
     if not config.init_from:
@@ -55,7 +61,7 @@ def find_origin(config: Config, workdir: Path) -> Origin:
     return stored_origin(config, _read_json(path), tokenizer_files, str(path))
 
 
-def claim(workdir: Path, config: Config, task: Task, origin: Origin) -> None:
+def claim(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
     """Make `workdir` the folder of a run: write its config and, unless it has begun, its tokenizer and its origin.
 
     Raises:
@@ -63,29 +69,30 @@ def claim(workdir: Path, config: Config, task: Task, origin: Origin) -> None:
     """
     path = workdir / "config.json"
     try:
-        if path.exists() and "training" not in json.loads(path.read_text(encoding="utf-8")):
-            raise UserError(f"{workdir} holds a config.json that is not of a run; choose another --workdir.")
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not _has_begun(workdir):
-            replace_folder(workdir / "tokenizer", task.tokenizer_files)
-            (workdir / ORIGIN_FILE).unlink(missing_ok=True)
-            if config.init_from:
-                write_atomically(workdir / ORIGIN_FILE, (json.dumps(origin.to_json(), indent=2) + "\n").encode())
-        write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+        with os_errors(workdir):
+            if path.exists() and "training" not in _read_json(path):
+                raise UserError(f"{workdir} holds a config.json that is not of a run; choose another --workdir.")
+            workdir.mkdir(parents=True, exist_ok=True)
+            if not _has_begun(workdir):
+                replace_folder(workdir / "tokenizer", task.tokenizer_files)
+                (workdir / ORIGIN_FILE).unlink(missing_ok=True)
+                if config.init_from:
+                    write_atomically(workdir / ORIGIN_FILE, (json.dumps(origin.to_json(), indent=2) + "\n").encode())
+            write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{workdir} can't be used as --workdir ({error.strerror}); choose another.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); choose another --workdir.") from error
 
 
-def _has_begun(workdir: Path) -> bool:
+def _has_begun(workdir: AnyPath) -> bool:
     """Whether there is a checkpoint or a model: what a run leaves before that may be written over."""
     return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: AnyPath) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with os_errors(path):
+            content = path.read_bytes()
+        return json.loads(content.decode("utf-8"))
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
     except ValueError as error:
