@@ -17,6 +17,7 @@ PACKAGE = REPOSITORY / "transformer_jax"
 # Low to high. A module imports from lower rows, or from its own package; neighbours in a row don't know each other.
 LAYERS = (
     ("errors", "runtime"),
+    ("paths",),
     ("files",),
     ("attention", "positions", "partition", "data", "decoding"),
     ("layers", "couplets"),
