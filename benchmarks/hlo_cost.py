@@ -134,9 +134,11 @@ def _flops(each: Instruction, within: Computation, unit: int) -> float:
 def _moved(each: Instruction, within: Computation, parsed: dict[str, Computation]) -> float:
     if each.operation in _FREE or (each.runs and each.operation != "fusion") or "AllocateBuffer" in each.line:
         return 0.0
-    # What goes on in the background counts where it is done: once, as it goes from or to the memory of the chip.
+    # What goes on in the background counts where it is done. A slice comes from main memory; copies go either way.
     if each.operation.endswith(("-start", "-update")):
         return 0.0
+    if each.operation == "copy-done":
+        return float(_bytes(within.by_name[each.operands[0]].result))
     if each.operation.endswith("-done"):
         return float(_bytes(each.result, anywhere=True))
     operands = [_bytes(within.by_name[name].result) for name in each.operands]
@@ -173,13 +175,21 @@ def _read(fusion: Computation, parameter: str, whole: int, parsed: dict[str, Com
 
 def _written(fusion: Computation, caller: Instruction) -> int:
     """Bytes that a fusion writes: where it changes a part in place, that part."""
-    whole, root = _bytes(caller.result), fusion.root
-    while root is not None and root.operation == "bitcast":
-        root = fusion.by_name[root.operands[0]]
-    if root is None or root.operation not in ("dynamic-update-slice", "scatter"):
-        return whole
-    update = root.operands[1 if root.operation == "dynamic-update-slice" else 2]
-    return min(whole, _bytes(fusion.by_name[update].result, anywhere=True))
+    whole = [_filled(array) if "S(" not in (array[4] or "") else 0 for array in _ARRAY.finditer(caller.result)]
+    roots = [fusion.root] if fusion.root is not None else []
+    if roots and roots[0].operation == "tuple":
+        roots = [fusion.by_name[name] for name in roots[0].operands]
+    if len(roots) != len(whole):
+        return sum(whole)
+    total = 0
+    for root, size in zip(roots, whole, strict=True):
+        while root.operation == "bitcast":
+            root = fusion.by_name[root.operands[0]]
+        changed = {"dynamic-update-slice": 1, "scatter": 2}.get(root.operation)
+        if changed is not None:
+            size = min(size, _bytes(fusion.by_name[root.operands[changed]].result, anywhere=True))
+        total += size
+    return total
 
 
 def _shape(result: str) -> list[int]:

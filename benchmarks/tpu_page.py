@@ -54,7 +54,7 @@ def _tables(records: Sequence[Record], command: str) -> Iterator[str]:
 def _cells(figures: Figures) -> list[str]:
     need, has = figures["needs", "GB"], figures["has", "GB"]
     if ("moves", "GB") not in figures:
-        return [f"{need:.1f} GB: does not fit", *[""] * 8]
+        return [f"over {need:.1f} GB: does not fit", *[""] * 8]
     least = {what: figures[f"bound by {what}", "ms"] for what in ("arithmetic", "memory", "network")}
     computes = f"{_short(figures['computes', 'GFLOP'])} GFLOP"
     if ("computes", "times the formula") in figures:

@@ -90,7 +90,7 @@ class Compiled:
     seconds: float
     """To compile it."""
     memory: float
-    """Bytes at once; of a program that does not fit, what it would need."""
+    """Bytes at once; of a program that does not fit, what it would need at least."""
     cost: Cost | None
     """None of a program that does not fit."""
     collectives: tuple[Collective, ...]
@@ -119,10 +119,10 @@ def compile_program(program: Program, devices: Sequence[jax.Device], unit: int) 
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        wanted = re.search(r"Used ([\d.]+)([MGT]) of [\d.]+[MGT] hbm", str(error))
-        if wanted is None:
+        if "exceed" not in str(error).lower():
             raise
-        need = float(wanted[1]) * 2 ** {"M": 20, "G": 30, "T": 40}[wanted[2]]
+        sizes = re.findall(r"([\d.]+)([MGT])\b", str(error))
+        need = max(float(size) * 2 ** {"M": 20, "G": 30, "T": 40}[unit] for size, unit in sizes)
         return Compiled(len(devices), time.perf_counter() - started, need, None, ())
     seconds = time.perf_counter() - started
     text, need = compiled.as_text(), memory(compiled)
@@ -140,7 +140,7 @@ def described(program: Program, devices: int) -> str:
     size = step_size(program.shape, devices)
     if program.kind == STEP:
         return str(size)
-    model = str(replace(size, model=_searched(program.shape))).split(", ", 1)[1].partition(";")[0]
+    model = str(replace(size, model=_searched(program.shape))).partition("), ")[2].partition(";")[0]
     beam = f" with a beam of {BEAM}" if program.kind == DECODER else ""
     return f"one {program.kind}, {model}; {SEARCHED * devices:,} sentences of {SOURCE} tokens{beam}"
 

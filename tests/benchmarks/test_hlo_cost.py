@@ -114,6 +114,25 @@ def test_of_what_is_sliced_or_changed_in_place_only_the_part_moves():
     assert cost(text, 128).moved == 2 * (8 * 128 * 4)
 
 
+def test_of_several_results_each_is_written_as_it_is():
+    text = program(
+        f"  %a = f32[64,128]{TILED} parameter(0)",
+        f"  %b = f32[8,128]{TILED} parameter(1)",
+        f"  ROOT %c = (f32[64,128]{TILED}, f32[8,128]{TILED}) fusion(%a, %b), kind=kLoop, calls=%several",
+        others=f"""
+%several (p0: f32[64,128], p1: f32[8,128]) -> (f32[64,128], f32[8,128]) {{
+  %p0 = f32[64,128]{TILED} parameter(0)
+  %p1 = f32[8,128]{TILED} parameter(1)
+  %one = s32[] constant(1)
+  %new = f32[64,128]{TILED} dynamic-update-slice(%p0, %p1, %one, %one)
+  %other = f32[8,128]{TILED} negate(%p1)
+  ROOT %both = (f32[64,128]{TILED}, f32[8,128]{TILED}) tuple(%new, %other)
+}}
+""",
+    )
+    assert cost(text, 128).moved == 3 * (8 * 128 * 4)
+
+
 def test_what_stays_on_the_chip_does_not_move():
     text = program(
         f"  %a = f32[8,128]{CHIP} parameter(0)",
@@ -130,6 +149,8 @@ def test_copies_in_the_background_count_once():
         f"  ROOT %d = f32[8,128]{CHIP} copy-done(%s)",
     )
     assert cost(text, 128).moved == 8 * 128 * 4
+    # Within main memory what is copied is read and written.
+    assert cost(text.replace(CHIP, TILED), 128).moved == 2 * (8 * 128 * 4)
 
 
 def test_tiles_are_filled_up():

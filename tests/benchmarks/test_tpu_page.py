@@ -58,7 +58,7 @@ def test_what_does_not_fit(tmp_path):
     (row,) = rows(
         written(tmp_path, records(figures=[("needs", "GB", 20.0), ("has", "GB", 16.0), ("compiles", "s", 1.0)]))
     )
-    assert row == "| base, training step, fsdp | 20.0 GB: does not fit |  |  |  |  |  |  |  |  |"
+    assert row == "| base, training step, fsdp | over 20.0 GB: does not fit |  |  |  |  |  |  |  |  |"
 
 
 def test_each_topology_has_a_table_and_the_last_compilation_counts(tmp_path):
