@@ -1,0 +1,109 @@
+"""Training over any mesh of devices gives what one device gives: the loop's own state, batches and step."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+from configs import classification_sample, numerals
+from transformer_jax.config import Config, MeshConfig, from_config_dict
+from transformer_jax.data import texts
+from transformer_jax.sharding import place
+from transformer_jax.tasks import translation
+from transformer_jax.training.loop import _Run
+
+STEPS = 20
+ONE = (1, 1, 1)
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp and tensor": (1, 4, 2), "all": (2, 2, 2)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_records() -> Iterator[None]:
+    load_pairs, load_texts, sizes = translation.load_pairs, texts.load_texts, {"train": 300, "validation": 20}
+
+    def few_texts(config, split):
+        found, classes = load_texts(config, split)
+        return found[: sizes[split]], classes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(translation, "load_pairs", lambda config, split: load_pairs(config, split)[: sizes[split]])
+        patch.setattr(texts, "load_texts", few_texts)
+        yield
+
+
+def translating(**model) -> Config:
+    return shrunk(numerals.get_config(), model)
+
+
+def everything() -> Config:
+    """All at once: the layers scanned and rematerialised, gradients accumulated and clipped, parameters averaged."""
+    config = translating(scan_layers=True, remat="dots", positions="learned", output_bias=True, norm_first=True)
+    optim = dataclasses.replace(config.optim, accumulate_steps=2, clip_norm=1.0)
+    return dataclasses.replace(config, optim=optim, training=dataclasses.replace(config.training, ema_decay=0.9))
+
+
+def classifying() -> Config:
+    config = classification_sample.get_config()
+    config.optim.update(mask_rate=0.2, mask_loss=0.5)
+    return shrunk(config, {})
+
+
+def shrunk(config, model) -> Config:
+    sizes = {"d_model": 16, "num_heads": 4, "d_ff": 32, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    config.model.update(sizes | {"dropout_rate": 0.1} | model)
+    config.tokenizer.vocab_size = 80
+    # 12 rows of content: the meshes of eight add blank ones.
+    config.data.update(max_length=32, row_length=32, tokens_per_batch=12 * 32)
+    config.optim.update(warmup_steps=10)
+    return from_config_dict(config)
+
+
+def prepared(config, sizes, tmp_path, monkeypatch) -> _Run:
+    monkeypatch.setattr(jax, "devices", lambda devices=jax.devices(): devices[: np.prod(sizes)])
+    return _Run(dataclasses.replace(config, mesh=MeshConfig(*sizes)), tmp_path, time.monotonic())
+
+
+def curve(config, sizes, tmp_path, monkeypatch) -> tuple[list[float], _Run]:
+    """The loss of every step, per token, and the norm of its gradient."""
+    run = prepared(config, sizes, tmp_path, monkeypatch)
+    state, batches, losses = run._fresh(), run.task.batches.iterate(), []
+    for _ in range(STEPS):
+        batch, _ = next(batches)
+        state, sums = run.step_fn(state, place(batch, run.mesh))
+        losses.append(float(sums["loss"] / sums["weight"]))
+    return losses, run
+
+
+CASES = {"translating": translating, "everything": everything, "classifying": classifying}
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory):
+    """The curve of a case, computed once."""
+    found: dict[str, list[float]] = {}
+
+    def curve_of(case):
+        if case not in found:
+            with pytest.MonkeyPatch.context() as patch:
+                found[case], _ = curve(CASES[case](), ONE, tmp_path_factory.mktemp("one"), patch)
+        return found[case]
+
+    return curve_of
+
+
+@pytest.mark.parametrize(
+    ("case", "mesh"),
+    [
+        *(("translating", mesh) for mesh in MESHES),
+        *((case, "all") for case in ("everything", "classifying")),
+        *(pytest.param(case, "fsdp", marks=pytest.mark.slow) for case in ("everything", "classifying")),
+    ],
+)
+def test_the_losses_of_twenty_steps_are_the_same_on_any_mesh(case, mesh, on_one_device, tmp_path, monkeypatch):
+    expected = on_one_device(case)
+    losses, _ = curve(CASES[case](), MESHES[mesh], tmp_path, monkeypatch)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert np.mean(losses[-3:]) < 0.95 * losses[0], "it learns"
