@@ -1,6 +1,7 @@
 """What every test needs: eight CPU devices, annotations checked at run time, and the folder of real data."""
 
 import atexit
+import importlib
 import os
 import shutil
 import tempfile
@@ -42,3 +43,16 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder} of real data; set TRANSFORMER_JAX_DATA to one that has it")
     return folder
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """`gs://bucket/...` within a test; gives a function that tells the objects by name, `bucket/...`."""
+    from tests.bucket import Bucket, objects
+
+    monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "gcs", Bucket)
+    monkeypatch.setattr(Bucket, "store", {})
+    monkeypatch.setattr(Bucket, "broken", None)
+    Bucket.clear_instance_cache()
+    yield objects
+    Bucket.clear_instance_cache()
