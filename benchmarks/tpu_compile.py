@@ -46,7 +46,7 @@ def programs(topology: str, *, quick: bool) -> list[Program]:
     for shape, meshes in MESHES.items():
         found += [Program(shape, STEP, mesh) for mesh in ((DATA,) if alone else meshes)]
         found += [Program(shape, kind, DATA) for kind in (ENCODER, DECODER)]
-    return found
+    return [*found, Program("base without remat", STEP, DATA)] if alone else found
 
 
 def run(settings: Settings) -> Iterator[Record]:

@@ -42,9 +42,11 @@ _PAPER = ModelConfig(
     target_vocab_size=37_000,
     dtype="bfloat16",
     scan_layers=True,
+    remat="full",
 )
 SHAPES = {
     "base": (_PAPER, 32),
+    "base without remat": (replace(_PAPER, remat="none"), 32),
     "big": (replace(_PAPER, d_model=1024, num_heads=16, d_ff=4096, dropout_rate=0.3), 16),
     "1b": (
         replace(
@@ -57,14 +59,14 @@ SHAPES = {
             source_vocab_size=32_768,
             target_vocab_size=32_768,
             norm_first=True,
-            remat="full",
         ),
         16,
     ),
 }
 """The paper's two models (table 3, section 5.1) and one of a billion parameters; rows of a step of training, a device.
 
-Layers are scanned, so that compiling takes as long for one as for many."""
+Layers are scanned, so that compiling takes as long for one as for many, and computed again on the way back, as that
+moves less than keeping what is inside of them."""
 
 
 @dataclass(frozen=True)

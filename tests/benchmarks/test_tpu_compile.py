@@ -7,8 +7,8 @@ from flax import nnx
 from benchmarks.hlo_cost import Cost
 from benchmarks.settings import Settings, Unavailable
 from benchmarks.tpu_chips import CHIPS, TOPOLOGIES, chip_of
-from benchmarks.tpu_compile import DATA, ENVIRONMENT, FSDP, least_seconds, programs, run
-from benchmarks.tpu_programs import DECODER, ENCODER, SHAPES, STEP, Compiled, Program, build, described
+from benchmarks.tpu_compile import DATA, ENVIRONMENT, FSDP, MESHES, least_seconds, programs, run
+from benchmarks.tpu_programs import DECODER, ENCODER, SHAPES, STEP, Compiled, Program, build, described, step_size
 from benchmarks.workers import Worker
 from transformer_jax.models import Seq2Seq, split
 from transformer_jax.training.flops import chip_flops
@@ -24,14 +24,15 @@ def parameters(shape):
 
 
 def test_sizes_are_those_of_the_paper_and_a_billion():
-    assert [round(parameters(shape) / 1e6) for shape in ("base", "big", "1b")] == [63, 214, 1007]
+    assert [round(parameters(shape) / 1e6) for shape in MESHES] == [63, 214, 1007]
 
 
 def test_every_program_is_compiled_for_every_topology():
     for topology in TOPOLOGIES:
         found = programs(topology, quick=False)
         assert len(found) == len(set(found))
-        assert {(p.shape, p.kind) for p in found} == {(s, k) for s in SHAPES for k in (STEP, ENCODER, DECODER)}
+        assert {(p.shape, p.kind) for p in found} >= {(s, k) for s in MESHES for k in (STEP, ENCODER, DECODER)}
+        assert {p.shape for p in found} <= set(SHAPES)
         assert chip_flops(chip_of(topology).kind) is not None
     assert [str(p) for p in programs("v5e:2x4", quick=True)] == [
         "base, training step, data",
@@ -74,13 +75,12 @@ class TestTheRealCompiler:
     def test_base_fits_with_room(self, base):
         for found in base:
             assert found.devices == 8
-            assert found.memory < 0.75 * 16e9
+            assert 12 * parameters("base") / 8 < found.memory < 0.5 * 16e9
 
-    def test_nothing_is_computed_twice(self, base):
-        rows, length = SHAPES["base"][1], 256
-        per_token = 6 * 63e6
+    def test_each_computes_its_share_and_its_layers_once_more(self, base):
+        formula = step_size("base", 8).flops / 8
         for found in base:
-            assert found.cost.flops == pytest.approx(rows * length * per_token, rel=0.2)
+            assert 1 < found.cost.flops / formula < 4 / 3
 
     def test_data_parallel_sends_the_gradients_and_nothing_else(self, base):
         data, _ = base
