@@ -1,6 +1,4 @@
-import re
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,16 +8,12 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from transformer_jax import partition
 from transformer_jax.config import MeshConfig
 from transformer_jax.errors import UserError
-from transformer_jax.losses import chunked_cross_entropy
-from transformer_jax.models import ModelConfig, Seq2Seq, split, stack_layers, structure, unstack_layers
-from transformer_jax.partition import RULES, partition_spec
+from transformer_jax.models import ModelConfig, Seq2Seq, split, stack_layers, unstack_layers
 from transformer_jax.sharding import make_mesh, place, state_shardings
-from transformer_jax.steps import init_state, train_step
 
 TINY = ModelConfig(
     d_model=16,
@@ -87,49 +81,6 @@ def test_mesh_that_does_not_fit(sizes):
 def test_impossible_sizes(sizes):
     with pytest.raises(UserError, match=r"config\.mesh .* positive"):
         make_mesh(MeshConfig(*sizes))
-
-
-@pytest.mark.parametrize(
-    ("path", "spec"),
-    [
-        ("encoder.layers.0.self_attention.query.kernel", P("fsdp", "tensor")),
-        ("decoder.layers.5.cross_attention.value.bias", P("tensor")),
-        ("decoder.layers.5.cross_attention.out.kernel", P("tensor", "fsdp")),
-        ("decoder.layers.stacked.cross_attention.out.kernel", P(None, "tensor", "fsdp")),
-        ("opt_state.0.mu.encoder.layers.stacked.self_attention.query.bias", P(None, "tensor")),
-        ("encoder.layers.stacked.feed_forward_residual.norm.scale", P()),
-        ("decoder.layers.5.cross_attention.out.bias", P()),
-        ("encoder.layers.0.feed_forward.wide.kernel", P("fsdp", "tensor")),
-        ("encoder.layers.0.feed_forward.narrow.kernel", P("tensor", "fsdp")),
-        ("opt_state.1.0.mu.target_embedding.table", P("tensor", "fsdp")),
-        ("table", P("tensor", "fsdp")),
-        ("output.kernel", P()),
-        ("encoder.layers.0.feed_forward_residual.norm.scale", P()),
-        ("encoder.unquery.kernel", P()),
-        ("encoder.query.kernel.row", P()),
-        ("step", P()),
-    ],
-)
-def test_rules(path, spec):
-    assert partition_spec(path) == spec
-
-
-def test_rules_do_not_collide():
-    """Every matrix matches exactly one rule, other parameters at most one, and no rule is idle."""
-    config = replace(TINY, output_bias=True, positions="learned")
-    _, params = structure(Seq2Seq, config)
-    used = set()
-    for path, leaf in paths(params).items():
-        matches = [pattern for pattern, _ in RULES if re.search(rf"(^|\.)({pattern})$", path)]
-        assert len(matches) == 1 if leaf.ndim == 2 else len(matches) <= 1, path
-        used.update(matches)
-    assert used == {pattern for pattern, _ in RULES}
-
-
-def test_a_collision_is_seen(monkeypatch):
-    monkeypatch.setattr(partition, "RULES", (*RULES, (r"query\.\w+", P("data"))))
-    with pytest.raises(ValueError, match=r"a\.query\.kernel matches the sharding rules"):
-        partition_spec("a.query.kernel")
 
 
 @pytest.mark.parametrize("optimizer", [optax.adam(1e-3), optax.adafactor(1e-3, min_dim_size_to_factor=8)])
@@ -218,39 +169,3 @@ def test_scanned_layers_are_spread_likewise(model, loss_and_gradients):
     (_, actual), grads = jax.jit(jax.value_and_grad(loss_and_logits, has_aux=True))(spread, place(make_batch(), mesh))
     np.testing.assert_allclose(actual, expected, atol=1e-5)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), unstack_layers(grads), expected_grads)
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """The training step, accumulating and with dropout, the state before it, and what one device makes of it."""
-    graphdef, params = split(Seq2Seq(replace(TINY, dropout_rate=0.1), rngs=nnx.Rngs(0)))
-
-    def loss_fn(params, batch, key):
-        model = nnx.merge(graphdef, params)
-        hidden = model.hidden(batch.source, batch.target, dropout_key=key)
-        weights = (batch.source[:, :5] != 0).astype(jnp.float32)
-        loss = chunked_cross_entropy(hidden, model.output_table, batch.target, weights, 0.1, 32)
-        return {"loss": loss, "weight": weights.sum()}
-
-    # Adam would divide a gradient that is 0 but for rounding by its own size.
-    optimizer = optax.sgd(0.5, momentum=0.9)
-    step = jax.jit(partial(train_step, loss_fn=loss_fn, optimizer=optimizer, seed=0, accumulate_steps=2))
-    state = init_state(params, optimizer, ema=False)
-    return step, state, step(state, make_batch(16))
-
-
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
-def test_a_training_step_is_the_same_on_any_mesh(trained, sizes):
-    """Dropout too: random bits do not depend on where they are drawn."""
-    step, before, (expected, expected_sums) = trained
-    mesh = make_mesh(MeshConfig(*sizes))
-    after, sums = step(jax.device_put(before, state_shardings(before, mesh)), place(make_batch(16), mesh))
-    for name, value in expected_sums.items():
-        np.testing.assert_allclose(sums[name], value, rtol=1e-5, err_msg=name)
-
-    def assert_close(path, actual, wanted, old):
-        # Relative to the parameter, and the change relative to the largest change of its kind.
-        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted - old).max()) + 1e-7)
-        assert jax.tree_util.keystr(path).endswith("query']['bias']") or (wanted != old).any(), path
-
-    jax.tree_util.tree_map_with_path(assert_close, after.params, expected.params, before.params)

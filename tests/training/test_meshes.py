@@ -15,6 +15,7 @@ from transformer_jax.sharding import place
 from transformer_jax.tasks import translation
 from transformer_jax.training.loop import _Run
 
+DEVICES = jax.devices()
 STEPS = 20
 ONE = (1, 1, 1)
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp and tensor": (1, 4, 2), "all": (2, 2, 2)}
@@ -62,7 +63,7 @@ def shrunk(config, model) -> Config:
 
 
 def prepared(config, sizes, tmp_path, monkeypatch) -> _Run:
-    monkeypatch.setattr(jax, "devices", lambda devices=jax.devices(): devices[: np.prod(sizes)])
+    monkeypatch.setattr(jax, "devices", lambda: DEVICES[: np.prod(sizes)])
     return _Run(dataclasses.replace(config, mesh=MeshConfig(*sizes)), tmp_path, time.monotonic())
 
 
