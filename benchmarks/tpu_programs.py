@@ -78,7 +78,7 @@ class Program:
     mesh: MeshConfig
 
     def __str__(self) -> str:
-        """Such as "base, training step, fsdp=8"; for -1 of a mesh, what is left."""
+        """Such as "1b, training step, fsdp tensor=4"; an axis without a size has what is left."""
         sizes = {axis: getattr(self.mesh, axis) for axis in ("data", "fsdp", "tensor")}
         split_over = " ".join(axis if size == -1 else f"{axis}={size}" for axis, size in sizes.items() if size != 1)
         return f"{self.shape}, {self.kind}, {split_over}"
@@ -124,7 +124,7 @@ def compile_program(program: Program, devices: Sequence[jax.Device], unit: int) 
         if "exceed" not in str(error).lower():
             raise
         sizes = re.findall(r"([\d.]+)([MGT])\b", str(error))
-        need = max(float(size) * 2 ** {"M": 20, "G": 30, "T": 40}[unit] for size, unit in sizes)
+        need = max(float(size) * 2 ** {"M": 20, "G": 30, "T": 40}[letter] for size, letter in sizes)
         return Compiled(len(devices), time.perf_counter() - started, need, None, ())
     seconds = time.perf_counter() - started
     text, need = compiled.as_text(), memory(compiled)
