@@ -6,7 +6,7 @@ from etils import epath
 from tests.bucket import Bucket
 from transformer_jax.errors import UserError
 from transformer_jax.files import new_folder, replace_folder, write_atomically
-from transformer_jax.paths import as_path, is_remote, os_errors
+from transformer_jax.paths import as_path, is_remote, os_errors, resolved
 
 
 @pytest.mark.parametrize("path", ["runs/a", "/runs/a", "", "a:/b", Path("runs"), epath.Path("/runs")])
@@ -59,6 +59,13 @@ def test_errors_of_their_own_kind_stay(bucket):
         raise UserError("mine")
     with pytest.raises(RuntimeError), os_errors(Path("a")):
         raise RuntimeError
+
+
+def test_only_local_paths_are_resolved(bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("there")
+    assert resolved(Path("link")) == tmp_path / "there"
+    assert resolved(as_path("gs://bucket/a")) == as_path("gs://bucket/a")
 
 
 def test_files_and_folders_are_written_and_replaced(bucket):

@@ -40,6 +40,11 @@ def is_remote(path: AnyPath) -> bool:
     return not isinstance(path, Path)
 
 
+def resolved(path: AnyPath) -> AnyPath:
+    """Absolute and without symbolic links; remote ones are."""
+    return path.resolve() if isinstance(path, Path) else path
+
+
 @contextlib.contextmanager
 def os_errors(path: AnyPath) -> Iterator[None]:
     """Within, whatever goes wrong with a remote path is an `OSError` with a `strerror`, as it is with a local one.

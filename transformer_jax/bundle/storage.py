@@ -23,7 +23,7 @@ from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.errors import UserError
 from transformer_jax.files import replace_folder
 from transformer_jax.models import ModelConfig, structure, unstack_layers
-from transformer_jax.paths import AnyPath, as_path, os_errors
+from transformer_jax.paths import AnyPath, as_path, os_errors, resolved
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -69,7 +69,7 @@ def save_bundle(
     Raises:
         UserError: for an unknown task or setting, or a path that is something else than a model.
     """
-    folder = as_path(path).resolve()
+    folder = resolved(as_path(path))
     if not _may_be_replaced(folder):
         raise UserError(f"{path} exists and is no model folder; name another, or remove it.")
     if task not in MODELS:

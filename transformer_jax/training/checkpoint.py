@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from jaxtyping import PyTree
 
 from transformer_jax.errors import UserError
 from transformer_jax.files import write_atomically
+from transformer_jax.paths import AnyPath, os_errors, resolved
 
 JSON = Any
 """What `json` can write: numbers, strings, booleans, None, lists and dicts of those."""
@@ -31,7 +31,7 @@ class Checkpoints:
     leaves one half-written under its own name. Older ones are deleted only after that.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: AnyPath, *, keep: int) -> None:
         """Open or create `folder`.
 
         Args:
@@ -43,13 +43,15 @@ class Checkpoints:
         """
         if keep < 1:
             raise UserError(f"config.training.keep_checkpoints is {keep}, but must be at least 1.")
-        self._folder = folder.resolve()
+        self._folder = resolved(folder)
         self._keep = keep
         self._protected: int | None = None
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if (self._folder / _PROTECTED).exists():
-                self._protected = json.loads((self._folder / _PROTECTED).read_text(encoding="utf-8"))["step"]
+            with os_errors(folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                stored = (self._folder / _PROTECTED).read_bytes() if (self._folder / _PROTECTED).exists() else None
+            if stored is not None:
+                self._protected = json.loads(stored)["step"]
         except OSError as error:
             raise UserError(f"{folder} can't hold checkpoints: {error.strerror}; choose another folder.") from error
         except (ValueError, KeyError, TypeError) as error:

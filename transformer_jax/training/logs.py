@@ -10,9 +10,12 @@ from types import TracebackType
 from typing import Any
 
 from transformer_jax.files import write_atomically
+from transformer_jax.paths import AnyPath
+from transformer_jax.training.mirror import Mirror
 
 Value = float | int | str | None
 
+_FILES = ("log", "timing", "samples")
 SHOWN = ("loss", "tokens_per_second")
 """What the bar shows of the values; plain lines show all."""
 
@@ -21,22 +24,23 @@ class RunLog:
     """The log of one run, as files in its folder and on the terminal.
 
     `log.jsonl` holds what is the same each time the run is made, `timing.jsonl` what is not, `samples.jsonl` outputs,
-    and `tensorboard/` the curves of both.
+    and `tensorboard/` the curves of both. In remote folders they come a little later, see `Mirror`.
     """
 
-    def __init__(self, workdir: Path, *, first_step: int, num_steps: int) -> None:
+    def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int) -> None:
         """Open the log of a run that has made `first_step` of `num_steps` steps.
 
-        Lines of later steps, left by a run that was killed after its last checkpoint, are cut off: they come again.
+        Lines of later steps, left by a run that was killed after its last checkpoint, are cut off, and so is the
+        evaluation at `first_step`: they come again.
         Infinity and NaN are written as null.
         """
-        workdir.mkdir(parents=True, exist_ok=True)
+        self._mirror = Mirror(workdir, [f"{name}.jsonl" for name in _FILES])
         self._files = {}
-        for name in ("log", "timing", "samples"):
-            path = workdir / f"{name}.jsonl"
+        for name in _FILES:
+            path = self._mirror.local / f"{name}.jsonl"
             _cut(path, first_step)
             self._files[name] = path.open("a", encoding="utf-8")
-        self._workdir, self._first_step = workdir, first_step
+        self._first_step = first_step
         self._display = _Bar(first_step, num_steps) if sys.stdout.isatty() else _Lines(num_steps)
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
@@ -66,6 +70,10 @@ class RunLog:
         """Show lines above the bar."""
         self._display.say(text)
 
+    def flush(self) -> None:
+        """Wait until the folder holds what has been logged: a checkpoint must not be ahead of it."""
+        self._mirror.flush()
+
     def close(self) -> None:
         """Close the files and leave the terminal."""
         self._display.close()
@@ -73,6 +81,7 @@ class RunLog:
             self._tensorboard.close()
         for file in self._files.values():
             file.close()
+        self._mirror.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -88,7 +97,7 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         # TensorBoard hides what an earlier run wrote from this step on.
-        folder = str(self._workdir / "tensorboard")
+        folder = str(self._mirror.local / "tensorboard")
         return SummaryWriter(folder, purge_step=self._first_step + 1, flush_secs=10)
 
     def _write(self, kind: str, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
@@ -103,6 +112,32 @@ class RunLog:
         valid = {key: _valid(value) for key, value in record.items()}
         file.write(json.dumps(valid, ensure_ascii=False, allow_nan=False) + "\n")
         file.flush()
+        self._mirror.push()
+
+
+class SilentLog(RunLog):
+    """Of a process that is not the first, which tells all there is to tell."""
+
+    def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int) -> None:
+        """Take what `RunLog` takes."""
+
+    def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        """Nothing."""
+
+    def samples(self, step: int, samples: Sequence[tuple[str, str, str]]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class _Lines:
@@ -162,16 +197,17 @@ def _cut(path: Path, step: int) -> None:
     if not path.exists():
         return
     content = path.read_bytes()
-    kept = b"".join(line + b"\n" for line in content.split(b"\n") if _step_of(line) <= step)
+    kept = b"".join(line + b"\n" for line in content.split(b"\n") if _is_of_run(line, step))
     if kept != content:
         write_atomically(path, kept)
 
 
-def _step_of(line: bytes) -> float:
+def _is_of_run(line: bytes, step: int) -> bool:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        record = json.loads(line)
+        return record["step"] < step or (record["step"] == step and record.get("kind") == "train")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _valid(value: Value) -> Value:
