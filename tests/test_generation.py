@@ -173,6 +173,15 @@ def test_sentences_at_the_same_place_draw_alike(model, generator):
     assert changed[0] != changed[2], "one sentence twice in a list draws anew"
 
 
+def test_several_devices_give_what_one_gives(model, generator):
+    sources = make_sources(24)
+    small = Generator(model[0], batch_size=8)
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    on_two = jax.device_put(model[1], jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    expected = generator.generate(model[1], sources, BEAM)
+    assert tokens_of(small.generate(on_two, sources, BEAM)) == tokens_of(expected)
+
+
 def test_order_is_kept(model, generator):
     sources = make_sources(seed=2)
     order = np.random.default_rng(0).permutation(16)

@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "transformer_jax"
 
 # Low to high. A module imports from lower rows, or from its own package; neighbours in a row don't know each other.
 LAYERS = (
-    ("errors", "runtime"),
+    ("errors", "runtime", "devices"),
     ("paths",),
     ("files",),
     ("attention", "positions", "partition", "data", "decoding"),

@@ -75,7 +75,7 @@ def dot_product_attention(
 
 def attention_by_head(
     query: Float[Array, "B N T H"],
-    key: Float[Array, "B N S H"],
+    key: Float[Array, "B N H S"],
     value: Float[Array, "B N S H"],
     mask: Bool[Array, "#B #N #T S"] | None = None,
 ) -> Float[Array, "B N T H"]:
@@ -85,7 +85,7 @@ def attention_by_head(
     everything kept into this order at every step.
     """
     scale = query.shape[-1] ** -0.5
-    scores = jnp.einsum("BNTH,BNSH->BNTS", query * scale, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("BNTH,BNHS->BNTS", query * scale, key, preferred_element_type=jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)

@@ -21,6 +21,7 @@ from transformer_jax.decoding import (
     renormalize,
     stream,
 )
+from transformer_jax.devices import spread, workers
 from transformer_jax.errors import UserError
 from transformer_jax.lanes import Plan, Sentences, search_in_lanes
 from transformer_jax.losses import smoothed_cross_entropy
@@ -79,7 +80,8 @@ class Generator:
 
         Args:
             graphdef: of a `Seq2Seq`.
-            batch_size: sentences at a time, at most, with a beam of `USUAL_BEAM`; with others, as many hypotheses.
+            batch_size: sentences at a time on each device, at most, with a beam of `USUAL_BEAM`; with others, as many
+                hypotheses.
             max_positions: tokens that a sentence can have, where the model has a table of positions.
             markers: of the target's vocabulary.
             bad_words: sequences of tokens that are never produced.
@@ -104,7 +106,7 @@ class Generator:
         """The `options.n_best` best hypotheses of each sentence, best first, or so many samples.
 
         Args:
-            params: of the model.
+            params: of the model; all devices of this process that hold them search.
             sources: token ids of each sentence, end of sentence included.
             options: of the search.
             prefixes: token ids that the outputs must begin with, one prefix a sentence; PAD where any may stand.
@@ -116,11 +118,20 @@ class Generator:
         prefixes = [()] * len(sources) if prefixes is None else prefixes
         for prefix_of_one in prefixes:
             self._check_prefix(prefix_of_one)
-        outputs: list[list[Hypothesis]] = [[] for _ in sources]
-        for plan, lanes in self._groups(sources, options, prefixes, guide):
-            for i, found in search_in_lanes(plan, params, None if guide is None else guide.shared, lanes):
-                outputs[i] = _hypotheses(found, options.n_best)
-        return outputs
+        arrays = params, None if guide is None else guide.shared
+
+        def search(arrays: Any, group: tuple[Plan, list[tuple[list[int], Sentences]]]) -> dict[int, list[Hypothesis]]:
+            (params, shared), (plan, lanes) = arrays, group
+            found = search_in_lanes(plan, params, shared, lanes)
+            return {name: _hypotheses(result, options.n_best) for name, result in found}
+
+        outputs: dict[int, list[Hypothesis]] = {}
+        devices, at_once = workers(arrays)
+        most = max(1, self.batch_size * USUAL_BEAM // (options.num_hypotheses * at_once))
+        groups = list(self._groups(sources, options, prefixes, guide, most, devices * at_once))
+        for found in spread(search, groups, arrays):
+            outputs |= found
+        return [outputs[i] for i in range(len(sources))]
 
     def _groups(
         self,
@@ -128,16 +139,21 @@ class Generator:
         options: SearchOptions,
         prefixes: Sequence[Sequence[int]],
         guide: Guide | None,
+        most: int,
+        parts: int,
     ) -> Iterator[tuple[Plan, list[tuple[list[int], Sentences]]]]:
-        """Sentences of one padded length, some lanes of them at a time, with the plan of their search."""
+        """Some lanes of sentences of one padded length, with the plan of their search.
+
+        A lane has `most` sentences at most, and the lanes of a length are in as many groups as `parts`, if they can be.
+        The longest come first, lest all wait for them in the end.
+        """
         root = jax.random.key(options.seed)
         lanes_of: dict[int, list[tuple[int, list[int]]]] = {}
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))  # what is alike ends together
-        most = max(1, self.batch_size * USUAL_BEAM // options.num_hypotheses)
         for length, rows, places in batches_by_length([len(sources[i]) for i in order], most):
             lanes_of.setdefault(length, []).append((rows, [order[place] for place in places]))
-        for length, lanes in lanes_of.items():
-            together = max(1, min(MOST_LANES, TOKENS_AT_A_TIME // (lanes[0][0] * length)))
+        for length, lanes in sorted(lanes_of.items(), reverse=True):
+            together = max(1, min(MOST_LANES, TOKENS_AT_A_TIME // (lanes[0][0] * length), -(-len(lanes) // parts)))
             for first in range(0, len(lanes), together):
                 group = lanes[first : first + together]
                 # Shapes depend on the padded length alone, unless a prefix is longer: others would compile anew.

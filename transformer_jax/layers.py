@@ -172,13 +172,13 @@ class MultiHeadAttention(nnx.Module):
 
     def attend_by_head(
         self,
-        query: Float[Array, "B N T H"],
-        key: Float[Array, "B N S H"],
+        x: Float[Array, "B T D"],
+        key: Float[Array, "B N H S"],
         value: Float[Array, "B N S H"],
         mask: Bool[Array, "#B #N #T S"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """`attend` for decoding, where keys and values are kept head by head."""
-        return self.out(merge_heads(attention_by_head(query, key, value, mask).swapaxes(1, 2)))
+        """The layer for decoding, where keys and values are kept head by head."""
+        return self.out(merge_heads(attention_by_head(self.queries(x).swapaxes(1, 2), key, value, mask).swapaxes(1, 2)))
 
 
 class FeedForward(nnx.Module):
@@ -339,47 +339,39 @@ class DecoderLayer(nnx.Module):
     def step(
         self,
         x: Float[Array, "B K D"],
-        cached: tuple[Float[Array, "B K N L H"], Float[Array, "B K N L H"]],
-        index: Int[Array, ""],
-        memory_keys_values: tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]],
+        cached: tuple[Float[Array, "B N H M"], Float[Array, "B N M H"]],
+        place: Int[Array, ""],
+        mask: Bool[Array, "B 1 K M"],
+        memory_keys_values: tuple[Float[Array, "B N H S"], Float[Array, "B N S H"]],
         memory_mask: Bool[Array, "#B 1 1 S"] | None = None,
-        ancestors: Int[Array, "B K L"] | None = None,
-    ) -> tuple[Float[Array, "B K D"], tuple[Float[Array, "B K N L H"], Float[Array, "B K N L H"]]]:
+    ) -> tuple[Float[Array, "B K D"], tuple[Float[Array, "B N H M"], Float[Array, "B N M H"]]]:
         """One more token for each of K hypotheses of every sentence.
+
+        All hypotheses of a sentence attend to the keys of all, and the mask tells whose are whose: that costs less
+        than to bring together what belongs to each.
 
         Args:
             x: the newest tokens, embedded.
-            cached: keys and values of self-attention at the tokens before, in L slots.
-            index: how many of the slots are filled.
+            cached: keys and values of self-attention at the tokens before, in M places.
+            place: the first of the K places of the newest tokens.
+            mask: True where the token in a place is one of the hypothesis, or its newest.
             memory_keys_values: those of cross-attention, one for all hypotheses of a sentence.
             memory_mask: True where the source has a token.
-            ancestors: the hypothesis whose row of `cached` has the token of each slot; None: each its own.
 
         Returns:
-            The layer's output, and `cached` with one more slot filled.
+            The layer's output, and `cached` with the newest tokens in their places.
         """
         keys, values = cached
 
         def attend_to_past(y: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
             nonlocal keys, values
             new_keys, new_values = self.self_attention.keys_values(y)
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys[:, :, :, None], index, 3)
-            values = jax.lax.dynamic_update_slice_in_dim(values, new_values[:, :, :, None], index, 3)
-            past = (jnp.arange(keys.shape[3]) <= index)[None, None, None]
-            # To self-attention every hypothesis is a row of its own, with one query.
-            query, own_keys, own_values = self.self_attention.queries(y)[..., None, :], keys, values
-            if ancestors is not None:
-                rows = ancestors[:, :, None, :, None]
-                own_keys, own_values = (jnp.take_along_axis(a, rows, axis=1) for a in (keys, values))
-            query, key, value = (a.reshape(-1, *a.shape[2:]) for a in (query, own_keys, own_values))
-            return self.self_attention.attend_by_head(query, key, value, past).reshape(y.shape)
+            keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys.transpose(0, 2, 3, 1), place, 3)
+            values = jax.lax.dynamic_update_slice_in_dim(values, new_values.swapaxes(1, 2), place, 2)
+            return self.self_attention.attend_by_head(y, keys, values, mask)
 
         x = self.self_attention_residual(x, attend_to_past)
-        # To cross-attention the hypotheses are the queries of one row, so the memory is never repeated.
         x = self.cross_attention_residual(
-            x,
-            lambda y: self.cross_attention.attend_by_head(
-                self.cross_attention.queries(y).swapaxes(1, 2), *memory_keys_values, mask=memory_mask
-            ),
+            x, lambda y: self.cross_attention.attend_by_head(y, *memory_keys_values, mask=memory_mask)
         )
         return self.feed_forward_residual(x, self.feed_forward), (keys, values)

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.data.by_length import batches_by_length, padded
+from transformer_jax.devices import spread
 from transformer_jax.errors import UserError
 from transformer_jax.models import Classifier
 
@@ -36,9 +37,15 @@ class Predictor:
             UserError: if the model's outputs are not numbers.
         """
         probabilities = np.zeros((len(texts), self.num_classes), np.float32)
-        for length, rows, chosen in batches_by_length([len(text) for text in texts], self.batch_size):
+
+        def ask(params: Any, batch: tuple[int, int, list[int]]) -> tuple[list[int], Float[np.ndarray, "n C"]]:
+            length, rows, chosen = batch
             tokens = padded([texts[i] for i in chosen], rows, length)
-            probabilities[chosen] = np.asarray(_probabilities(self.graphdef, params, tokens))[: len(chosen)]
+            return chosen, np.asarray(_probabilities(self.graphdef, params, tokens))[: len(chosen)]
+
+        batches = list(batches_by_length([len(text) for text in texts], self.batch_size))
+        for chosen, found in spread(ask, batches, params):
+            probabilities[chosen] = found
         if not np.isfinite(probabilities).all():
             raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
         return probabilities

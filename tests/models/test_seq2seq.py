@@ -307,20 +307,20 @@ def test_contradictions_name_their_field(changes, field):
         Seq2Seq(dataclasses.replace(SMALL, **changes), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("moves_rows", [False, True], ids=["ancestors", "rows"])
-def test_hypotheses_move_with_their_past(built, logits, moves_rows):
+@pytest.mark.parametrize("slots", [4, 2], ids=["enough room", "more room later"])
+def test_hypotheses_move_with_their_past(built, logits, slots):
     model = nnx.merge(*built)
     beams = jnp.array([[[1, 9, 9, 8], [1, 3, 5, 10]], [[1, 4, 6, 7], [1, 8, 3, 12]]])
     parents = jnp.array([[[1, 0], [0, 0], [1, 1]], [[0, 1], [1, 0], [0, 0]]])
     memory = model.remember(SOURCE)
-    cache = model.empty_cache(2, 2, max_length=4)
-    if moves_rows:
-        cache = cache._replace(ancestors=None)
+    cache = model.empty_cache(2, 2, max_length=slots)
     step, read = jax.jit(model.step), beams[:, :, :1]
     for position in range(1, 4):
         _, cache = step(read[:, :, -1], cache, memory)
         chosen = parents[:, position - 1]
         cache = cache.reordered(chosen)
+        if position == slots:
+            cache = cache.lengthened(5)
         read = jnp.take_along_axis(read, chosen[:, :, None], axis=1)
         read = jnp.concatenate([read, beams[:, :, position : position + 1]], axis=2)
     actual, _ = step(read[:, :, -1], cache, memory)

@@ -91,21 +91,26 @@ def _seq2seq_programs(model: Translator | CoupletWriter) -> dict[str, export.Exp
         tokens: Int[Array, "B K"], cache: dict[str, Any], memory: dict[str, Any]
     ) -> tuple[Float[Array, "B K V"], dict[str, Any]]:
         logits, grown = model.model.step(tokens, Cache(**cache), Memory(**memory))
-        return logits, {name: part for name, part in grown._asdict().items() if part is not None}
+        return logits, grown._asdict()
 
-    batch, beams, source, slots = export.symbolic_shape("B, K, S, L")
-    tokens = jax.ShapeDtypeStruct((batch, source), jnp.int32)
+    def sources(batch: Any, length: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, length), jnp.int32)
+
+    # An exported function knows the sizes of its own arguments only.
+    encoder = _exported(encode, sources(*export.symbolic_shape("B, S")))
+    batch, beams, source, slots = export.symbolic_shape("B, K, S, L", constraints=("L*K >= K",))
     head_width = config.d_model // config.num_heads
-    slot = jax.ShapeDtypeStruct((batch, beams, config.num_heads, slots, head_width), jnp.dtype(config.dtype))
+    heads, dtype = config.num_heads, jnp.dtype(config.dtype)
+    keys = jax.ShapeDtypeStruct((batch, heads, head_width, slots * beams), dtype)
+    values = jax.ShapeDtypeStruct((batch, heads, slots * beams, head_width), dtype)
     cache = {
-        "keys_values": ((slot, slot),) * config.num_decoder_layers,
+        "keys_values": ((keys, values),) * config.num_decoder_layers,
         "length": jax.ShapeDtypeStruct((), jnp.int32),
+        "ancestors": jax.ShapeDtypeStruct((batch, beams, slots), jnp.int32),
     }
     newest = jax.ShapeDtypeStruct((batch, beams), jnp.int32)
-    return {
-        "encoder": _exported(encode, tokens),
-        "step": _exported(step, newest, cache, jax.eval_shape(encode, tokens)),
-    }
+    memory = jax.eval_shape(encode, sources(batch, source))
+    return {"encoder": encoder, "step": _exported(step, newest, cache, memory)}
 
 
 def _classifier_programs(model: TextClassifier) -> dict[str, export.Exported]:
@@ -168,6 +173,7 @@ def _readme(model: Model) -> str:
         programs = """`encoder.stablehlo`: source ids [B, S], each with its end, 0 where padded, to what decoding needs.
 
 `step.stablehlo`: the newest tokens [B, K], a cache with L slots and the memory to logits [B, K, V] and the cache.
+When hypotheses move, so do their rows of `cache["ancestors"]` [B, K, L], and nothing else.
 
 `model.encode`, `model.empty_cache` and `model.step` call them; `model.greedy` is a search in twenty lines."""
     notes = []

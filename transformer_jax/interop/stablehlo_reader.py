@@ -79,12 +79,19 @@ class Seq2SeqProgram:
         """
         _check_length(max_length, self.signature["max_positions"], "An output")
         sizes = self.signature["sizes"]
-        shape = (batch_size, beam_size, sizes["num_heads"], max_length, sizes["head_width"])
-        zeros = jnp.zeros(shape, self.signature["dtype"])
-        return {"keys_values": ((zeros, zeros),) * sizes["num_decoder_layers"], "length": jnp.zeros((), jnp.int32)}
+        shape = (batch_size, sizes["num_heads"], sizes["head_width"], max_length * beam_size)
+        keys = jnp.zeros(shape, self.signature["dtype"])
+        return {
+            "keys_values": ((keys, keys.swapaxes(2, 3)),) * sizes["num_decoder_layers"],
+            "length": jnp.zeros((), jnp.int32),
+            "ancestors": jnp.zeros((batch_size, beam_size, max_length), jnp.int32),
+        }
 
     def step(self, tokens: Any, cache: Any, memory: Any) -> tuple[jax.Array, Any]:
-        """Logits [B, K, V] after one more token [B, K] of each hypothesis, and the cache that holds it too."""
+        """Logits [B, K, V] after one more token [B, K] of each hypothesis, and the cache that holds it too.
+
+        A search whose hypotheses move moves their rows of `cache["ancestors"]` [B, K, max_length] with them.
+        """
         return self._step(jnp.asarray(tokens, jnp.int32), cache, memory)
 
     def greedy(self, sources: Sequence[Sequence[int]], max_length: int) -> list[list[int]]:

@@ -24,46 +24,56 @@ from transformer_jax.models.stacks import (
 class Memory(NamedTuple):
     """What decoding needs of the encoder: fixed while the hypotheses grow."""
 
-    keys_values: tuple[tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]], ...]
+    keys_values: tuple[tuple[Float[Array, "B N H S"], Float[Array, "B N S H"]], ...]
     """Of the cross-attention of each decoder layer."""
     mask: Bool[Array, "B 1 1 S"]
 
 
 class Cache(NamedTuple):
-    """What decoding remembers of the tokens before: grows and moves with the hypotheses."""
+    """What decoding remembers of the tokens before: grows with the hypotheses, and stays where it is when they move."""
 
-    keys_values: tuple[tuple[Float[Array, "B K N L H"], Float[Array, "B K N L H"]], ...]
-    """Of the self-attention of each decoder layer, in L slots."""
+    keys_values: tuple[tuple[Float[Array, "B N H M"], Float[Array, "B N M H"]], ...]
+    """Of the self-attention of each decoder layer, in M = L K places: K places a slot, one slot a token."""
     length: Int[Array, ""]
     """How many slots are filled."""
-    ancestors: Int[Array, "B K L"] | None = None
-    """Of whose row the key and value of each slot of a hypothesis are. So when hypotheses move, only these numbers do.
-    None: of its own row, which then moves with it."""
+    ancestors: Int[Array, "B K L"]
+    """The place in each slot of the token that a hypothesis has there. When hypotheses move, only these numbers do."""
 
     @property
     def slots(self) -> int:
         """L."""
-        return self.keys_values[0][0].shape[3]
+        return self.ancestors.shape[2]
 
     def lengthened(self, slots: int) -> "Cache":
         """The same with `slots` slots, which are no fewer than L."""
-
-        def lengthen(leaf: Float[Array, "B K N L H"]) -> Float[Array, "B K N M H"]:
-            return jnp.pad(leaf, ((0, 0), (0, 0), (0, 0), (0, slots - leaf.shape[3]), (0, 0)))
-
-        ancestors = self.ancestors
-        if ancestors is not None:
-            ancestors = jnp.pad(ancestors, ((0, 0), (0, 0), (0, slots - self.slots)))
-        return self._replace(keys_values=jax.tree.map(lengthen, self.keys_values), ancestors=ancestors)
+        more = slots - self.slots
+        places = more * self.ancestors.shape[1]
+        keys_values = tuple(
+            (
+                jnp.pad(keys, ((0, 0), (0, 0), (0, 0), (0, places))),
+                jnp.pad(values, ((0, 0), (0, 0), (0, places), (0, 0))),
+            )
+            for keys, values in self.keys_values
+        )
+        return Cache(keys_values, self.length, jnp.pad(self.ancestors, ((0, 0), (0, 0), (0, more))))
 
     def reordered(self, parents: Int[Array, "B K"]) -> "Cache":
         """The same where each hypothesis goes on from that in slot `parents`."""
-        if self.ancestors is None:
-            moved = jax.tree.map(
-                lambda leaf: jnp.take_along_axis(leaf, parents[:, :, None, None, None], axis=1), self.keys_values
-            )
-            return self._replace(keys_values=moved)
         return self._replace(ancestors=jnp.take_along_axis(self.ancestors, parents[:, :, None], axis=1))
+
+    def with_newest(self) -> "Cache":
+        """The same where one more slot holds the token of each hypothesis, once its keys and values are written."""
+        own = jnp.arange(self.ancestors.shape[1])[:, None]
+        own = jnp.broadcast_to(own, (*self.ancestors.shape[:2], 1))
+        ancestors = jax.lax.dynamic_update_slice_in_dim(self.ancestors, own, self.length, 2)
+        return self._replace(length=self.length + 1, ancestors=ancestors)
+
+    def mask(self) -> Bool[Array, "B 1 K M"]:
+        """True where the token in a place is one of the hypothesis."""
+        batch_size, beam_size, slots = self.ancestors.shape
+        own = self.ancestors[..., None] == jnp.arange(beam_size)
+        filled = (jnp.arange(slots) < self.length)[:, None]
+        return (own & filled).reshape(batch_size, 1, beam_size, slots * beam_size)
 
 
 class AttentionWeights(NamedTuple):
@@ -222,28 +232,30 @@ class Seq2Seq(nnx.Module):
         segments = segments_of(source)
         encoded = self.encode(source, segments)
         projected = tuple(layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers)
-        return Memory(jax.tree.map(lambda a: a.swapaxes(1, 2), projected), (segments != 0)[:, None, None, :])
+        kept = tuple((keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)) for keys, values in projected)
+        return Memory(kept, (segments != 0)[:, None, None, :])
 
     def empty_cache(self, batch_size: int, beam_size: int, max_length: int) -> Cache:
         """A cache of `max_length` slots for `beam_size` hypotheses of each sentence."""
-        heads = self.config.num_heads
-        shape = (batch_size, beam_size, heads, max_length, self.config.d_model // heads)
-        zeros = jnp.zeros(shape, self.config.dtype)
-        ancestors = jnp.zeros((batch_size, beam_size, max_length), jnp.int32) if beam_size > 1 else None
-        return Cache(tuple((zeros, zeros) for _ in self.decoder.layers), jnp.zeros((), jnp.int32), ancestors)
+        heads, places = self.config.num_heads, max_length * beam_size
+        head_width = self.config.d_model // heads
+        keys = jnp.zeros((batch_size, heads, head_width, places), self.config.dtype)
+        return Cache(
+            keys_values=tuple((keys, keys.swapaxes(2, 3)) for _ in self.decoder.layers),
+            length=jnp.zeros((), jnp.int32),
+            ancestors=jnp.zeros((batch_size, beam_size, max_length), jnp.int32),
+        )
 
     def step(self, tokens: Int[Array, "B K"], cache: Cache, memory: Memory) -> tuple[Float[Array, "B K V"], Cache]:
         """Logits after one more token of every hypothesis; equal to those of `__call__`, at the cost of one token."""
-        positions = jnp.broadcast_to(cache.length, tokens.shape)
-        x = self.target_embedder(self.target_embedding, tokens, positions)
-        ancestors = cache.ancestors
-        if ancestors is not None:
-            own = jnp.broadcast_to(jnp.arange(tokens.shape[1])[:, None], (*tokens.shape, 1))
-            ancestors = jax.lax.dynamic_update_slice_in_dim(ancestors, own, cache.length, 2)
+        x = self.target_embedder(self.target_embedding, tokens, jnp.broadcast_to(cache.length, tokens.shape))
+        place = cache.length * tokens.shape[1]
+        cache = cache.with_newest()
+        mask = cache.mask()
         keys_values = []
         for layer, cached, remembered in zip(self.decoder.layers, cache.keys_values, memory.keys_values, strict=True):
-            x, cached = layer.step(x, cached, cache.length, remembered, memory.mask, ancestors)
+            x, cached = layer.step(x, cached, place, mask, remembered, memory.mask)
             keys_values.append(cached)
         if self.decoder.norm is not None:
             x = self.decoder.norm(x)
-        return self.logits(x), Cache(tuple(keys_values), cache.length + 1, ancestors)
+        return self.logits(x), cache._replace(keys_values=tuple(keys_values))

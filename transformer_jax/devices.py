@@ -1,0 +1,64 @@
+"""Work shared out among the devices of this process, for models that answer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TypeVar
+
+import jax
+from jaxtyping import PyTree
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AT_ONCE = {"cpu": 2}
+"""Pieces of work that a device of this platform has in hand, elsewhere 1: small products leave cores of a CPU idle."""
+
+
+def workers(arrays: PyTree) -> tuple[int, int]:
+    """The devices of this process that hold these arrays, and the pieces of work that each has in hand."""
+    devices = _devices(arrays)
+    return len(devices), AT_ONCE.get(devices[0].platform, 1)
+
+
+def spread(work: Callable[[PyTree, Item], Result], items: Sequence[Item], arrays: PyTree) -> Iterator[Result]:
+    """Yield `work(arrays, item)` for each item, in order, done by all devices of this process that hold `arrays`.
+
+    Each of several devices is given a copy of arrays that are spread over them. Work that has begun is finished even if
+    another piece fails.
+    """
+    devices, (_, at_once) = _devices(arrays), workers(arrays)
+    # All devices before any has a second piece.
+    seats = (devices * at_once)[: len(items)]
+    if len(seats) <= 1:
+        yield from (work(arrays, item) for item in items)
+        return
+    used = set(seats)
+    copies = {device: arrays if len(used) == 1 else jax.device_put(arrays, device) for device in used}
+    free: SimpleQueue[jax.Device] = SimpleQueue()
+    for device in seats:
+        free.put(device)
+
+    def sit_down(item: Item) -> Result:
+        device = free.get()
+        try:
+            return work(copies[device], item)
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(seats), thread_name_prefix="device") as threads:
+        yield from threads.map(sit_down, items)
+
+
+def replicated(arrays: PyTree) -> PyTree:
+    """The arrays on every device of this process, so that all of them share in the work."""
+    mesh = jax.sharding.Mesh(jax.local_devices(), "device")
+    return jax.device_put(arrays, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def _devices(arrays: PyTree) -> list[jax.Device]:
+    found: set[jax.Device] = set()
+    for leaf in jax.tree.leaves(arrays):
+        if isinstance(leaf, jax.Array):
+            found |= leaf.sharding.addressable_devices
+    return sorted(found, key=lambda device: device.id) or jax.local_devices()[:1]
