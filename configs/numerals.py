@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
     """A small Transformer, post-norm as the paper's, that reads numbers below a million."""
     config = default_config()
     config.data.update(name="numerals", source_language="de", target_language="en", max_length=64, row_length=128)
-    config.tokenizer.vocab_size = 200
+    # Few pieces, so that both sides of a pair have about as many tokens and rows of both fill up.
+    config.tokenizer.update(vocab_size=120, max_texts=20_000)
     config.model.update(d_model=128, num_heads=4, d_ff=256, num_encoder_layers=2, num_decoder_layers=2)
     config.model.dropout_rate = 0.0
     config.optim.update(schedule="cosine", lr=2e-3, warmup_steps=100, label_smoothing=0.0)

@@ -81,13 +81,10 @@ def text_files(tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_mistakes_in_flags(refused, tmp_path, monkeypatch, arguments, named):
-    from transformer_jax.tasks import translation
-
-    # A tokenizer that learns from few sentences is as good here, and quick.
-    monkeypatch.setattr(translation.TranslationTask, "TOKENIZER_PAIRS", 500)
+def test_mistakes_in_flags(refused, tmp_path, arguments, named):
     workdir = tmp_path / "run"
-    assert named in refused(*arguments, f"--workdir={workdir}")
+    # A tokenizer that learns from few sentences is as good here, and quick.
+    assert named in refused("--config.tokenizer.max_texts=500", *arguments, f"--workdir={workdir}")
     assert not workdir.exists()
 
 

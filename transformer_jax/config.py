@@ -67,6 +67,9 @@ class TokenizerConfig:
     vocab_size: int = 8000
     joint: bool = True
     """One vocabulary for both languages."""
+    max_texts: int = 0
+    """Trained on at most so many texts or pairs, spread evenly over the training data; 0: 200,000, of couplets ten times
+    as many."""
 
 
 @dataclass(frozen=True)

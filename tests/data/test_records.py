@@ -1,6 +1,8 @@
 from collections.abc import Sequence
 
-from transformer_jax.data.records import MappedRecords, read_records
+import pytest
+
+from transformer_jax.data.records import MappedRecords, read_records, spread_evenly
 
 
 class Source(Sequence):
@@ -37,3 +39,11 @@ def test_mapped():
     assert mapped[-1] == "2999"
     assert mapped[10:16:2] == ["10", "12", "14"]
     assert read_records(mapped, [4, 1]) == ["4", "1"]
+
+
+@pytest.mark.parametrize(
+    ("most", "chosen"),
+    [(1, [0]), (3, [0, 4, 8]), (5, [0, 2, 4, 6, 8]), (9, [0, 2, 4, 6, 8]), (10, range(10)), (99, range(10))],
+)
+def test_records_spread_evenly(most, chosen):
+    assert spread_evenly(range(10), most) == list(chosen)

@@ -14,6 +14,11 @@ def read_records(records: Sequence[Record], indices: Sequence[int]) -> list[Reco
     return list(read_many(list(indices))) if read_many else [records[i] for i in indices]
 
 
+def spread_evenly(records: Sequence[Record], most: int) -> list[Record]:
+    """At most `most` of the records, at equal distances."""
+    return read_records(records, range(0, len(records), max(1, -(-len(records) // most))))
+
+
 class MappedRecords(Sequence[Record], Generic[Record]):
     """A sequence whose records pass through a function as they are read."""
 
