@@ -4,6 +4,7 @@ The same command goes on with a run that was interrupted.
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from transformer_jax.errors import UserError
 from transformer_jax.runtime import prepare
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
@@ -20,7 +22,8 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
 def main(argv: list[str]) -> int:
     """Read the command line and train.
 
-    Returns 0 if all went well or SIGTERM stopped it, 2 for mistakes in what was asked, 130 after Ctrl-C.
+    Returns 0 if all went well or SIGTERM stopped it, 2 for mistakes in what was asked, 130 after Ctrl-C. With several
+    processes it does not return if one of them fails, but ends with 2, or with 75 where another process has gone.
     """
     started = time.monotonic()
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
@@ -32,6 +35,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--profile", action="store_true", help="trace some steps into DIR/profile, for TensorBoard and Perfetto"
     )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes; by itself on Cloud TPU, Slurm and what else JAX finds",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 waits for the others")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    parser.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
     arguments, overrides = parser.parse_known_args(argv[1:])
     file, _, argument = arguments.config.partition(":")
     workdir = arguments.workdir or Path("runs", "-".join(filter(None, [Path(file).stem, argument])))
@@ -39,14 +50,21 @@ def main(argv: list[str]) -> int:
     notes = prepare()
     try:
         # Not before: these import JAX.
+        from transformer_jax import processes
         from transformer_jax.config import load_config_file
-        from transformer_jax.errors import UserError
         from transformer_jax.training import run
 
         try:
-            config = _override(load_config_file(arguments.config), overrides)
-            outcome = run(config, workdir, started=started, notes=notes, profile=arguments.profile)
-        except (UserError, flags.Error) as error:
+            processes.start(
+                distributed=arguments.distributed,
+                coordinator=arguments.coordinator,
+                num_processes=arguments.num_processes,
+                process_id=arguments.process_id,
+            )
+            with processes.ending_together():
+                config = _override(load_config_file(arguments.config), overrides)
+                outcome = run(config, workdir, started=started, notes=notes, profile=arguments.profile)
+        except UserError as error:
             print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
     except KeyboardInterrupt:
@@ -60,21 +78,25 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     for override in remaining:
         name, _, path = override.partition("=")[0].lstrip("-").partition(".")
         if name != "config":
-            raise flags.Error(f"{override} is no option; a configuration is named by --config=FILE.py.")
+            raise UserError(f"{override} is no option; a configuration is named by --config=FILE.py.")
         group = config
         for part in path.split("."):
             if not isinstance(group, ConfigDict) or part not in group:
-                raise flags.Error(f"config.{path} is no field; docs/configuration.md lists those that there are.")
+                raise UserError(f"config.{path} is no field; docs/configuration.md lists those that there are.")
             group = group[part]
         if "=" not in override and not isinstance(group, bool):
             next(remaining, None)  # its value
     argv = ["train.py", *overrides]
-    holder = config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
-    rest = flags.FLAGS(argv)[1:]
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, sys_argv=argv)
+        rest = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise UserError(str(error)) from error
     if rest:
-        raise flags.Error(f"{rest[0]} is no option; write --config.GROUP.FIELD=VALUE.")
+        raise UserError(f"{rest[0]} is no option; write --config.GROUP.FIELD=VALUE.")
     return holder.value
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # before and after a run nothing is unsaved
     sys.exit(main(sys.argv))

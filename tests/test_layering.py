@@ -19,7 +19,7 @@ LAYERS = (
     ("errors", "runtime", "devices"),
     ("paths",),
     ("files",),
-    ("attention", "positions", "partition", "data", "decoding"),
+    ("attention", "positions", "partition", "data", "decoding", "processes"),
     ("layers", "couplets"),
     ("models",),
     ("config",),

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from transformer_jax.config import MeshConfig
 from transformer_jax.errors import UserError
+from transformer_jax.models import ModelConfig
 from transformer_jax.partition import AXES, ROWS, partition_spec
 
 
@@ -61,11 +62,21 @@ def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
             if axis is not None and size % mesh.shape[axis]:
                 raise UserError(
                     f"{name} has a dimension of {size}, which does not divide into config.mesh.{axis}="
-                    f"{mesh.shape[axis]} parts; change config.mesh, or the sizes in config.model."
+                    f"{mesh.shape[axis]} parts; change config.mesh, or the sizes in config.model and config.tokenizer."
                 )
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def check_heads(model: ModelConfig, mesh: Mesh) -> None:
+    """Raise `UserError` if the heads of attention do not divide by the axis that splits them."""
+    parts = mesh.shape["tensor"]
+    if model.num_heads % parts:
+        raise UserError(
+            f"config.model.num_heads is {model.num_heads}, which does not divide into config.mesh.tensor={parts} "
+            "parts; change one of them."
+        )
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -83,15 +94,20 @@ def place(batch: PyTree, mesh: Mesh) -> PyTree:
     Raises:
         UserError: if the rows don't divide among the devices.
     """
-    shards = row_shards(mesh)
-    processes = jax.process_count()
-    for array in jax.tree.leaves(batch):
-        if array.shape[0] * processes % shards:
-            raise UserError(
-                f"config.data.tokens_per_batch makes batches of {array.shape[0] * processes} rows, which do not divide "
-                f"among the {shards} devices along the axes data and fsdp; make it a multiple of {shards} rows."
-            )
     sharding = NamedSharding(mesh, ROWS)
-    if processes == 1:
-        return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+    if jax.process_count() > 1:
+        return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+    shards = row_shards(mesh)
+    for array in jax.tree.leaves(batch):
+        if array.shape[0] % shards:
+            raise UserError(
+                f"config.data.tokens_per_batch makes batches of {array.shape[0]} rows, which do not divide among the "
+                f"{shards} devices along the axes data and fsdp; make it a multiple of {shards} rows."
+            )
+    return jax.device_put(batch, sharding)
+
+
+def own_rows(mesh: Mesh, num_rows: int) -> list[int]:
+    """Those of a batch's rows that lie on devices of this process, in the order in which `place` takes them."""
+    parts = NamedSharding(mesh, ROWS).addressable_devices_indices_map((num_rows,)).values()
+    return sorted({row for (part,) in parts for row in range(*part.indices(num_rows))})

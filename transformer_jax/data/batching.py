@@ -29,6 +29,24 @@ class Position(NamedTuple):
     batch: int = 0
 
 
+class Share(NamedTuple):
+    """What one of several processes has to do with the data. All of them make the same plan of the same batches."""
+
+    number: int
+    """Of this process, from 0."""
+    count: int
+    """Processes."""
+    rows: Callable[[int], Sequence[int]]
+    """Of a batch of so many rows, those that this process collates."""
+    gather: Callable[[list[int]], list[list[int]]]
+    """What each process gave, in order; all call it equally often."""
+    close: Callable[[], None]
+    """Makes a `gather` that is waiting, and all to come, raise."""
+
+
+ALONE = Share(0, 1, range, lambda own: [own], lambda: None)
+
+
 class Batches(Generic[Record, Batch]):
     """The batches of a set of records, as a pure function of seed and position.
 
@@ -50,6 +68,7 @@ class Batches(Generic[Record, Batch]):
         bucket_lengths: Sequence[int],
         max_length: int,
         row_multiple: int = 1,
+        share: Share = ALONE,
         seed: int = 0,
         shuffle: bool = True,
         window_size: int = 65_536,
@@ -67,6 +86,8 @@ class Batches(Generic[Record, Batch]):
             bucket_lengths: row lengths of "bucket"; those above `max_length` are replaced by it.
             max_length: tokens of the longest side of an example; longer examples are left out and counted.
             row_multiple: every batch is filled up with blank rows to a multiple of so many, to be shared out evenly.
+            share: of this process in the rows. It reads and encodes the records of those, and besides every
+                `share.count`-th record, whose length it tells the others, as a plan needs all lengths.
             seed: of the order.
             shuffle: False keeps the order of the records, as evaluation wants it.
             window_size: records that are encoded and planned at a time.
@@ -94,12 +115,14 @@ class Batches(Generic[Record, Batch]):
         self._batching = batching
         self._tokens_per_batch = tokens_per_batch
         self._row_multiple = row_multiple
+        self._share = share
         self._max_length = max_length
         self._seed = seed
         self._shuffle = shuffle
         self._window_size = window_size
         self._num_windows = -(-len(records) // window_size)
-        self._whole_set: list[Example] | None = None
+        self._lengths_of_all: np.ndarray | None = None
+        self._examples: dict[int, Example] = {}
         self.skipped = 0
         """Examples left out as too long, so far in the epoch that is being read."""
 
@@ -120,12 +143,11 @@ class Batches(Generic[Record, Batch]):
                 self.skipped = 0
             for window in range(position.window, self._num_windows):
                 first = position.batch if window == position.window else 0
-                examples, plan = self._plan(position.epoch, window)
-                for number in range(first, len(plan)):
-                    row_length, rows = plan[number]
-                    batch = self._collate(
-                        [[examples[i] for i in row] for row in rows], row_length, self._all_rows(row_length)
-                    )
+                plan = self._plan(position.epoch, window)
+                own = [self._own_rows(row_length, rows) for row_length, rows in plan[first:]]
+                examples = self._encoded([i for rows in own for row in rows for i in row])
+                for number, rows in enumerate(own, start=first):
+                    batch = self._collate([[examples[i] for i in row] for row in rows], plan[number][0], len(rows))
                     yielded += 1
                     yield batch, self._after(position.epoch, window, number, len(plan))
             if not yielded and position == (position.epoch, 0, 0):
@@ -139,15 +161,20 @@ class Batches(Generic[Record, Batch]):
         """A batch of nothing but padding in the one shape that all have, or None if there are several."""
         if self._batching != "pack":
             return None
-        return self._collate([], self._row_length, self._all_rows(self._row_length))
+        return self._collate([], self._row_length, len(self._own_rows(self._row_length, [])))
+
+    def close(self) -> None:
+        """Wait for other processes no more: an iterator that does, in another thread, raises."""
+        self._share.close()
 
     def _num_rows(self, row_length: int) -> int:
         """Rows of a batch that can hold examples."""
         return self._tokens_per_batch // row_length
 
-    def _all_rows(self, row_length: int) -> int:
-        """Rows of a batch with the blank ones at its end."""
-        return -(-self._num_rows(row_length) // self._row_multiple) * self._row_multiple
+    def _own_rows(self, row_length: int, rows: list[list[int]]) -> list[list[int]]:
+        """Those of a batch that this process collates; blank ones follow those given."""
+        all_rows = -(-self._num_rows(row_length) // self._row_multiple) * self._row_multiple
+        return [rows[r] if r < len(rows) else [] for r in self._share.rows(all_rows)]
 
     def _after(self, epoch: int, window: int, number: int, batches_in_window: int) -> Position:
         if number + 1 < batches_in_window:
@@ -156,17 +183,13 @@ class Batches(Generic[Record, Batch]):
             return Position(epoch, window + 1)
         return Position(epoch + 1)
 
-    def _plan(self, epoch: int, window: int) -> tuple[list[Example], list[tuple[int, list[list[int]]]]]:
-        """Examples of a window, and its batches as (row length, rows of indices into the examples)."""
-        examples = []
-        for example in self._read(epoch, window):
-            if max(map(len, example)) <= self._max_length:
-                examples.append(example)
-            else:
-                self.skipped += 1
-        if not examples:
-            return [], []
-        lengths = np.array([[len(side) for side in example] for example in examples])
+    def _plan(self, epoch: int, window: int) -> list[tuple[int, list[list[int]]]]:
+        """The batches of a window as (row length, rows of numbers of records)."""
+        numbers = self._numbers(epoch, window)
+        lengths = self._lengths(numbers)
+        fits = lengths.max(axis=1) <= self._max_length
+        self.skipped += int((~fits).sum())
+        numbers, lengths = numbers[fits], lengths[fits]
         if self._batching == "pack":
             groups = {self._row_length: pack_rows(lengths, self._row_length)}
         else:
@@ -175,24 +198,46 @@ class Batches(Generic[Record, Batch]):
         order = np.random.default_rng((self._seed, epoch, window, 1))
         batches: list[tuple[int, list[list[int]]]] = []
         for row_length, rows in groups.items():
+            rows = [numbers[row].tolist() for row in rows]
             if self._shuffle:
                 order.shuffle(rows)
             num_rows = self._num_rows(row_length)
             batches += [(row_length, rows[i : i + num_rows]) for i in range(0, len(rows), num_rows)]
         if self._shuffle:
             order.shuffle(batches)
-        return examples, batches
+        return batches
 
-    def _read(self, epoch: int, window: int) -> list[Example]:
-        """Encoded records of a window, in the order of the epoch."""
+    def _numbers(self, epoch: int, window: int) -> np.ndarray:
+        """Of the records of a window, in the order of the epoch."""
         count = len(self._records)
         order = np.random.default_rng((self._seed, epoch)).permutation(count) if self._shuffle else np.arange(count)
-        chosen = order[window * self._window_size : (window + 1) * self._window_size].tolist()
+        return order[window * self._window_size : (window + 1) * self._window_size]
+
+    def _lengths(self, numbers: np.ndarray) -> np.ndarray:
+        """Tokens of the records of a window, side by side."""
         if self._num_windows > 1:
-            return self._encode(read_records(self._records, chosen))
-        if self._whole_set is None:
-            self._whole_set = self._encode(read_records(self._records, range(count)))
-        return [self._whole_set[i] for i in chosen]
+            self._examples.clear()
+            return self._gathered_lengths(numbers)
+        if self._lengths_of_all is None:
+            self._lengths_of_all = self._gathered_lengths(np.arange(len(self._records)))
+        return self._lengths_of_all[numbers]
+
+    def _gathered_lengths(self, numbers: np.ndarray) -> np.ndarray:
+        number, count = self._share.number, self._share.count
+        own = numbers[number::count].tolist()
+        examples = self._encoded(own)
+        told = self._share.gather([len(side) for i in own for side in examples[i]])
+        lengths = np.empty((len(numbers), sum(map(len, told)) // len(numbers)), np.int64)
+        for of_process, of_records in enumerate(told):
+            lengths[of_process::count] = np.reshape(of_records, (-1, lengths.shape[1]))
+        return lengths
+
+    def _encoded(self, numbers: list[int]) -> dict[int, Example]:
+        """At least these examples by the numbers of their records; all that were encoded for this window stay."""
+        missing = [i for i in numbers if i not in self._examples]
+        if missing:
+            self._examples.update(zip(missing, self._encode(read_records(self._records, missing)), strict=True))
+        return self._examples
 
 
 class _Failure(NamedTuple):

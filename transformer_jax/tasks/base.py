@@ -1,15 +1,17 @@
 """The contract between a task and the training loop."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Key
 
+from transformer_jax import processes
 from transformer_jax.config import Config
-from transformer_jax.data.batching import Batches, Example
+from transformer_jax.data.batching import ALONE, Batches, Example, Share
 from transformer_jax.models import ModelConfig
-from transformer_jax.sharding import make_mesh, row_shards
+from transformer_jax.sharding import make_mesh, own_rows, row_shards
 from transformer_jax.steps import Batch, Params, Sums
 
 
@@ -88,7 +90,11 @@ def make_batches(
         longest: of validation examples, all of which count however long they are, in the order given. None: training.
     """
     data = config.data
-    row_multiple = row_shards(make_mesh(config.mesh)) * config.optim.accumulate_steps
+    mesh = make_mesh(config.mesh)
+    share = ALONE
+    if processes.count() > 1:
+        exchange = processes.Exchange()
+        share = Share(processes.index(), processes.count(), partial(own_rows, mesh), exchange.gather, exchange.close)
     slots = data.tokens_per_batch
     if longest is not None:
         slots = max(slots, longest, data.row_length)
@@ -101,7 +107,8 @@ def make_batches(
         row_length=data.row_length,
         bucket_lengths=data.bucket_lengths,
         max_length=data.max_length if longest is None else longest,
-        row_multiple=row_multiple,
+        row_multiple=row_shards(mesh) * config.optim.accumulate_steps,
+        share=share,
         seed=config.seed,
         shuffle=longest is None,
     )

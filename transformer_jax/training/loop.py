@@ -4,35 +4,37 @@ import contextlib
 import dataclasses
 import math
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
+from transformer_jax import processes
 from transformer_jax.bundle import save_bundle
 from transformer_jax.config import Config, from_config_dict
 from transformer_jax.data.batching import Position, Prefetched
 from transformer_jax.errors import UserError
 from transformer_jax.models import stack_layers, unstack_layers
 from transformer_jax.optim import make_optimizer, make_schedule
-from transformer_jax.partition import ROWS, on_mesh
+from transformer_jax.partition import on_mesh
 from transformer_jax.sharding import make_mesh, place, state_shardings
-from transformer_jax.steps import Batch, Params, TrainState, init_state, train_step
+from transformer_jax.steps import Batch, Params, Sums, TrainState, init_state, train_step
 from transformer_jax.tasks import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
-from transformer_jax.training.logs import RunLog
-from transformer_jax.training.origin import params_of_origin, task_from
-from transformer_jax.training.progress import Progress, Rate, stop_on_signals
+from transformer_jax.training.logs import RunLog, SilentLog
+from transformer_jax.training.origin import Origin, params_of_origin, task_from
+from transformer_jax.training.progress import Interrupted, Progress, Rate, Stop, stop_on_signals
 from transformer_jax.training.report import describe
+from transformer_jax.training.telling import FLAGS, Told, hear, tell
 from transformer_jax.training.trace import traced
 from transformer_jax.training.usage import counts_of, usage
 from transformer_jax.training.workdir import claim, find_origin
@@ -82,30 +84,53 @@ def run(
     """
     started = time.monotonic() if started is None else started
     config = config if isinstance(config, Config) else from_config_dict(config)
-    return _Run(config, Path(workdir), started, notes, profile).train()
+    with stop_on_signals() as stop:
+        try:
+            outcome = _Run(config, Path(workdir), started, notes, profile, stop).train()
+            processes.wait_for_all()
+        except Interrupted:
+            assert stop.signal is not None
+            if processes.is_first():
+                print(
+                    f"Stopped and saved at step {stop.saved_step:,}; the same command goes on from there.", flush=True
+                )
+            outcome = Outcome(stop.saved_step, {}, None, stop.signal)
+            if processes.count() > 1 and not stop.is_common:
+                processes.leave(130 if stop.signal == signal.SIGINT else 0, "It was stopped.")
+    return outcome
 
 
 class _Run:
     """One run: the objects that it needs, put together once."""
 
     def __init__(
-        self, config: Config, workdir: Path, started: float, notes: Sequence[str] = (), profile: bool = False
+        self,
+        config: Config,
+        workdir: Path,
+        started: float,
+        notes: Sequence[str] = (),
+        profile: bool = False,
+        stop: Stop | None = None,
     ) -> None:
         self.config, self.workdir, self.started, self.notes = config, workdir, started, notes
+        self.stop = Stop() if stop is None else stop
         self.profile_folder = workdir / "profile" if profile else None
         training = config.training
         _check(config)
+        processes.agree({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
         self.mesh = make_mesh(config.mesh)
         origin = find_origin(config, workdir)
         schedule = make_schedule(config.optim, d_model=origin.model.d_model, num_steps=training.num_steps)
         self.schedule = jax.jit(schedule)
         optimizer = make_optimizer(config.optim, schedule)
-        self.task: Task = task_from(config, origin)
+        self.task: Task = _common_task(config, origin)
         if training.metric not in self.task.metrics:
             raise UserError(
                 f"config.training.metric is {training.metric!r}, but must be one of {', '.join(self.task.metrics)}."
             )
-        claim(workdir, config, self.task, origin)
+        if processes.is_first():
+            claim(workdir, config, self.task, origin)
+        processes.wait_for_all()
 
         scans_layers = self.task.model_config.scan_layers
 
@@ -119,7 +144,7 @@ class _Run:
         shardings = state_shardings(shapes, self.mesh)
         self.like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
         self.fresh = jax.jit(fresh, out_shardings=shardings)
-        step_fn = partial(
+        update = partial(
             on_mesh(train_step, self.mesh),
             loss_fn=self.task.loss,
             optimizer=optimizer,
@@ -127,7 +152,13 @@ class _Run:
             accumulate_steps=config.optim.accumulate_steps,
             ema_decay=training.ema_decay,
         )
-        self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+
+        def step_fn(state: TrainState, batch: Batch, told: Told = None) -> tuple[TrainState, Sums]:
+            state, sums = update(state, batch)
+            return state, sums | hear(told)
+
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, everywhere))
         # One more than is averaged, as one that an interruption leaves does not count.
         averaged = training.average_last + 1 if training.average_last > 1 else 1
         keep = max(training.keep_checkpoints, averaged)
@@ -135,6 +166,7 @@ class _Run:
         self.evaluation_seconds = FIRST_EVALUATION_SECONDS
         self.minutes_before = 0.0
         self.told_skipped = False
+        self.heard = dict.fromkeys(FLAGS, 0.0)
         self.program: jax.stages.Compiled | None = None
         """The step, where there is only one shape of batches."""
 
@@ -142,58 +174,60 @@ class _Run:
         """The loop itself."""
         training = self.config.training
         saved, progress = self._restore()
+        log_type = RunLog if processes.is_first() else SilentLog
         step = first_step = 0 if saved is None else int(saved.step)
         goes_on = step < training.num_steps and not self._out_of_patience(progress)
         batches_to_come = self.task.batches.iterate(progress.position) if goes_on else iter(())
         with (
-            RunLog(self.workdir, first_step=step, num_steps=training.num_steps) as log,
+            log_type(self.workdir, first_step=step, num_steps=training.num_steps) as log,
             self.checkpoints,
-            stop_on_signals() as stopped,
             contextlib.closing(Prefetched(batches_to_come)) as batches,
+            contextlib.closing(self.task.batches),
             traced(self.step_fn, self.profile_folder, steps=training.num_steps - step) as step_fn,
         ):
             self._greet(log, step)
             state = self._compiled(saved)
+            if step and step % training.eval_every == 0:
+                self._evaluate(log, state, step, progress)  # which comes after saving, and may not have come to its end
             rate, before = Rate(), None
             while step < training.num_steps and not self._out_of_patience(progress):
                 batch, progress.position = next(batches)
-                state, sums = step_fn(state, place(batch, self.mesh))
+                counts = counts_of(batch, self.task.model_config)
+                self.stop.unsaved()
+                state, sums = step_fn(state, place(batch, self.mesh), tell(counts | self._flags(), self.mesh))
                 step += 1
                 if step == first_step + 1:
                     jax.block_until_ready(sums)
                     log.say(f"The first step was done after {time.monotonic() - self.started:.1f} s")
                     for line in () if self.program is None else describe(self.program):
                         log.say(line)
-                sums |= counts_of(batch, self.task.model_config)
                 if before is not None:
-                    rate.tokens += progress.add(before)  # one step late, so that the device never waits for the host
-                before = sums
+                    rate.tokens += self._add(progress, before)  # a step late, so that no device waits for its host
+                before = counts | sums
                 logs = step % training.log_every == 0
                 evaluates = step % training.eval_every == 0
-                ends = step == training.num_steps or bool(stopped) or self._out_of_time()
+                ends = step == training.num_steps or self._is_told_to_end(step)
                 saves = self._is_due(step) or ends
                 if logs or saves:
-                    rate.tokens += progress.add(before)
+                    rate.tokens += self._add(progress, before)
                     before = None
                     _require_finite(progress, step)
                 if logs:
                     self._log(log, step, progress, rate.take())
+                if saves:
+                    self._save(state, step, progress)
+                    self.stop.saved(step)
                 if evaluates:
                     with rate.paused():
                         self._evaluate(log, state, step, progress)
-                if saves:
-                    self._save(state, step, progress)
                 if ends:
                     break
             self.checkpoints.wait()
-            if stopped and step < training.num_steps:
-                log.say(f"Stopped and saved at step {step:,}; the same command goes on from there.")
-                return Outcome(step, {}, None, stopped[0])
             return self._finish(log, state, step, progress)
 
     def _restore(self) -> tuple[TrainState | None, Progress]:
         """The last checkpoint, or None and a fresh start."""
-        latest = self.checkpoints.latest()
+        latest = processes.first_says(self.checkpoints.latest())
         if latest is None:
             return None, Progress()
         state, metadata = self.checkpoints.restore(latest, self.like)
@@ -201,6 +235,7 @@ class _Run:
         if progress.best_step in self.checkpoints.steps():
             self.checkpoints.protect(progress.best_step)  # the run may have been killed just before it did so
         self.minutes_before = progress.minutes
+        self.stop.saved(latest)
         return state, progress
 
     def _compiled(self, saved: TrainState | None) -> TrainState:
@@ -216,13 +251,7 @@ class _Run:
 
     def _compile_step(self, blank: Batch) -> None:
         """Make `step_fn` ready for batches of this shape."""
-        rows = NamedSharding(self.mesh, ROWS)
-
-        def of_all_processes(array: np.ndarray) -> jax.ShapeDtypeStruct:
-            shape = (array.shape[0] * jax.process_count(), *array.shape[1:])
-            return jax.ShapeDtypeStruct(shape, array.dtype, sharding=rows)
-
-        self.program = self.step_fn.lower(self.like, jax.tree.map(of_all_processes, blank)).compile()
+        self.program = self.step_fn.lower(self.like, place(blank, self.mesh), tell({}, self.mesh)).compile()
 
     def _fresh(self) -> TrainState:
         # A run may have begun, and yet have no checkpoint any more.
@@ -233,8 +262,6 @@ class _Run:
     def _save(self, state: TrainState, step: int, progress: Progress) -> None:
         progress.minutes = self._minutes()
         self.checkpoints.save(step, state, dataclasses.asdict(progress) | {"position": list(progress.position)})
-        if step == progress.best_step:
-            self.checkpoints.protect(step)
 
     def _greet(self, log: RunLog, step: int) -> None:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.like.params))
@@ -274,15 +301,21 @@ class _Run:
 
     def _evaluate(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
         started = time.monotonic()
-        evaluation = self.task.evaluate(_averaged(state), final=False)
+        evaluation = self._scored(_averaged(state), final=False)
         self.evaluation_seconds = time.monotonic() - started
         log.evaluation(step, evaluation.scores, {"seconds": self.evaluation_seconds, "minutes": self._minutes()})
         log.samples(step, evaluation.samples[: self.config.training.num_samples])
         score = self._score(evaluation)
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.stale = score, step, 0
+            self.checkpoints.protect(step)
         else:
             progress.stale += 1
+
+    def _scored(self, params: Params, *, final: bool) -> Evaluation:
+        """The task's evaluation, with the scores of the first process, so that all decide alike."""
+        evaluation = self.task.evaluate(params, final=final)
+        return evaluation._replace(scores=processes.first_says(evaluation.scores))
 
     def _score(self, evaluation: Evaluation) -> float:
         metric = self.config.training.metric
@@ -297,19 +330,19 @@ class _Run:
             best = progress.best_step
             candidates[f"step {best:,}"] = lambda: _averaged(self.checkpoints.restore(best, self.like)[0])
         last = [saved for saved in self.checkpoints.steps() if saved == step or self._is_due(saved)]
-        last = last[-training.average_last :]
+        last = processes.first_says(last[-training.average_last :])
         if len(last) > 1:
             candidates[f"mean of the {len(last)} checkpoints to step {last[-1]:,}"] = lambda: self._mean(last)
         chosen: tuple[float, str, Params, Evaluation] | None = None
-        thorough = self._has_seconds(FINAL_EVALUATIONS / 2 * self.evaluation_seconds)
+        thorough = processes.first_says(self._has_seconds(FINAL_EVALUATIONS / 2 * self.evaluation_seconds))
         seconds = 0.0
         for name, params_of in candidates.items():
-            if chosen is not None and not self._has_seconds(1.5 * seconds):
+            if chosen is not None and not processes.first_says(self._has_seconds(1.5 * seconds)):
                 log.say(f"{name} is not tried, for want of time")
                 continue
             started = time.monotonic()
             params = params_of()
-            evaluation = self.task.evaluate(params, final=thorough)
+            evaluation = self._scored(params, final=thorough)
             seconds = time.monotonic() - started
             score = self._score(evaluation)
             log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
@@ -321,16 +354,18 @@ class _Run:
             log.say(f"  {source}\n    {output}\n    {'as the reference' if output == reference else reference}")
         scores = evaluation.scores | {"parameters": name, "steps": step, "minutes": round(self._minutes(), 1)}
         path = self.workdir / "model"
-        save_bundle(
-            path,
-            task=self.config.task,
-            model_config=self.task.model_config,
-            params=params,
-            tokenizer_files=self.task.tokenizer_files,
-            settings=self.task.settings,
-            scores=scores,
-            origin={"data": self.task.data_name, "command": shlex.join(["python", *sys.argv])},
-        )
+        params = processes.local_copy(params)
+        if processes.is_first():
+            save_bundle(
+                path,
+                task=self.config.task,
+                model_config=self.task.model_config,
+                params=params,
+                tokenizer_files=self.task.tokenizer_files,
+                settings=self.task.settings,
+                scores=scores,
+                origin={"data": self.task.data_name, "command": shlex.join(["python", *sys.argv])},
+            )
         log.say(f"The model is in {path}, after {self._minutes():.1f} minutes")
         return Outcome(step, scores, path)
 
@@ -355,6 +390,27 @@ class _Run:
         half = self.config.training.max_minutes * 30
         return not self._has_seconds(min(FINAL_EVALUATIONS * self.evaluation_seconds, half))
 
+    def _flags(self) -> dict[str, float]:
+        """What the other processes must know to end as this one does."""
+        flags = {"is_late": float(self._out_of_time())}
+        return flags if self.stop.signal is None else flags | {signal.Signals(self.stop.signal).name: 1.0}
+
+    def _add(self, progress: Progress, sums: dict[str, Any]) -> float:
+        """Count a step in, and hear what was told with it; returns the number of its tokens."""
+        self.heard = {name: float(sums.pop(name, 0.0)) for name in FLAGS}
+        return progress.add(sums)
+
+    def _is_told_to_end(self, step: int) -> bool:
+        """By a signal or by the clock; with several processes, all hear of it at the same step."""
+        if processes.count() == 1:
+            return self.stop.signal is not None or self._out_of_time()
+        if processes.is_preempted(step):
+            self.heard["SIGTERM"] = 1.0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if self.heard[number.name]:
+                self.stop.agree(number)
+        return any(self.heard.values())
+
     def _out_of_patience(self, progress: Progress) -> bool:
         return 0 < self.config.training.patience <= progress.stale
 
@@ -362,6 +418,27 @@ class _Run:
 def _averaged(state: TrainState) -> Params:
     """The parameters to evaluate."""
     return unstack_layers(state.params if state.average is None else state.average)
+
+
+def _common_task(config: Config, origin: Origin) -> Task:
+    """The same at all processes: where a tokenizer is trained, the first one does that."""
+    if origin.tokenizer_files is None and not processes.is_first():
+        origin = dataclasses.replace(origin, tokenizer_files=processes.files_of_first(None))
+        task = task_from(config, origin)
+    else:
+        task = task_from(config, origin)
+        if origin.tokenizer_files is None:
+            processes.files_of_first(task.tokenizer_files)
+    processes.agree({"The data": task.notes})
+    return task
+
+
+def _fields(group: dict[str, Any], name: str) -> dict[str, Any]:
+    """All fields of a group and of those in it, by their full names."""
+    fields = {}
+    for key, value in group.items():
+        fields |= _fields(value, f"{name}.{key}") if isinstance(value, dict) else {f"{name}.{key}": value}
+    return fields
 
 
 def _check(config: Config) -> None:

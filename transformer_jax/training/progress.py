@@ -56,23 +56,72 @@ class Rate:
         self.started += time.monotonic() - paused
 
 
+class Interrupted(BaseException):
+    """A signal came while nothing was unsaved, so that the run ends here."""
+
+
+class Stop:
+    """Ctrl-C or SIGTERM, as far as it has come."""
+
+    signal: int | None = None
+    """Its number."""
+    is_common = False
+    """Whether all processes know it, at the same step."""
+    saved_step = 0
+    """Of the last checkpoint."""
+
+    def __init__(self) -> None:
+        """Nothing is unsaved yet."""
+        self._is_unsaved = False
+
+    def unsaved(self) -> None:
+        """From now on a signal is only noted, for the loop to save.
+
+        Raises:
+            Interrupted: if one was noted before.
+        """
+        self._raise_if_noted()
+        self._is_unsaved = True
+
+    def saved(self, step: int) -> None:
+        """From now on a signal ends the run at once.
+
+        Raises:
+            Interrupted: if one was noted before.
+        """
+        self.saved_step = step
+        self._is_unsaved = False
+        self._raise_if_noted()
+
+    def agree(self, number: int) -> None:
+        """Note a signal that some process was sent."""
+        self.signal, self.is_common = number, True
+
+    def handle(self, number: int, frame: Any) -> None:
+        """What `signal.signal` takes. Only a second Ctrl-C ends a run that has something to save."""
+        if self.signal is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.signal = number
+        self._raise_if_noted()
+        print("Stopping after this step; Ctrl-C ends at once, without saving.", file=sys.stderr, flush=True)
+
+    def _raise_if_noted(self) -> None:
+        if self.signal is not None and not self._is_unsaved:
+            raise Interrupted
+
+
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[list[int]]:
-    """Within, the first Ctrl-C or SIGTERM is only added to the yielded list; the second ends the process."""
-    caught: list[int] = []
+def stop_on_signals() -> Iterator[Stop]:
+    """Within, Ctrl-C and SIGTERM go to the yielded object, except in threads, which may not handle signals."""
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may handle signals
+        yield stop
         return
-
-    def handle(number: int, frame: Any) -> None:
-        caught.append(number)
-        print("Stopping after this step; once more ends at once, without saving.", file=sys.stderr, flush=True)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield caught
+        yield stop
     finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,114 @@
+"""Starts `train.py`, or another program, in several processes on the loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformer_jax.data.numerals import Numerals
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SECONDS = 150
+"""No process may take longer."""
+FLAGS = [
+    *("--config.data.name=text", "--config.data.max_length=48", "--config.data.row_length=48"),
+    *("--config.data.tokens_per_batch=336", "--config.tokenizer.vocab_size=60"),
+    *("--config.model.d_model=16", "--config.model.num_heads=2", "--config.model.d_ff=16"),
+    *("--config.model.num_encoder_layers=1", "--config.model.num_decoder_layers=1", "--config.model.dropout_rate=0.1"),
+    *("--config.training.num_steps=20", "--config.training.log_every=1", "--config.training.eval_every=10"),
+    *("--config.training.checkpoint_every=5", "--config.training.keep_checkpoints=10"),
+    *("--config.training.average_last=2", "--config.training.ema_decay=0.9", "--config.training.metric=loss"),
+    *("--config.decoding.batch_size=8", "--config.decoding.max_extra_tokens=2", "--config.decoding.beam_size=2"),
+]
+"""A tiny run of 20 steps. Its seven rows of a batch divide among no two devices."""
+
+
+@dataclass
+class Ended:
+    """How a process ended."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+
+def text_files(folder: Path, train: int = 150, validation: int = 11) -> list[str]:
+    """Options for a little data."""
+    options = []
+    for split, size in (("train", train), ("validation", validation)):
+        sides = zip(*Numerals("de", "en", split)[:size], strict=True)
+        for side, sentences in zip(("source", "target"), sides, strict=True):
+            path = folder / f"{split}.{side}"
+            path.write_text("\n".join(sentences) + "\n", encoding="utf-8")
+            options.append(f"--config.data.{split}_{side}={path}")
+    return options
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens at."""
+    with socket.socket(socket.AF_INET6) as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
+
+
+class Processes:
+    """Some processes that make one program."""
+
+    def __init__(self, command: list[str], count: int, *, devices: int = 1, own: dict[int, list[str]] | None = None):
+        """Start them.
+
+        Args:
+            command: what to run with Python; options that tell a process its place are added if there are several.
+            count: processes.
+            devices: of each.
+            own: more options of some, by their numbers.
+        """
+        self.started = time.monotonic()
+        flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"]),
+        }
+        place = [] if count == 1 else [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
+        self.processes = []
+        for index in range(count):
+            number = [] if count == 1 else [f"--process_id={index}"]
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, *command, *place, *number, *(own or {}).get(index, [])],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+
+    def wait(self, seconds: float = SECONDS) -> list[Ended]:
+        """How they ended, in order; all are killed if one takes longer than `seconds`."""
+        try:
+            ended = []
+            for process in self.processes:
+                left = max(self.started + seconds - time.monotonic(), 0.1)
+                out, err = process.communicate(timeout=left)
+                ended.append(Ended(process.returncode, out, err, time.monotonic() - self.started))
+            return ended
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Those that still run."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+
+
+def train(workdir: Path, data: list[str], count: int, *, more: list[str] | None = None, **options) -> Processes:
+    """Begin the tiny run, or go on with it."""
+    return Processes(["train.py", *FLAGS, *data, f"--workdir={workdir}", *(more or [])], count, **options)

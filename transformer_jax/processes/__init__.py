@@ -1,0 +1,39 @@
+"""Several processes as one program: how they meet, agree, exchange values and end.
+
+With one process, which is the rule, every function returns at once. Values travel as JSON through the key-value store
+of the first process, which any thread may use. Nothing outside this package knows `jax.distributed`.
+"""
+
+from transformer_jax.processes.ending import GONE, ending_together, leave
+from transformer_jax.processes.exchange import (
+    Exchange,
+    agree,
+    deal,
+    files_of_first,
+    first_says,
+    gather,
+    is_preempted,
+    local_copy,
+    wait_for_all,
+)
+from transformer_jax.processes.meeting import start
+from transformer_jax.processes.store import count, index, is_first
+
+__all__ = [
+    "GONE",
+    "Exchange",
+    "agree",
+    "count",
+    "deal",
+    "ending_together",
+    "files_of_first",
+    "first_says",
+    "gather",
+    "index",
+    "is_first",
+    "is_preempted",
+    "leave",
+    "local_copy",
+    "start",
+    "wait_for_all",
+]

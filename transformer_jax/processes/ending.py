@@ -1,0 +1,148 @@
+"""How processes end: together, each with a message and a status."""
+
+import atexit
+import contextlib
+import ctypes
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+
+from transformer_jax.errors import UserError
+from transformer_jax.processes import store
+from transformer_jax.processes.store import count, index, is_first
+
+GONE = 75
+"""Exit status where another process has gone: the same commands go on (EX_TEMPFAIL of sysexits.h)."""
+FAREWELL_SECONDS = 5.0
+"""A process that ends by an error waits at most so long for others to hear of it."""
+
+_IS_OF_OTHERS = re.compile(r"gloo|nccl|coordination ?service|heartbeat|connection (closed|reset)|socket closed", re.I)
+"""What JAX's errors say when a process is not there to take its part in a computation."""
+_leaving = threading.Lock()
+_on_abort: Any = None  # C holds no reference to it
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """With several processes, what ends one within by an exception ends all, each with a message and a status.
+
+    The status is 2 for a `UserError` of any of them, 130 after Ctrl-C, 1 for the process that failed and `GONE` for the
+    others.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if count() == 1:
+            raise
+        if isinstance(error, UserError):
+            leave(2, str(error))
+        if isinstance(error, KeyboardInterrupt):
+            leave(130, "It was interrupted.")
+        summary = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if _IS_OF_OTHERS.search(str(error)):
+            leave(GONE, gone(summary))
+        traceback.print_exc()
+        leave(1, summary)
+
+
+def leave(status: int, sentence: str) -> NoReturn:
+    """End this process, and by that all others, without waiting for what they are at.
+
+    Args:
+        status: 0 and 2 are the others' too, and so is 130; anything else is `GONE` there.
+        sentence: why; shown here, and by the others.
+    """
+    if not _leaving.acquire(blocking=False):
+        threading.Event().wait()  # another thread is at it
+    sentence = " ".join(sentence.split())
+    if status in (2, GONE):
+        print(f"{program()}: error: {sentence}", file=sys.stderr, flush=True)
+    end_well_when_aborted("", status=status)
+    _bid_farewell({"process": index(), "status": status, "sentence": sentence})
+    end_at_once(status)
+
+
+def watch_others() -> None:
+    """Have a thread end this process when another tells that it leaves."""
+    ends = threading.Event()
+
+    def watch() -> None:
+        while not ends.is_set():
+            try:
+                told = store.find("farewell")
+            except jax.errors.JaxRuntimeError:
+                return  # the first process has gone, of which JAX tells by another way
+            if told is not None:
+                _follow(json.loads(told))
+
+    thread = threading.Thread(target=watch, name="watch others", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        ends.set()
+        thread.join()  # a thread within JAX's client would not survive that it is shut down
+
+    atexit.register(end)  # called before what JAX registered
+
+
+def _follow(farewell: dict[str, Any]) -> NoReturn:
+    process, status, sentence = farewell["process"], farewell["status"], farewell["sentence"]
+    if process == index():
+        threading.Event().wait()
+    if status in (0, 2, 130):
+        leave(status, f"Process {process}: {sentence}")
+    leave(GONE, f"Process {process} has gone ({sentence}), and all end with it; the same commands go on.")
+
+
+def _bid_farewell(farewell: dict[str, Any]) -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was faster
+        store.put("farewell", json.dumps(farewell))
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        store.wait_at_barrier("farewell", FAREWELL_SECONDS)
+    if is_first():
+        time.sleep(0.5)  # JAX aborts those that lose the first one
+
+
+def gone(reason: str) -> str:
+    """What to say where another process has gone."""
+    return f"Another process has gone ({reason}), and all end with it; the same commands go on."
+
+
+def end_well_when_aborted(sentence: str, *, status: int) -> None:
+    """Say what happens when JAX aborts this process, as it does where another is lost."""
+    global _on_abort
+    message = f"{program()}: error: {sentence}\n".encode() if sentence else b""
+
+    def end(_: int) -> None:
+        os.write(2, message)
+        os._exit(status)
+
+    if os.name == "posix":
+        # Not by `signal`, whose handlers wait for the main thread; C may call this one in any.
+        _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
+
+
+def end_at_once(status: int, sentence: str = "") -> NoReturn:
+    """End without JAX's farewell, which waits for all."""
+    if sentence:
+        print(sentence, file=sys.stderr)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def program() -> str:
+    """Name of the program, for its messages."""
+    return Path(sys.argv[0]).name

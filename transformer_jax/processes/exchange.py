@@ -1,0 +1,133 @@
+"""Values that processes tell each other."""
+
+import base64
+import itertools
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from transformer_jax.errors import UserError
+from transformer_jax.processes import store
+from transformer_jax.processes.store import count, index, is_first
+
+JSON = Any
+"""What `json` can write; tuples come back as lists."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Exchange:
+    """Rounds in which every process gives a value and gets those of all; one thread at a time."""
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        """Every process must make its exchanges in the same order."""
+        self._name = f"exchange/{next(self._numbers)}"
+        self._rounds = itertools.count()
+        self._closed = threading.Event()
+
+    def gather(self, value: JSON) -> list[JSON]:
+        """The values of all processes, in their order. Every process must call this equally often.
+
+        Raises:
+            RuntimeError: if this exchange was closed meanwhile.
+        """
+        if count() == 1:
+            return [value]
+        number = next(self._rounds)
+        store.put(f"{self._name}/{number}/{index()}", json.dumps(value))
+        values = [json.loads(self._wait_for(f"{self._name}/{number}/{other}")) for other in range(count())]
+        if number:  # who took part in this round has read all of the one before
+            store.delete(f"{self._name}/{number - 1}/{index()}")
+        return values
+
+    def close(self) -> None:
+        """Wait for nobody any more."""
+        self._closed.set()
+
+    def _wait_for(self, key: str) -> str:
+        while not self._closed.is_set():
+            value = store.find(key)
+            if value is not None:
+                return value
+        raise RuntimeError("The exchange with other processes was closed.")
+
+
+def gather(value: JSON) -> list[JSON]:
+    """The values of all processes, in their order; called by the main threads of all of them at the same place."""
+    return _main.gather(value)
+
+
+def first_says(value: JSON) -> JSON:
+    """The value of the first process, at all of them; called by the main threads of all at the same place."""
+    return gather(value if is_first() else None)[0]
+
+
+def wait_for_all() -> None:
+    """Return when all have come here."""
+    gather(None)
+
+
+def files_of_first(files: Mapping[str, bytes] | None) -> dict[str, bytes]:
+    """The files that the first process gives, by name, at all of them."""
+    own = {name: base64.b64encode(content).decode() for name, content in files.items()} if files is not None else {}
+    return {name: base64.b64decode(content) for name, content in first_says(own).items()}
+
+
+def agree(settings: Mapping[str, JSON]) -> None:
+    """Refuse to go on if a setting is not the same at all processes.
+
+    Raises:
+        UserError: at all of them alike.
+    """
+    for other, theirs in enumerate(everyone := gather(dict(settings))):
+        for name in sorted({*everyone[0], *theirs}):
+            first, value = everyone[0].get(name), theirs.get(name)
+            if first != value:
+                raise UserError(
+                    f"{name} is {value!r} at process {other}, but {first!r} at process 0; start all with the same "
+                    "command, program and data."
+                )
+
+
+def deal(work: Callable[[list[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+    """The results of `work` on items, in order, each of which one process does: all get all.
+
+    Args:
+        work: gives a result for each of some items; results must be what `json` can write.
+        items: the same at all processes.
+    """
+    if count() == 1:
+        return list(work(list(items)))
+    shares = gather(list(work(list(items[index() :: count()]))))
+    results: list[Any] = [None] * len(items)
+    for number, share in enumerate(shares):
+        results[number :: count()] = share
+    return results
+
+
+def local_copy(tree: PyTree) -> PyTree:
+    """Arrays that are spread over all processes, whole on one device of this process; called by all at the same place.
+
+    With one process, they stay where they are.
+    """
+    if count() == 1:
+        return tree
+    meshes = {leaf.sharding.mesh for leaf in jax.tree.leaves(tree)}
+    whole = jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(meshes.pop(), PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
+def is_preempted(step: int) -> bool:
+    """Whether JAX was told that a machine will be taken away, and `step` is the one that all processes are to save."""
+    return count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+_main = Exchange()
