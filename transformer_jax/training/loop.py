@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.models import stack_layers, unstack_layers
 from transformer_jax.optim import make_optimizer, make_schedule
 from transformer_jax.partition import on_mesh
+from transformer_jax.paths import AnyPath, as_path
 from transformer_jax.sharding import make_mesh, place, state_shardings
 from transformer_jax.steps import Batch, Params, Sums, TrainState, init_state, train_step
 from transformer_jax.tasks import Evaluation, Task
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
     step: int
     scores: dict[str, float | str]
     """Of the written model, on validation data; empty if the run was interrupted."""
-    model: Path | None
+    model: AnyPath | None
     """The written model's folder, or None if the run was interrupted."""
     signal: int | None = None
     """What interrupted the run."""
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
 
 def run(
     config: ml_collections.ConfigDict | Config,
-    workdir: str | Path,
+    workdir: str | AnyPath,
     *,
     started: float | None = None,
     notes: Sequence[str] = (),
@@ -74,7 +74,7 @@ def run(
 
     Args:
         config: of the experiment.
-        workdir: the folder.
+        workdir: the folder, of this machine or gs://BUCKET/FOLDER.
         started: what `time.monotonic()` was when the work began, for all that tells or limits time; None: is now.
         notes: lines to be shown at the top.
         profile: leave a trace of some steps in `profile/`, see `training.trace`.
@@ -86,7 +86,7 @@ def run(
     config = config if isinstance(config, Config) else from_config_dict(config)
     with stop_on_signals() as stop:
         try:
-            outcome = _Run(config, Path(workdir), started, notes, profile, stop).train()
+            outcome = _Run(config, as_path(workdir), started, notes, profile, stop).train()
             processes.wait_for_all()
         except Interrupted:
             assert stop.signal is not None
@@ -106,7 +106,7 @@ class _Run:
     def __init__(
         self,
         config: Config,
-        workdir: Path,
+        workdir: AnyPath,
         started: float,
         notes: Sequence[str] = (),
         profile: bool = False,
@@ -215,6 +215,7 @@ class _Run:
                 if logs:
                     self._log(log, step, progress, rate.take())
                 if saves:
+                    log.flush()
                     self._save(state, step, progress)
                     self.stop.saved(step)
                 if evaluates:
