@@ -13,7 +13,7 @@ from transformer_jax import partition
 from transformer_jax.config import MeshConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import ModelConfig, Seq2Seq, split, stack_layers, unstack_layers
-from transformer_jax.sharding import make_mesh, place, state_shardings
+from transformer_jax.sharding import check_heads, make_mesh, place, state_shardings
 
 TINY = ModelConfig(
     d_model=16,
@@ -106,6 +106,13 @@ def test_a_dimension_that_does_not_divide():
     tree = {"layer": {"wide": {"kernel": jax.ShapeDtypeStruct((16, 12), jnp.float32)}}}
     with pytest.raises(UserError, match=r"layer\.wide\.kernel has a dimension of 12, .* config\.mesh\.tensor=8"):
         state_shardings(tree, mesh)
+
+
+def test_heads_that_do_not_divide():
+    mesh = make_mesh(MeshConfig(1, 2, 4))
+    check_heads(TINY, mesh)
+    with pytest.raises(UserError, match=r"config\.model\.num_heads is 6, .* config\.mesh\.tensor=4"):
+        check_heads(replace(TINY, num_heads=6), mesh)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])

@@ -108,3 +108,19 @@ def test_the_losses_of_twenty_steps_are_the_same_on_any_mesh(case, mesh, on_one_
     losses, _ = curve(CASES[case](), MESHES[mesh], tmp_path, monkeypatch)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert np.mean(losses[-3:]) < 0.95 * losses[0], "it learns"
+
+
+def test_all_savings_of_memory_together_learn_in_bfloat16(tmp_path, monkeypatch):
+    config = everything()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full", dtype="bfloat16"))
+    losses, _ = curve(config, MESHES["fsdp"], tmp_path, monkeypatch)
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < 0.95 * losses[0]
+
+
+def test_validation_is_shared_out_over_a_mesh(tmp_path, monkeypatch):
+    found = []
+    for number, sizes in enumerate((ONE, MESHES["all"])):
+        run = prepared(translating(), sizes, tmp_path / str(number), monkeypatch)
+        found.append(run.task.likelihood(run._fresh().params))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)

@@ -14,7 +14,7 @@ from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import NO_LABEL, TextBatch, collate_texts
 from transformer_jax.data.labelled import Labelled
-from transformer_jax.data.records import read_records
+from transformer_jax.data.records import spread_evenly
 from transformer_jax.data.texts import load_training_data
 from transformer_jax.data.tokenizers import PAD, UNK, encode_texts, tokenizer_from_files, train_tokenizer
 from transformer_jax.errors import UserError
@@ -23,11 +23,12 @@ from transformer_jax.losses import chunked_cross_entropy, smoothed_cross_entropy
 from transformer_jax.metrics import classification_scores
 from transformer_jax.models import Classifier, split, structure
 from transformer_jax.prediction import Predictor
+from transformer_jax.sharding import check_heads, make_mesh
 from transformer_jax.steps import Params, Sums
 from transformer_jax.tasks.base import Evaluation, make_batches
 
 TOKENIZER_TEXTS = 200_000
-"""The tokenizer is trained on at most so many texts, spread evenly over the training data."""
+"""The tokenizer is trained on at most so many, unless `config.tokenizer.max_texts` says otherwise."""
 
 
 class ClassificationTask:
@@ -53,8 +54,8 @@ class ClassificationTask:
         self.data_name = data.name
         train, self.validation, self.classes, self.notes = load_training_data(data)
         if tokenizer_files is None:
-            stride = -(-len(train) // TOKENIZER_TEXTS)
-            texts = [self._case(record.text) for record in read_records(train, range(0, len(train), stride))]
+            records = spread_evenly(train, config.tokenizer.max_texts or TOKENIZER_TEXTS)
+            texts = [self._case(record.text) for record in records]
             self.tokenizer = train_tokenizer(config.tokenizer.kind, texts, config.tokenizer.vocab_size)
         else:
             self.tokenizer = tokenizer_from_files(tokenizer_files)
@@ -70,6 +71,7 @@ class ClassificationTask:
         }
         self.validation_examples = self.encode(self.validation)
         self.batches = make_batches(config, train, self.encode, collate_texts)
+        check_heads(self.model_config, make_mesh(config.mesh))
         self.graphdef, _ = structure(Classifier, self.model_config)
         asked, _ = structure(Classifier, replace(self.model_config, scan_layers=False))
         self.predictor = Predictor(asked, num_classes=len(self.classes), batch_size=config.decoding.batch_size)

@@ -14,14 +14,16 @@ from jaxtyping import Array, Key
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
-from transformer_jax.data.records import read_records
+from transformer_jax.data.records import spread_evenly
 from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.errors import UserError
 from transformer_jax.generation import BAD_WORDS, Generator
 from transformer_jax.losses import chunked_cross_entropy
 from transformer_jax.metrics import perplexity
 from transformer_jax.models import Seq2Seq, split, stack_layers, structure
+from transformer_jax.partition import on_mesh
 from transformer_jax.search_options import SearchOptions
+from transformer_jax.sharding import check_heads, make_mesh, place, state_shardings
 from transformer_jax.steps import Params, Sums, eval_step
 from transformer_jax.tasks.base import make_batches
 
@@ -34,7 +36,7 @@ class Seq2SeqTask:
 
     lower_is_better = ("loss", "perplexity")
     TOKENIZER_PAIRS = 200_000
-    """The tokenizer is trained on at most so many pairs, spread evenly over the training data."""
+    """The tokenizer is trained on at most so many, unless `config.tokenizer.max_texts` says otherwise."""
 
     def __init__(
         self,
@@ -62,9 +64,8 @@ class Seq2SeqTask:
             if not len(pairs):
                 raise UserError(f"The {part} data has no sentence pairs; check the files under config.data.")
         if tokenizer_files is None:
-            stride = -(-len(train) // self.TOKENIZER_PAIRS)
-            sources, targets = self._sides(read_records(train, range(0, len(train), stride)))
             spec = config.tokenizer
+            sources, targets = self._sides(spread_evenly(train, spec.max_texts or self.TOKENIZER_PAIRS))
             self.tokenizer = train_pair(spec.kind, sources, targets, spec.vocab_size, spec.joint)
         else:
             self.tokenizer = pair_from_files(tokenizer_files)
@@ -88,7 +89,11 @@ class Seq2SeqTask:
                 f"config.data.max_length is {config.data.max_length}, but config.model.max_positions only {limit}; "
                 "raise that."
             )
-        self._validation_sums = jax.jit(partial(eval_step, loss_fn=partial(self._loss, smoothing=0.0)))
+        self.mesh = make_mesh(config.mesh)
+        check_heads(self.model_config, self.mesh)
+        self._validation_sums = jax.jit(
+            partial(on_mesh(eval_step, self.mesh), loss_fn=partial(self._loss, smoothing=0.0))
+        )
 
     @cached_property
     def generator(self) -> Generator:
@@ -121,11 +126,12 @@ class Seq2SeqTask:
         return self._loss(params, batch, key, smoothing=self.config.optim.label_smoothing)
 
     def likelihood(self, params: Params) -> dict[str, float | str]:
-        """Loss and perplexity per token on the validation data, without smoothing."""
+        """Loss and perplexity per token on the validation data, without smoothing; the devices share out the rows."""
         totals = {"loss": 0.0, "weight": 0.0}
         params = stack_layers(params) if self.model_config.scan_layers else params
+        params = jax.device_put(params, state_shardings(params, self.mesh))
         for batch, _ in self.validation_batches.iterate(epochs=1):
-            for name, value in self._validation_sums(params, batch).items():
+            for name, value in self._validation_sums(params, place(batch, self.mesh)).items():
                 totals[name] += float(value)
         return {
             "loss": totals["loss"] / totals["weight"],
