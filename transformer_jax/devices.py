@@ -18,23 +18,21 @@ AT_ONCE = {"cpu": 2}
 def workers(arrays: PyTree) -> tuple[int, int]:
     """The devices of this process that hold these arrays, and the pieces of work that each has in hand."""
     devices = _devices(arrays)
-    return len(devices), AT_ONCE.get(devices[0].platform, 1)
+    return len(devices), _at_once(devices)
 
 
 def spread(work: Callable[[PyTree, Item], Result], items: Sequence[Item], arrays: PyTree) -> Iterator[Result]:
     """Yield `work(arrays, item)` for each item, in order, done by all devices of this process that hold `arrays`.
 
-    Each of several devices is given a copy of arrays that are spread over them. Work that has begun is finished even if
-    another piece fails.
+    If there are several, each that has work is given a copy. What has begun is finished even if another piece fails.
     """
-    devices, (_, at_once) = _devices(arrays), workers(arrays)
+    devices = _devices(arrays)
     # All devices before any has a second piece.
-    seats = (devices * at_once)[: len(items)]
+    seats = (devices * _at_once(devices))[: len(items)]
+    copies = {device: arrays if len(devices) == 1 else jax.device_put(arrays, device) for device in set(seats)}
     if len(seats) <= 1:
-        yield from (work(arrays, item) for item in items)
+        yield from (work(copies[seats[0]], item) for item in items)
         return
-    used = set(seats)
-    copies = {device: arrays if len(used) == 1 else jax.device_put(arrays, device) for device in used}
     free: SimpleQueue[jax.Device] = SimpleQueue()
     for device in seats:
         free.put(device)
@@ -56,9 +54,11 @@ def replicated(arrays: PyTree) -> PyTree:
     return jax.device_put(arrays, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
+def _at_once(devices: Sequence[jax.Device]) -> int:
+    return AT_ONCE.get(devices[0].platform, 1)
+
+
 def _devices(arrays: PyTree) -> list[jax.Device]:
-    found: set[jax.Device] = set()
-    for leaf in jax.tree.leaves(arrays):
-        if isinstance(leaf, jax.Array):
-            found |= leaf.sharding.addressable_devices
+    shardings = {leaf.sharding for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)}
+    found = {device for sharding in shardings for device in sharding.addressable_devices}
     return sorted(found, key=lambda device: device.id) or jax.local_devices()[:1]

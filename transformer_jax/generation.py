@@ -179,13 +179,13 @@ class Generator:
                     places_of_all = np.zeros(rows, np.int32)
                     places_of_all[: len(chosen)] = chosen
                     sentences = Sentences(
-                        source=jnp.asarray(padded([sources[i] for i in chosen], rows, length)),
-                        prefix=jnp.asarray(padded([prefixes[i] for i in chosen], rows, width)),
-                        limits=jnp.asarray(limits),
-                        keys=_keys(root, jnp.asarray(places_of_all)),
+                        source=padded([sources[i] for i in chosen], rows, length),
+                        prefix=padded([prefixes[i] for i in chosen], rows, width),
+                        limits=limits,
+                        keys=_keys(root, places_of_all),
                         guide=None if guide is None else _stacked([guide.sentences[i] for i in chosen], rows, length),
                     )
-                    asked.append((chosen, sentences))
+                    asked.append((chosen, jax.device_put(sentences)))
                 yield plan, asked
 
     def stream(
@@ -225,10 +225,15 @@ class Generator:
         """The log-probability of each token of each target; all end with the end of sentence."""
         scores: list[Float[np.ndarray, " T"]] = [np.zeros(0, np.float32)] * len(sources)
         lengths = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
-        for length, rows, chosen in batches_by_length(lengths, self.batch_size):
+
+        def score(params: Any, batch: tuple[int, int, list[int]]) -> tuple[list[int], Float[np.ndarray, "B T"]]:
+            length, rows, chosen = batch
             source = padded([sources[i] for i in chosen], rows, length)
             labels = padded([targets[i] for i in chosen], rows, length)
-            found = np.asarray(_score(self.graphdef, self.markers.start, params, source, labels))
+            return chosen, np.asarray(_score(self.graphdef, self.markers.start, params, source, labels))
+
+        batches = list(batches_by_length(lengths, self.batch_size))
+        for chosen, found in spread(score, batches, params):
             for row, i in enumerate(chosen):
                 scores[i] = found[row, : len(targets[i])]
         return scores

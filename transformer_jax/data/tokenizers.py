@@ -84,12 +84,12 @@ class SentencePieceTokenizer:
         return int(self._processor.vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0]
+        ids: list[int] = self._processor.encode(encodable(text))
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        # num_threads=1: sentencepiece's own pool costs more than it saves on short sentences.
-        ids: list[list[int]] = self._processor.encode([encodable(text) for text in texts], num_threads=1)
-        return ids
+        # One by one: for a list sentencepiece starts threads, which costs more than it saves on short sentences.
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._processor.decode(_content(ids)))
