@@ -110,4 +110,4 @@ def place(batch: PyTree, mesh: Mesh) -> PyTree:
 def own_rows(mesh: Mesh, num_rows: int) -> list[int]:
     """Those of a batch's rows that lie on devices of this process, in the order in which `place` takes them."""
     parts = NamedSharding(mesh, ROWS).addressable_devices_indices_map((num_rows,)).values()
-    return sorted({row for (part,) in parts for row in range(*part.indices(num_rows))})
+    return sorted({row for part in parts if part is not None for row in range(*part[0].indices(num_rows))})
