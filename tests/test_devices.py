@@ -46,6 +46,11 @@ def test_arrays_split_over_devices_are_whole_for_each():
     assert {device for device, _ in found} <= set(jax.devices()[:4])
 
 
+def test_a_single_piece_of_work_is_done_by_one_device():
+    everywhere = replicated(ONE)
+    assert list(spread(lambda arrays, item: device_of(arrays), [0], everywhere)) == [jax.local_devices()[0]]
+
+
 def test_one_device_has_some_pieces_in_hand():
     assert workers(jax.device_put(ONE, jax.devices()[3])) == (1, AT_ONCE["cpu"])
     together = threading.Barrier(AT_ONCE["cpu"], timeout=20)
