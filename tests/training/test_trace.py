@@ -1,11 +1,13 @@
 import gzip
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from transformer_jax.training import trace
+from tests.training.test_loop import few_records, lines, scores, short  # noqa: F401  (the first is always used)
+from transformer_jax.training import run, trace
 from transformer_jax.training.trace import traced
 
 
@@ -53,3 +55,18 @@ def test_a_run_that_ends_early_leaves_what_there_is(tmp_path, step_fn):
 def test_without_a_folder_nothing_changes(step_fn):
     with traced(step_fn, None, steps=9) as function:
         assert function is step_fn
+
+
+def test_a_run_tells_what_its_step_takes_and_leaves_a_trace(tmp_path, scores, capsys):  # noqa: F811
+    scores(0.5)
+    run(short(log_every=2), tmp_path, profile=True)
+    assert steps_in(tmp_path / "profile") == [2, 3]
+    said = capsys.readouterr().out
+    assert "A step takes " in said
+    assert re.search(r"Collectives of a step: [\d,]+ all-", said), "eight devices share their gradients"
+    expected = {"tokens_per_second", "tokens_per_second_per_device", "memory_gb", "minutes"}
+    logged = [line for line in lines(tmp_path, "timing") if line["kind"] == "train"]
+    assert len(logged) == 2
+    for line in logged:
+        assert expected <= set(line)
+        assert line["tokens_per_second_per_device"] == pytest.approx(line["tokens_per_second"] / 8)
