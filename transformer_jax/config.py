@@ -11,6 +11,7 @@ import ml_collections
 
 from transformer_jax.errors import UserError
 from transformer_jax.models import ModelConfig
+from transformer_jax.paths import as_path, os_errors
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,11 @@ def read_config(argument: str) -> Config:
     """
     if not argument.endswith(".json"):
         return from_config_dict(load_config_file(argument))
+    path = as_path(argument)
     try:
-        values = json.loads(Path(argument).read_text(encoding="utf-8"))
+        with os_errors(path):
+            content = path.read_bytes()
+        values = json.loads(content.decode("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{argument} is no config of a run ({error}); name the one in a work folder.") from error
     config: Config = build(Config, values, argument)
