@@ -20,7 +20,7 @@ from transformer_jax.data import texts
 from transformer_jax.data.collate import real_token_share
 from transformer_jax.errors import UserError
 from transformer_jax.tasks import TASKS, Evaluation, translation
-from transformer_jax.training import loop, run
+from transformer_jax.training import loop, progress, run
 
 
 @pytest.fixture(autouse=True)
@@ -313,7 +313,8 @@ def test_time_limit(tmp_path, scores, monkeypatch):
     seconds = iter(range(0, 10**6, 100))  # each look at the clock comes 100 s after the one before
     clock = dataclasses.make_dataclass("Clock", [])()
     clock.monotonic = lambda: float(next(seconds))
-    monkeypatch.setattr(loop, "time", clock)
+    for module in (loop, progress):
+        monkeypatch.setattr(module, "time", clock)
     outcome = run(config, tmp_path)
     assert 0 < outcome.step < 20
     assert steps_of(tmp_path)[-1] == outcome.step

@@ -32,10 +32,10 @@ class Position(NamedTuple):
 class Share(NamedTuple):
     """What one of several processes has to do with the data. All of them make the same plan of the same batches."""
 
-    number: int
-    """Of this process, from 0."""
-    count: int
-    """Processes."""
+    process: int
+    """The number of this one, from 0."""
+    processes: int
+    """How many there are."""
     rows: Callable[[int], Sequence[int]]
     """Of a batch of so many rows, those that this process collates."""
     gather: Callable[[list[int]], list[list[int]]]
@@ -87,7 +87,7 @@ class Batches(Generic[Record, Batch]):
             max_length: tokens of the longest side of an example; longer examples are left out and counted.
             row_multiple: every batch is filled up with blank rows to a multiple of so many, to be shared out evenly.
             share: of this process in the rows. It reads and encodes the records of those, and besides every
-                `share.count`-th record, whose length it tells the others, as a plan needs all lengths.
+                `share.processes`-th record, whose length it tells the others, as a plan needs all lengths.
             seed: of the order.
             shuffle: False keeps the order of the records, as evaluation wants it.
             window_size: records that are encoded and planned at a time.
@@ -223,7 +223,7 @@ class Batches(Generic[Record, Batch]):
         return self._lengths_of_all[numbers]
 
     def _gathered_lengths(self, numbers: np.ndarray) -> np.ndarray:
-        number, count = self._share.number, self._share.count
+        number, count = self._share.process, self._share.processes
         own = numbers[number::count].tolist()
         examples = self._encoded(own)
         told = self._share.gather([len(side) for i in own for side in examples[i]])

@@ -101,7 +101,7 @@ def _follow(farewell: dict[str, Any]) -> NoReturn:
         threading.Event().wait()
     if status in (0, 2, 130):
         leave(status, f"Process {process}: {sentence}")
-    leave(GONE, f"Process {process} has gone ({sentence}), and all end with it; the same commands go on.")
+    leave(GONE, sentence if status == GONE else f"Process {process} has failed ({sentence}), and all end with it.")
 
 
 def _bid_farewell(farewell: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,21 +30,23 @@ from transformer_jax.sharding import make_mesh, place, state_shardings
 from transformer_jax.steps import Batch, Params, Sums, TrainState, init_state, train_step
 from transformer_jax.tasks import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.ending import Ending, Told, hear, tell
 from transformer_jax.training.logs import RunLog, SilentLog
-from transformer_jax.training.origin import Origin, params_of_origin, task_from
-from transformer_jax.training.progress import Interrupted, Progress, Rate, Stop, stop_on_signals
+from transformer_jax.training.origin import params_of_origin
+from transformer_jax.training.preparation import agree_on, check, common_task
+from transformer_jax.training.progress import (
+    FINAL_EVALUATIONS,
+    Clock,
+    Interrupted,
+    Progress,
+    Rate,
+    Stop,
+    stop_on_signals,
+)
 from transformer_jax.training.report import describe
-from transformer_jax.training.telling import FLAGS, Told, hear, tell
 from transformer_jax.training.trace import traced
 from transformer_jax.training.usage import counts_of, usage
 from transformer_jax.training.workdir import claim, find_origin
-
-TIME_RESERVE = 0.04
-"""Share of `max_minutes` kept free for what nobody foresaw."""
-FINAL_EVALUATIONS = 8
-"""The evaluations at the end, with the configured search, take at most so many times one during training."""
-FIRST_EVALUATION_SECONDS = 15.0
-"""A guess at one during training, until it has been measured."""
 
 
 class Outcome(NamedTuple):
@@ -89,12 +91,9 @@ def run(
             outcome = _Run(config, as_path(workdir), started, notes, profile, stop).train()
             processes.wait_for_all()
         except Interrupted:
-            assert stop.signal is not None
-            if processes.is_first():
-                print(
-                    f"Stopped and saved at step {stop.saved_step:,}; the same command goes on from there.", flush=True
-                )
             outcome = Outcome(stop.saved_step, {}, None, stop.signal)
+            if processes.is_first():
+                print(f"Stopped and saved at step {outcome.step:,}; the same command goes on from there.", flush=True)
             if processes.count() > 1 and not stop.is_common:
                 processes.leave(130 if stop.signal == signal.SIGINT else 0, "It was stopped.")
     return outcome
@@ -112,18 +111,20 @@ class _Run:
         profile: bool = False,
         stop: Stop | None = None,
     ) -> None:
-        self.config, self.workdir, self.started, self.notes = config, workdir, started, notes
-        self.stop = Stop() if stop is None else stop
+        self.config, self.workdir, self.notes = config, workdir, notes
+        self.clock = Clock(started, config.training.max_minutes)
+        self.stop = stop or Stop()
         self.profile_folder = workdir / "profile" if profile else None
         training = config.training
-        _check(config)
-        processes.agree({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
+        check(config)
+        agree_on(config, workdir)
         self.mesh = make_mesh(config.mesh)
+        self.ending = Ending(self.stop, self.clock, self.mesh)
         origin = find_origin(config, workdir)
         schedule = make_schedule(config.optim, d_model=origin.model.d_model, num_steps=training.num_steps)
         self.schedule = jax.jit(schedule)
         optimizer = make_optimizer(config.optim, schedule)
-        self.task: Task = _common_task(config, origin)
+        self.task: Task = common_task(config, origin)
         if training.metric not in self.task.metrics:
             raise UserError(
                 f"config.training.metric is {training.metric!r}, but must be one of {', '.join(self.task.metrics)}."
@@ -163,10 +164,7 @@ class _Run:
         averaged = training.average_last + 1 if training.average_last > 1 else 1
         keep = max(training.keep_checkpoints, averaged)
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
-        self.evaluation_seconds = FIRST_EVALUATION_SECONDS
-        self.minutes_before = 0.0
         self.told_skipped = False
-        self.heard = dict.fromkeys(FLAGS, 0.0)
         self.program: jax.stages.Compiled | None = None
         """The step, where there is only one shape of batches."""
 
@@ -194,22 +192,22 @@ class _Run:
                 batch, progress.position = next(batches)
                 counts = counts_of(batch, self.task.model_config)
                 self.stop.unsaved()
-                state, sums = step_fn(state, place(batch, self.mesh), tell(counts | self._flags(), self.mesh))
+                state, sums = step_fn(state, place(batch, self.mesh), self.ending.told(counts))
                 step += 1
                 if step == first_step + 1:
                     jax.block_until_ready(sums)
-                    log.say(f"The first step was done after {time.monotonic() - self.started:.1f} s")
+                    log.say(f"The first step was done after {self.clock.seconds():.1f} s")
                     for line in () if self.program is None else describe(self.program):
                         log.say(line)
-                if before is not None:
-                    rate.tokens += self._add(progress, before)  # a step late, so that no device waits for its host
+                if before is not None:  # a step late, so that no device waits for its host
+                    rate.tokens += progress.add(self.ending.heard(before))
                 before = counts | sums
                 logs = step % training.log_every == 0
                 evaluates = step % training.eval_every == 0
-                ends = step == training.num_steps or self._is_told_to_end(step)
+                ends = step == training.num_steps or self.ending.is_due(step)
                 saves = self._is_due(step) or ends
                 if logs or saves:
-                    rate.tokens += self._add(progress, before)
+                    rate.tokens += progress.add(self.ending.heard(before))
                     before = None
                     _require_finite(progress, step)
                 if logs:
@@ -235,7 +233,7 @@ class _Run:
         progress = Progress(**{**metadata, "position": Position(*metadata["position"])})
         if progress.best_step in self.checkpoints.steps():
             self.checkpoints.protect(progress.best_step)  # the run may have been killed just before it did so
-        self.minutes_before = progress.minutes
+        self.clock.minutes_before = progress.minutes
         self.stop.saved(latest)
         return state, progress
 
@@ -261,7 +259,7 @@ class _Run:
         return self.fresh(given)
 
     def _save(self, state: TrainState, step: int, progress: Progress) -> None:
-        progress.minutes = self._minutes()
+        progress.minutes = self.clock.minutes()
         self.checkpoints.save(step, state, dataclasses.asdict(progress) | {"position": list(progress.position)})
 
     def _greet(self, log: RunLog, step: int) -> None:
@@ -297,14 +295,14 @@ class _Run:
             "fill": sums["fill"] / sums["steps"],
             "epoch": progress.position.epoch,
         }
-        timing = {"tokens_per_second": tokens_per_second, "minutes": self._minutes()}
+        timing = {"tokens_per_second": tokens_per_second, "minutes": self.clock.minutes()}
         log.train(step, values, timing | usage(sums, tokens_per_second, self.mesh))
 
     def _evaluate(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
         started = time.monotonic()
         evaluation = self._scored(_averaged(state), final=False)
-        self.evaluation_seconds = time.monotonic() - started
-        log.evaluation(step, evaluation.scores, {"seconds": self.evaluation_seconds, "minutes": self._minutes()})
+        seconds = self.clock.evaluation_seconds = time.monotonic() - started
+        log.evaluation(step, evaluation.scores, {"seconds": seconds, "minutes": self.clock.minutes()})
         log.samples(step, evaluation.samples[: self.config.training.num_samples])
         score = self._score(evaluation)
         if score > progress.best_score:
@@ -335,10 +333,10 @@ class _Run:
         if len(last) > 1:
             candidates[f"mean of the {len(last)} checkpoints to step {last[-1]:,}"] = lambda: self._mean(last)
         chosen: tuple[float, str, Params, Evaluation] | None = None
-        thorough = processes.first_says(self._has_seconds(FINAL_EVALUATIONS / 2 * self.evaluation_seconds))
+        thorough = processes.first_says(self.clock.has(FINAL_EVALUATIONS / 2 * self.clock.evaluation_seconds))
         seconds = 0.0
         for name, params_of in candidates.items():
-            if chosen is not None and not processes.first_says(self._has_seconds(1.5 * seconds)):
+            if chosen is not None and not processes.first_says(self.clock.has(1.5 * seconds)):
                 log.say(f"{name} is not tried, for want of time")
                 continue
             started = time.monotonic()
@@ -353,7 +351,7 @@ class _Run:
         _, name, params, evaluation = chosen
         for source, output, reference in evaluation.samples[: training.num_samples]:
             log.say(f"  {source}\n    {output}\n    {'as the reference' if output == reference else reference}")
-        scores = evaluation.scores | {"parameters": name, "steps": step, "minutes": round(self._minutes(), 1)}
+        scores = evaluation.scores | {"parameters": name, "steps": step, "minutes": round(self.clock.minutes(), 1)}
         path = self.workdir / "model"
         params = processes.local_copy(params)
         if processes.is_first():
@@ -367,7 +365,7 @@ class _Run:
                 scores=scores,
                 origin={"data": self.task.data_name, "command": shlex.join(["python", *sys.argv])},
             )
-        log.say(f"The model is in {path}, after {self._minutes():.1f} minutes")
+        log.say(f"The model is in {path}, after {self.clock.minutes():.1f} minutes")
         return Outcome(step, scores, path)
 
     def _mean(self, steps: list[int]) -> Params:
@@ -379,39 +377,6 @@ class _Run:
         divide = jax.jit(lambda total: jax.tree.map(lambda leaf: leaf / len(steps), total))
         return unstack_layers(divide(total))
 
-    def _minutes(self) -> float:
-        return self.minutes_before + (time.monotonic() - self.started) / 60
-
-    def _has_seconds(self, seconds: float) -> bool:
-        """Whether so many are left of `max_minutes`, which each process has anew."""
-        limit = self.config.training.max_minutes * 60 * (1 - TIME_RESERVE)
-        return limit == 0 or time.monotonic() - self.started + seconds < limit
-
-    def _out_of_time(self) -> bool:
-        half = self.config.training.max_minutes * 30
-        return not self._has_seconds(min(FINAL_EVALUATIONS * self.evaluation_seconds, half))
-
-    def _flags(self) -> dict[str, float]:
-        """What the other processes must know to end as this one does."""
-        flags = {"is_late": float(self._out_of_time())}
-        return flags if self.stop.signal is None else flags | {signal.Signals(self.stop.signal).name: 1.0}
-
-    def _add(self, progress: Progress, sums: dict[str, Any]) -> float:
-        """Count a step in, and hear what was told with it; returns the number of its tokens."""
-        self.heard = {name: float(sums.pop(name, 0.0)) for name in FLAGS}
-        return progress.add(sums)
-
-    def _is_told_to_end(self, step: int) -> bool:
-        """By a signal or by the clock; with several processes, all hear of it at the same step."""
-        if processes.count() == 1:
-            return self.stop.signal is not None or self._out_of_time()
-        if processes.is_preempted(step):
-            self.heard["SIGTERM"] = 1.0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if self.heard[number.name]:
-                self.stop.agree(number)
-        return any(self.heard.values())
-
     def _out_of_patience(self, progress: Progress) -> bool:
         return 0 < self.config.training.patience <= progress.stale
 
@@ -419,41 +384,6 @@ class _Run:
 def _averaged(state: TrainState) -> Params:
     """The parameters to evaluate."""
     return unstack_layers(state.params if state.average is None else state.average)
-
-
-def _common_task(config: Config, origin: Origin) -> Task:
-    """The same at all processes: where a tokenizer is trained, the first one does that."""
-    if origin.tokenizer_files is None and not processes.is_first():
-        origin = dataclasses.replace(origin, tokenizer_files=processes.files_of_first(None))
-        task = task_from(config, origin)
-    else:
-        task = task_from(config, origin)
-        if origin.tokenizer_files is None:
-            processes.files_of_first(task.tokenizer_files)
-    processes.agree({"The data": task.notes})
-    return task
-
-
-def _fields(group: dict[str, Any], name: str) -> dict[str, Any]:
-    """All fields of a group and of those in it, by their full names."""
-    fields = {}
-    for key, value in group.items():
-        fields |= _fields(value, f"{name}.{key}") if isinstance(value, dict) else {f"{name}.{key}": value}
-    return fields
-
-
-def _check(config: Config) -> None:
-    """Refuse numbers that would be found impossible only after some training."""
-    positive = {
-        "training": ("num_steps", "log_every", "eval_every", "checkpoint_every", "average_last"),
-        "optim": ("accumulate_steps",),
-        "decoding": ("beam_size", "batch_size"),
-    }
-    for group, names in positive.items():
-        for name in names:
-            value = getattr(getattr(config, group), name)
-            if value < 1:
-                raise UserError(f"config.{group}.{name} is {value}, but must be at least 1.")
 
 
 def _require_finite(progress: Progress, step: int) -> None:

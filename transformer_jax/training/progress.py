@@ -12,6 +12,13 @@ from typing import Any
 
 from transformer_jax.data.batching import Position
 
+TIME_RESERVE = 0.04
+"""Share of `max_minutes` kept free for what nobody foresaw."""
+FINAL_EVALUATIONS = 8
+"""The evaluations at the end, with the configured search, take at most so many times one during training."""
+FIRST_EVALUATION_SECONDS = 15.0
+"""A guess at one during training, until it has been measured."""
+
 
 @dataclass
 class Progress:
@@ -33,6 +40,39 @@ class Progress:
         for name, value in sums.items():
             self.unlogged[name] = self.unlogged.get(name, 0.0) + float(value)
         return float(sums["weight"])
+
+
+class Clock:
+    """How long a run has taken, and whether it may go on: `max_minutes` are of each process that goes on with it."""
+
+    def __init__(self, started: float, max_minutes: float) -> None:
+        """Begin to count.
+
+        Args:
+            started: what `time.monotonic()` was then.
+            max_minutes: wall-clock time that this process has, evaluations at the end included; 0: all it needs.
+        """
+        self._started, self._limit = started, max_minutes * 60
+        self.minutes_before = 0.0
+        """Of the processes before."""
+        self.evaluation_seconds = FIRST_EVALUATION_SECONDS
+        """What an evaluation during training takes."""
+
+    def seconds(self) -> float:
+        """Of this process."""
+        return time.monotonic() - self._started
+
+    def minutes(self) -> float:
+        """Of the whole run."""
+        return self.minutes_before + self.seconds() / 60
+
+    def has(self, seconds: float) -> bool:
+        """Whether so many are left."""
+        return not self._limit or self.seconds() + seconds < self._limit * (1 - TIME_RESERVE)
+
+    def is_late(self) -> bool:
+        """Whether only the evaluations at the end fit in, which get half of the time at most."""
+        return not self.has(min(FINAL_EVALUATIONS * self.evaluation_seconds, self._limit / 2))
 
 
 @dataclass

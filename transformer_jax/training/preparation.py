@@ -1,0 +1,59 @@
+"""What is settled before a run begins: that its config can work, and that all processes are at the same run."""
+
+import dataclasses
+from typing import Any
+
+from transformer_jax import processes
+from transformer_jax.config import Config
+from transformer_jax.errors import UserError
+from transformer_jax.paths import AnyPath
+from transformer_jax.tasks import Task
+from transformer_jax.training.origin import Origin, task_from
+
+
+def check(config: Config) -> None:
+    """Refuse numbers that would be found impossible only after some training."""
+    positive = {
+        "training": ("num_steps", "log_every", "eval_every", "checkpoint_every", "average_last"),
+        "optim": ("accumulate_steps",),
+        "decoding": ("beam_size", "batch_size"),
+    }
+    for group, names in positive.items():
+        for name in names:
+            value = getattr(getattr(config, group), name)
+            if value < 1:
+                raise UserError(f"config.{group}.{name} is {value}, but must be at least 1.")
+
+
+def agree_on(config: Config, workdir: AnyPath) -> None:
+    """Refuse to go on if other processes have another config or another work folder.
+
+    Raises:
+        UserError: at all of them alike.
+    """
+    processes.agree({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
+
+
+def common_task(config: Config, origin: Origin) -> Task:
+    """The task, the same at all processes: where a tokenizer is trained, the first one does that.
+
+    Raises:
+        UserError: if the data can't be read, or is not the same everywhere.
+    """
+    if origin.tokenizer_files is None and not processes.is_first():
+        origin = dataclasses.replace(origin, tokenizer_files=processes.files_of_first(None))
+        task = task_from(config, origin)
+    else:
+        task = task_from(config, origin)
+        if origin.tokenizer_files is None:
+            processes.files_of_first(task.tokenizer_files)
+    processes.agree({"The data": task.notes})
+    return task
+
+
+def _fields(group: dict[str, Any], name: str) -> dict[str, Any]:
+    """All fields of a group and of those in it, by their full names."""
+    fields: dict[str, Any] = {}
+    for key, value in group.items():
+        fields |= _fields(value, f"{name}.{key}") if isinstance(value, dict) else {f"{name}.{key}": value}
+    return fields
