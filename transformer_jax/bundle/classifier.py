@@ -99,12 +99,21 @@ class TextClassifier:
 
     def probabilities(self, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "n C"]:
         """The probability of each class for each text; arguments and errors are those of `classify`."""
-        check_texts(texts)
+        self.check(texts)
         check_batch_size(batch_size)
-        for number, text in enumerate(texts, start=1):
-            if not text.strip():
-                raise UserError(f"Line {number:,} is blank, so it has no class; leave it out.")
         normalised = [text.lower() if self.settings.lowercase else text for text in texts]
         ids = encode_texts(self.tokenizer, normalised, self.settings.max_length)
         predictor = Predictor(self.graphdef, num_classes=len(self.settings.classes), batch_size=batch_size)
         return predictor.predict(self.params, ids)
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Do nothing, unless `classify` would not take one of these texts.
+
+        Raises:
+            TypeError: if a text is no string.
+            UserError: if a text is blank.
+        """
+        check_texts(texts)
+        for number, text in enumerate(texts, start=1):
+            if not text.strip():
+                raise UserError(f"Line {number:,} is blank, so it has no class; leave it out.")

@@ -87,12 +87,21 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         rules = self.settings.decoding.rules if rules is None else rules
         rules = Rules.parse(rules) if isinstance(rules, str) else rules
         search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
-        self._encode(self.tokenizer.source, uppers, "Line")
+        self.check(uppers)
         lines = [self._normalised(upper) for upper in uppers]
-        for number, line in enumerate(lines, start=1):
-            if not line:
-                raise UserError(f"Line {number:,} is blank; write an upper line of at least one character.")
         return write(self._generator(batch_size), self.params, self.tokenizer.target, lines, search_options, rules)
+
+    def check(self, uppers: Sequence[str]) -> None:
+        """Do nothing, unless `search` would not take one of these lines.
+
+        Raises:
+            TypeError: if a line is no string.
+            UserError: if a line is blank or longer than the model takes.
+        """
+        self._encode(self.tokenizer.source, uppers, "Line")
+        for number, upper in enumerate(uppers, start=1):
+            if not self._normalised(upper):
+                raise UserError(f"Line {number:,} is blank; write an upper line of at least one character.")
 
     def known_share(self, upper: str) -> float:
         """Share of the characters of a line, which is not blank, that are in the model's vocabulary."""

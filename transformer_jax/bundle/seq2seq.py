@@ -91,16 +91,17 @@ class Seq2SeqModel(Generic[Settings]):
             TypeError: if a text is no string.
             UserError: if a text is longer than the model takes, or there are more of one than of the other.
         """
-        if len(sources) != len(targets):
-            raise UserError(f"There are {len(sources):,} sources, but {len(targets):,} targets; give one for each.")
-        source_ids = self._encode(self.tokenizer.source, sources, "Source line")
-        target_ids = self._encode(self.tokenizer.target, targets, "Target line")
+        source_ids, target_ids = self._encode_pairs(sources, targets)
         scores = self._generator(None).score(self.params, source_ids, target_ids)
         piece = self.tokenizer.target.piece
         return [
             Score(float(log_probs.sum(dtype=np.float64)), [piece(token) for token in ids], log_probs)
             for ids, log_probs in zip(target_ids, scores, strict=True)
         ]
+
+    def check_pairs(self, sources: Sequence[str], targets: Sequence[str]) -> None:
+        """Do nothing, unless `score` would not take these; errors are those of `score`."""
+        self._encode_pairs(sources, targets)
 
     def _generator(self, batch_size: int | None) -> Generator:
         size = self.settings.decoding.batch_size if batch_size is None else batch_size
@@ -130,6 +131,14 @@ class Seq2SeqModel(Generic[Settings]):
     def _normalised(self, text: str) -> str:
         """A text as the model is to read it."""
         return text
+
+    def _encode_pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        if len(sources) != len(targets):
+            raise UserError(f"There are {len(sources):,} sources, but {len(targets):,} targets; give one for each.")
+        return (
+            self._encode(self.tokenizer.source, sources, "Source line"),
+            self._encode(self.tokenizer.target, targets, "Target line"),
+        )
 
     def _encode(self, tokenizer: Tokenizer, texts: Sequence[str], what: str) -> list[list[int]]:
         check_texts(texts)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from transformer_jax.cli import classify, couplet, evaluate, export, import_model, translate
+from transformer_jax.cli.sharing import beside_others
 from transformer_jax.errors import UserError
 from transformer_jax.runtime import prepare
 
@@ -19,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status.
 
     0: done. 2: a mistake in the command line or its files, told in one sentence on stderr with nothing written.
-    130: interrupted. 141: nobody reads the output any more.
+    130: interrupted. 141: nobody reads the output any more. With several processes it does not return if one of them
+    fails, but ends with 2, or with 75 where another process has gone.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Help names Chinese characters, which not every locale can write.
@@ -27,17 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     prepare()
     try:
-        arguments.command(arguments)
+        with beside_others(arguments) if "distributed" in arguments else contextlib.nullcontext():
+            try:
+                arguments.command(arguments)
+            except BrokenPipeError:
+                # The interpreter flushes stdout once more as it ends.
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 141
     except UserError as error:
         print(f"transformer-jax: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The interpreter flushes stdout once more as it ends.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_jax.cli.console import texts_to_read, write
 from transformer_jax.cli.options import add_model, load_as
+from transformer_jax.cli.sharing import share_out
 from transformer_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def add_command(commands: Any) -> None:
 
 
 def _classify(arguments: argparse.Namespace) -> None:
+    from transformer_jax import processes
     from transformer_jax.bundle import TextClassifier
 
     top = 1 if arguments.top is None else arguments.top
@@ -41,9 +43,19 @@ def _classify(arguments: argparse.Namespace) -> None:
         raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
     texts = texts_to_read(arguments.texts)
     model = load_as(TextClassifier, arguments.model)
-    found = model.classify(texts, **({} if arguments.batch_size is None else {"batch_size": arguments.batch_size}))
-    lines = (_as_json(n, said) if arguments.json else _as_columns(top, said) for n, said in enumerate(found, start=1))
-    write("".join(f"{line}\n" for line in lines), arguments.output)
+    if share_out(model, arguments, texts):
+        model.check(texts)
+    batch_size = {} if arguments.batch_size is None else {"batch_size": arguments.batch_size}
+
+    def lines_of(numbered: list[tuple[int, str]]) -> list[str]:
+        found = model.classify([text for _, text in numbered], **batch_size)
+        return [
+            _as_json(number, said) if arguments.json else _as_columns(top, said)
+            for (number, _), said in zip(numbered, found, strict=True)
+        ]
+
+    lines = processes.deal(lines_of, list(enumerate(texts, start=1)))
+    write("".join(line + "\n" for line in lines), arguments.output)
 
 
 def _as_columns(top: int, said: "Classification") -> str:

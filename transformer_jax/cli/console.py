@@ -1,14 +1,14 @@
-"""What the commands read and write."""
+"""What the commands read and write. Of several processes the first writes, and the others are silent."""
 
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformer_jax.errors import UserError
 from transformer_jax.files import write_atomically
+from transformer_jax.paths import as_path
 
 
 def texts_to_read(arguments: Sequence[str]) -> list[str]:
@@ -43,13 +43,17 @@ def write(text: str, path: str | None = None) -> None:
     Raises:
         UserError: if the file can't be written.
     """
+    from transformer_jax import processes
+
+    if not processes.is_first():
+        return
     content = text.encode("utf-8")
     if path is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
         return
     try:
-        write_atomically(Path(path), content)
+        write_atomically(as_path(path), content)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
 
@@ -61,7 +65,10 @@ def write_report(report: Mapping[str, object]) -> None:
 
 def progress(message: str) -> None:
     """Tell a person, on standard error."""
-    print(f"transformer-jax: {message}", file=sys.stderr, flush=True)
+    from transformer_jax import processes
+
+    if processes.is_first():
+        print(f"transformer-jax: {message}", file=sys.stderr, flush=True)
 
 
 def _finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_jax.cli.console import progress, texts_to_read, write
 from transformer_jax.cli.options import add_model, add_sampling, add_search, load_as
+from transformer_jax.cli.sharing import require_one_process, share_out
 from transformer_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,41 +52,62 @@ def add_command(commands: Any) -> None:
 
 
 def _couplet(arguments: argparse.Namespace) -> None:
+    from transformer_jax import processes
     from transformer_jax.bundle import CoupletWriter
-    from transformer_jax.couplets import explain
-    from transformer_jax.data.couplet_text import without_spaces
 
     if arguments.n < 1:
         raise UserError(f"--n is {arguments.n}, but must be at least 1.")
-    uppers = texts_to_read(arguments.uppers)
-    model = load_as(CoupletWriter, arguments.model)
     options = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
     if arguments.sample and not arguments.temperature:
         options["temperature"] = 1.0
-    found = model.search(
-        uppers,
-        rules=arguments.rules,
-        beam_size=arguments.beam,
-        batch_size=arguments.batch_size,
-        n_best=arguments.n,
-        **options,
-    )
+    if options["temperature"]:
+        require_one_process("--sample" if arguments.sample else "--temperature")
+    uppers = texts_to_read(arguments.uppers)
+    model = load_as(CoupletWriter, arguments.model)
+    if share_out(model, arguments, uppers):
+        model.check(uppers)
+
+    def answer(numbered: list[tuple[int, str]]) -> list[tuple[list[str], list[str]]]:
+        found = model.search(
+            [upper for _, upper in numbered],
+            rules=arguments.rules,
+            beam_size=arguments.beam,
+            batch_size=arguments.batch_size,
+            n_best=arguments.n,
+            **options,
+        )
+        return [
+            (_lines(arguments, number, upper, replies), _remarks(number, replies, model.known_share(upper)))
+            for (number, upper), replies in zip(numbered, found, strict=True)
+        ]
+
+    answers = processes.deal(answer, list(enumerate(uppers, start=1)))
+    for _, remarks in answers:
+        for remark in remarks:
+            progress(remark)
+    write("".join(line + "\n" for lines, _ in answers for line in lines), arguments.output)
+
+
+def _lines(arguments: argparse.Namespace, number: int, upper: str, replies: "list[Reply]") -> list[str]:
+    """What is printed for one upper line."""
+    from transformer_jax.couplets import explain
+    from transformer_jax.data.couplet_text import without_spaces
+
     lines = []
-    for number, (upper, replies) in enumerate(zip(uppers, found, strict=True), start=1):
-        upper = without_spaces(upper)
-        for reply in replies:
-            lines.append(f"{number}\t" * (arguments.n > 1) + f"{reply.text}\t{reply.score:.4f}")
-            if arguments.explain:
-                lines.append(explain(upper, reply.text, reply.gave_up) + "\n")
-        _remark(number, replies, model.known_share(upper))
-    write("".join(line + "\n" for line in lines), arguments.output)
+    for reply in replies:
+        lines.append(f"{number}\t" * (arguments.n > 1) + f"{reply.text}\t{reply.score:.4f}")
+        if arguments.explain:
+            lines.append(explain(without_spaces(upper), reply.text, reply.gave_up) + "\n")
+    return lines
 
 
-def _remark(number: int, replies: "list[Reply]", known_share: float) -> None:
-    """Tell what a person should know of one answer."""
+def _remarks(number: int, replies: "list[Reply]", known_share: float) -> list[str]:
+    """What a person should know of the answer to one upper line."""
+    remarks = []
     given_up = sorted({name for reply in replies for name in reply.gave_up})
     if given_up:
-        progress(f"line {number:,}: no lower line can keep all hard rules; given up: {', '.join(given_up)}")
+        remarks.append(f"line {number:,}: no lower line can keep all hard rules; given up: {', '.join(given_up)}")
     if known_share < 0.5:
         known = f"only {known_share:.0%}" if known_share else "none"
-        progress(f"line {number:,}: the model knows {known} of its characters")
+        remarks.append(f"line {number:,}: the model knows {known} of its characters")
+    return remarks

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_jax.cli.console import progress, write_report
 from transformer_jax.cli.options import ALPHA_HELP, add_model, add_search, not_for_this_command
+from transformer_jax.cli.sharing import share_out
 from transformer_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from transformer_jax.bundle import CoupletWriter, Score, TextClassifier, Translator
+    from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator
     from transformer_jax.config import DataConfig
 
 Pairs = Sequence[tuple[str, str]]
+Scored = Sequence[tuple[float, int]]
+"""Of each reference the log-probability and the number of tokens, end of sentence included."""
 
 
 def add_command(commands: Any) -> None:
@@ -63,6 +66,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str, Any]:
+    from transformer_jax import processes
     from transformer_jax.data.sources import load_pairs
     from transformer_jax.metrics import exact_match, translation_scores
 
@@ -77,10 +81,16 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
 
     pairs = _pairs(arguments, load_split)
     sources, references = [source for source, _ in pairs], [reference for _, reference in pairs]
+    if share_out(model, arguments, pairs):
+        model.check_pairs(sources, references)
+
+    def translate(texts: list[str]) -> list[str]:
+        return model.translate(texts, beam_size=arguments.beam, alpha=arguments.alpha, batch_size=arguments.batch_size)
+
     scored = _scores(model, pairs)
     progress(f"translating {len(pairs):,} lines")
     start = time.perf_counter()
-    outputs = model.translate(sources, beam_size=arguments.beam, alpha=arguments.alpha, batch_size=arguments.batch_size)
+    outputs = processes.deal(translate, sources)
     seconds = time.perf_counter() - start
     decoding = model.settings.decoding
     return {
@@ -96,6 +106,7 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
 
 
 def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str, Any]:
+    from transformer_jax import processes
     from transformer_jax.couplets import Rules, rule_shares
     from transformer_jax.data.couplet_text import without_spaces
     from transformer_jax.data.couplets import load_couplets, load_training_data, seen_uppers
@@ -111,9 +122,16 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
             where = f"{arguments.config} {arguments.split}, couplet {number:,}" if arguments.config else where
             raise UserError(f"{where} is blank; write a line there, or drop the couplet.")
     uppers = [upper for upper, _ in pairs]
+    if share_out(model, arguments, pairs):
+        model.check_pairs(uppers, [lower for _, lower in pairs])
+
+    def reply(uppers: list[str]) -> list[tuple[str, bool]]:
+        found = model.search(uppers, rules=rules, beam_size=arguments.beam, batch_size=arguments.batch_size)
+        return [(best.text, bool(best.gave_up)) for best, *_ in found]
+
     progress(f"writing lower lines to {len(pairs):,} upper lines")
     start = time.perf_counter()
-    found = model.search(uppers, rules=rules, beam_size=arguments.beam, batch_size=arguments.batch_size)
+    found = processes.deal(reply, uppers)
     seconds = time.perf_counter() - start
     groups = {"all": list(range(len(pairs)))}
     if arguments.config:
@@ -130,7 +148,7 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
     for name, members in groups.items():
         if not members:
             continue
-        asked, written = [uppers[i] for i in members], [found[i][0].text for i in members]
+        asked, written = [uppers[i] for i in members], [found[i][0] for i in members]
         references = [pairs[i][1] for i in members]
         report[name] = {
             "lines": len(members),
@@ -138,7 +156,7 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
             **couplet_scores(written, references),
             "keeps": rule_shares(asked, written),
             "references_keep": rule_shares(asked, references),
-            "gave_up": sum(bool(found[i][0].gave_up) for i in members),
+            "gave_up": sum(found[i][1] for i in members),
             **_samples(arguments, asked, written, references),
         }
     return report | {
@@ -151,13 +169,15 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
 def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> dict[str, Any]:
     import numpy as np
 
+    from transformer_jax import processes
     from transformer_jax.confusion import check_picture, confusion_table, save_confusion_picture
     from transformer_jax.data.labelled import read_labelled
     from transformer_jax.data.texts import load_texts
     from transformer_jax.metrics import classification_scores
 
     _refuse(arguments, "classification", "source", "reference", "beam", "alpha", "rules")
-    if arguments.picture:
+    pictured = arguments.picture and processes.is_first()
+    if pictured:
         check_picture(arguments.picture)
     classes = model.settings.classes
     if arguments.data and not any((arguments.config, arguments.split, arguments.manual_dir)):
@@ -170,14 +190,20 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
         records = list(split)
     else:
         raise UserError("evaluate needs, for a model of classification, either --data, or --config and --split.")
+    if share_out(model, arguments, records):
+        model.check([record.text for record in records])
+    batch_size = {} if arguments.batch_size is None else {"batch_size": arguments.batch_size}
+
+    def classify(texts: list[str]) -> list[list[float]]:
+        return model.probabilities(texts, **batch_size).tolist()
+
     progress(f"classifying {len(records):,} texts")
     start = time.perf_counter()
-    batch_size = {} if arguments.batch_size is None else {"batch_size": arguments.batch_size}
-    probabilities = model.probabilities([record.text for record in records], **batch_size)
+    probabilities = np.array(processes.deal(classify, [record.text for record in records]), np.float32)
     seconds = time.perf_counter() - start
     scores = classification_scores(np.array([classes.index(r.label) for r in records]), probabilities, classes)
     progress("confusion matrix\n" + confusion_table(scores.confusion, classes))
-    if arguments.picture:
+    if pictured:
         save_confusion_picture(arguments.picture, scores.confusion, classes)
     per_class = {
         name: {
@@ -205,18 +231,24 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
     }
 
 
-def _scores(model: "Translator | CoupletWriter", pairs: Pairs) -> "list[Score]":
+def _scores(model: "Translator | CoupletWriter", pairs: Pairs) -> Scored:
+    from transformer_jax import processes
+
+    def score(pairs: list[tuple[str, str]]) -> list[tuple[float, int]]:
+        scores = model.score([source for source, _ in pairs], [reference for _, reference in pairs])
+        return [(score.log_prob, len(score.tokens)) for score in scores]
+
     progress(f"scoring {len(pairs):,} references")
-    return model.score([source for source, _ in pairs], [reference for _, reference in pairs])
+    return [(log_prob, tokens) for log_prob, tokens in processes.deal(score, pairs)]
 
 
-def _perplexities(scored: "Sequence[Score]", references: Sequence[str]) -> dict[str, float]:
+def _perplexities(scored: Scored, references: Sequence[str]) -> dict[str, float]:
     """Perplexity of the references: end of sentence included, over tokens with it and characters without."""
     from transformer_jax.metrics import perplexity
 
-    nll = -sum(score.log_prob for score in scored)
+    nll = -sum(log_prob for log_prob, _ in scored)
     return {
-        "perplexity_per_token": perplexity(nll, sum(len(score.tokens) for score in scored)),
+        "perplexity_per_token": perplexity(nll, sum(tokens for _, tokens in scored)),
         "perplexity_per_character": perplexity(nll, sum(map(len, references))),
     }
 

@@ -17,6 +17,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model, and how much of the work it does at a time."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, such as runs/numerals/model")
     parser.add_argument("--batch-size", type=int, metavar="N", help="texts at a time; changes speed, not results")
+    add_processes(parser)
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Which of several processes this one is; `sharing.beside_others` reads it."""
+    processes = parser.add_argument_group(
+        "several processes",
+        "Start the same command with the same input, on several machines or one, and all share in the work; process 0 "
+        "writes. Without these options one process uses all devices of its machine.",
+    )
+    processes.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes; by itself on Cloud TPU, Slurm and what else JAX finds",
+    )
+    processes.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 waits for the others")
+    processes.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    processes.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:

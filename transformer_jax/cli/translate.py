@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_jax.cli.console import checked_argument, texts_to_read, write
 from transformer_jax.cli.options import ALPHA_HELP, add_model, add_sampling, add_search, load_as
+from transformer_jax.cli.sharing import require_one_process, share_out
 from transformer_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,9 +57,11 @@ def add_command(commands: Any) -> None:
 
 
 def _translate(arguments: argparse.Namespace) -> None:
+    from transformer_jax import processes
     from transformer_jax.bundle import Translator
 
     if arguments.stream:
+        require_one_process("--stream")
         for name, given in (
             ("--beam", arguments.beam is not None),
             ("--alpha", arguments.alpha is not None),
@@ -68,6 +71,8 @@ def _translate(arguments: argparse.Namespace) -> None:
         ):
             if given:
                 raise UserError(f"--stream cannot go with {name}; drop one of them.")
+    if arguments.temperature:
+        require_one_process("--temperature")
     texts = texts_to_read(arguments.texts)
     model = load_as(Translator, arguments.model)
     options = {
@@ -87,22 +92,26 @@ def _translate(arguments: argparse.Namespace) -> None:
     if arguments.stream:
         _stream(model, texts, options)
         return
-    found = model.search(
-        texts,
-        beam_size=arguments.beam,
-        alpha=arguments.alpha,
-        batch_size=arguments.batch_size,
-        return_attention=arguments.alignment,
-        n_best=arguments.n_best,
-        **options,
-    )
+    if share_out(model, arguments, texts):
+        model.check(texts)
     render = _as_json if arguments.alignment else _as_columns if arguments.scores or arguments.n_best > 1 else _as_text
-    lines = [
-        render(number, translation) + "\n"
-        for number, translations in enumerate(found, start=1)
-        for translation in translations
-    ]
-    write("".join(lines), arguments.output)
+
+    def lines_of(numbered: list[tuple[int, str]]) -> list[str]:
+        found = model.search(
+            [text for _, text in numbered],
+            beam_size=arguments.beam,
+            alpha=arguments.alpha,
+            batch_size=arguments.batch_size,
+            return_attention=arguments.alignment,
+            n_best=arguments.n_best,
+            **options,
+        )
+        return [
+            "".join(render(number, translation) + "\n" for translation in translations)
+            for (number, _), translations in zip(numbered, found, strict=True)
+        ]
+
+    write("".join(processes.deal(lines_of, list(enumerate(texts, start=1)))), arguments.output)
 
 
 def _stream(model: "Translator", texts: Sequence[str], options: dict[str, Any]) -> None:
