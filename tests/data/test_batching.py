@@ -1,11 +1,13 @@
 import itertools
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from transformer_jax.data.batching import Batches, Position, Prefetched
+from transformer_jax.data.batching import Batches, Position, Prefetched, Share
 from transformer_jax.data.collate import collate_pairs, real_token_share
 from transformer_jax.data.text import read_pairs
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, train_pair
@@ -163,6 +165,51 @@ def test_rows_can_be_shared_evenly(batching, row_multiple):
         assert not any(field[rows:].any() for field in batch)
         assert after == after_expected
     assert len({batch.source.shape for batch, _ in shared}) == (1 if batching == "pack" else 3)
+
+
+def take_as_one_of(process, processes, gathering, records, **options):
+    """Batches of one of several processes, which are threads here, and how many records each `encode` was given."""
+    encoded = []
+
+    def gather(own):
+        gathering.values[process] = own
+        gathering.barrier.wait(10)
+        values = list(gathering.values)
+        gathering.barrier.wait(10)
+        return values
+
+    def rows(count):
+        return range(process * count // processes, (process + 1) * count // processes)
+
+    def counted(records):
+        encoded.append(len(records))
+        return encode(records)
+
+    share = Share(process, processes, rows, gather, lambda: None)
+    batches = Batches(records, counted, collate_pairs, share=share, **options)
+    return take(batches, 40), batches.skipped, encoded
+
+
+@pytest.mark.parametrize("batching", ["pack", "bucket"])
+@pytest.mark.parametrize("window_size", [30, 1_000])
+def test_processes_share_rows_and_reading(batching, window_size):
+    records = [*make_records(130, longest=15), ([50] * 16, [4])]
+    options = {"batching": batching, "tokens_per_batch": 112, "row_length": 16, "bucket_lengths": (4, 8, 16)}
+    options |= {"max_length": 16, "row_multiple": 6, "window_size": window_size}
+    alone = make_batches(records, **options)
+    expected = take(alone, 40)
+    gathering = SimpleNamespace(values=[None] * 3, barrier=threading.Barrier(3))
+    with ThreadPoolExecutor(3) as threads:
+        ways = threads.map(lambda p: take_as_one_of(p, 3, gathering, records, **options), range(3))
+        shares, skipped, encoded = zip(*ways, strict=True)
+    for (whole, after), *parts in zip(expected, *shares, strict=True):
+        assert equal(whole, [np.concatenate(fields) for fields in zip(*(batch for batch, _ in parts), strict=True)])
+        assert {position for _, position in parts} == {after}
+    assert set(skipped) == {alone.skipped}
+    for calls in encoded:
+        window = min(window_size, len(records))
+        assert calls[0] == pytest.approx(window / 3, abs=1), "for their lengths"
+        assert sum(calls[:2]) < 0.9 * window, "and those of its rows"
 
 
 @pytest.mark.parametrize(("batching", "row_length", "least"), [("pack", 20, 20), ("bucket", 20, 16)])

@@ -21,7 +21,7 @@ FLAGS = [
     *("--config.training.num_steps=20", "--config.training.log_every=1", "--config.training.eval_every=10"),
     *("--config.training.checkpoint_every=5", "--config.training.keep_checkpoints=10"),
     *("--config.training.average_last=2", "--config.training.ema_decay=0.9", "--config.training.metric=loss"),
-    *("--config.decoding.batch_size=8", "--config.decoding.max_extra_tokens=2", "--config.decoding.beam_size=2"),
+    *("--config.decoding.batch_size=8", "--config.decoding.max_extra_tokens=2", "--config.decoding.beam_size=1"),
 ]
 """A tiny run of 20 steps. Its seven rows of a batch divide among no two devices."""
 

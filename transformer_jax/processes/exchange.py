@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from transformer_jax.errors import UserError
@@ -106,7 +106,8 @@ def deal(work: Callable[[list[Item]], Sequence[Result]], items: Sequence[Item]) 
     """
     if count() == 1:
         return list(work(list(items)))
-    shares = gather(list(work(list(items[index() :: count()]))))
+    own = list(items[index() :: count()])
+    shares = gather(list(work(own)) if own else [])
     results: list[Any] = [None] * len(items)
     for number, share in enumerate(shares):
         results[number :: count()] = share
@@ -114,7 +115,7 @@ def deal(work: Callable[[list[Item]], Sequence[Result]], items: Sequence[Item]) 
 
 
 def local_copy(tree: PyTree) -> PyTree:
-    """Arrays that are spread over all processes, whole on one device of this process; called by all at the same place.
+    """Arrays that are spread over all processes, whole on each device of this one; called by all at the same place.
 
     With one process, they stay where they are.
     """
@@ -122,7 +123,13 @@ def local_copy(tree: PyTree) -> PyTree:
         return tree
     meshes = {leaf.sharding.mesh for leaf in jax.tree.leaves(tree)}
     whole = jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(meshes.pop(), PartitionSpec()))(tree)
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+    here = NamedSharding(Mesh(jax.local_devices(), "device"), PartitionSpec())
+
+    def own(leaf: jax.Array) -> jax.Array:
+        parts = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, here, parts)
+
+    return jax.tree.map(own, whole)
 
 
 def is_preempted(step: int) -> bool:

@@ -124,6 +124,8 @@ def _find_place(
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise UserError(f"--coordinator is {coordinator!r}, but must be HOST:PORT, such as 10.0.0.1:1234.")
+    if num_processes < 1:
+        raise UserError(f"--num_processes is {num_processes}, but must be at least 1.")
     if not 0 <= process_id < num_processes:
         raise UserError(
             f"--process_id is {process_id}, but must lie in 0 to {num_processes - 1}, one less than --num_processes."

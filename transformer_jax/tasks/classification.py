@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from transformer_jax import processes
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import NO_LABEL, TextBatch, collate_texts
@@ -108,7 +109,13 @@ class ClassificationTask:
 
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Accuracy and its kin on the validation data."""
-        probabilities = self.predictor.predict(params, [tokens.tolist() for tokens, _ in self.validation_examples])
+        here = processes.local_copy(params)
+
+        def classify(own: list[list[int]]) -> list[list[float]]:
+            return self.predictor.predict(here, own).tolist()
+
+        texts = [tokens.tolist() for tokens, _ in self.validation_examples]
+        probabilities = np.array(processes.deal(classify, texts), np.float32)
         labels = np.array([label[0] for _, label in self.validation_examples])
         report = classification_scores(labels, probabilities, self.classes)
         likelihoods = np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float32).tiny)
@@ -143,6 +150,8 @@ def hide_tokens(
     drawn = jnp.where((tokens == PAD) | (positions == 0), 1.0, drawn)
     lowest, places = jax.lax.top_k(-drawn, most)
     are_hidden = -lowest < rate
-    row = jnp.arange(rows)[:, None]
-    seen = tokens.at[row, places].set(jnp.where(are_hidden, UNK, tokens[row, places]))
-    return seen, places, are_hidden.astype(jnp.float32)
+
+    def hide(tokens: Array, places: Array, are_hidden: Array) -> Array:
+        return tokens.at[places].set(jnp.where(are_hidden, UNK, tokens[places]))
+
+    return jax.vmap(hide)(tokens, places, are_hidden), places, are_hidden.astype(jnp.float32)

@@ -1,5 +1,6 @@
 """Couplets (对联): upper lines to lower lines, cross-entropy over characters, rules."""
 
+from transformer_jax import processes
 from transformer_jax.config import Config
 from transformer_jax.couplets import NAMES, Rules, rule_shares
 from transformer_jax.data.couplets import load_training_data
@@ -45,9 +46,13 @@ class CoupletTask(Seq2SeqTask):
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Perplexity, BLEU and the share of kept rules on the validation data; greedy search unless `final`."""
         uppers, references = (list(side) for side in zip(*self.validation, strict=True))
-        options = self.search_options(final=final)
-        found = write(self.generator, params, self.tokenizer.target, uppers, options, self.rules)
-        outputs = [best.text for best, *_ in found]
+        here, options = processes.local_copy(params), self.search_options(final=final)
+
+        def reply(own: list[str]) -> list[str]:
+            found = write(self.generator, here, self.tokenizer.target, own, options, self.rules)
+            return [best.text for best, *_ in found]
+
+        outputs = processes.deal(reply, uppers)
         scores = {
             **self.likelihood(params),
             **couplet_scores(outputs, references),

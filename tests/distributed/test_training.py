@@ -1,0 +1,158 @@
+"""Several processes train as one; killed, stopped or wrongly started, they end well."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.distributed.launch import FLAGS, Processes, free_port, text_files, train
+from transformer_jax.processes import GONE
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return text_files(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """Folder of the run of one process that nothing disturbs."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    [ended] = train(workdir, data, 1).wait()
+    assert ended.status == 0, ended.err
+    return workdir
+
+
+def lines(workdir, kind):
+    found = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return [line for line in found if line["kind"] == kind]
+
+
+def assert_same_run(workdir, whole):
+    """The same examples in the same order gave the same losses, gradients and scores."""
+    for kind in ("train", "evaluation"):
+        ours, theirs = lines(workdir, kind), lines(whole, kind)
+        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+        for name in ("loss", "grad_norm", "tokens", "perplexity"):
+            values = [[line.get(name, 0.0) for line in side] for side in (ours, theirs)]
+            np.testing.assert_allclose(*values, rtol=1e-5, err_msg=f"{kind} {name}")
+    weights = [(folder / "model" / "model.safetensors").stat().st_size for folder in (workdir, whole)]
+    assert weights[0] == weights[1]
+
+
+def wait_for_step(processes, workdir, step, seconds=100):
+    """Return when a checkpoint of at least this step is there."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        names = [path.name for path in (workdir / "checkpoints").glob("[0-9]*")]
+        if any(name.isdecimal() and int(name) >= step for name in names):
+            return
+        assert all(process.poll() is None for process in processes.processes), processes.wait()
+        time.sleep(0.02)
+    processes.kill()
+    pytest.fail(f"no checkpoint of step {step} within {seconds} s")
+
+
+@pytest.mark.parametrize(("count", "devices", "mesh"), [(2, 2, "data"), (4, 1, "fsdp"), (2, 1, "tensor")])
+def test_processes_equal_one(data, whole, tmp_path, count, devices, mesh):
+    axes = [f"--config.mesh.data={-1 if mesh == 'data' else 1}", f"--config.mesh.{mesh}=-1"]
+    ended = train(tmp_path, data, count, devices=devices, more=axes).wait()
+    assert [process.status for process in ended] == [0] * count, ended
+    assert_same_run(tmp_path, whole)
+    assert not any("Step" in process.out for process in ended[1:]), "the first one tells"
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_when_one_is_killed_the_others_end_and_one_process_goes_on(data, whole, tmp_path, victim):
+    processes = train(tmp_path, data, 4)
+    wait_for_step(processes, tmp_path, 5)
+    processes.processes[victim].kill()
+    killed_at = time.monotonic()
+    ended = processes.wait()
+    assert time.monotonic() - killed_at < 60
+    for index, process in enumerate(ended):
+        if index != victim:
+            assert process.status == GONE, process
+            assert "train.py: error: Another process has gone" in process.err.splitlines()[-1]
+            assert "Traceback" not in process.err
+    [resumed] = train(tmp_path, data, 1).wait()
+    assert resumed.status == 0, resumed.err
+    assert "Going on from step" in resumed.out
+    assert_same_run(tmp_path, whole)
+
+
+def test_what_one_process_saved_on_eight_devices_two_go_on_with(data, whole, tmp_path):
+    alone = train(tmp_path, data, 1, devices=8, more=["--config.mesh.data=2", "--config.mesh.fsdp=4"])
+    wait_for_step(alone, tmp_path, 5)
+    alone.processes[0].kill()
+    alone.wait()
+    ended = train(tmp_path, data, 2).wait()
+    assert [process.status for process in ended] == [0, 0], ended
+    assert "Going on from step" in ended[0].out
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("told", [[1], [0, 1]])
+def test_sigterm_stops_all(data, whole, tmp_path, told):
+    processes = train(tmp_path, data, 2)
+    wait_for_step(processes, tmp_path, 5)
+    for index in told:
+        processes.processes[index].send_signal(signal.SIGTERM)
+    ended = processes.wait()
+    assert [process.status for process in ended] == [0, 0], ended
+    resumed = train(tmp_path, data, 2).wait()
+    assert [process.status for process in resumed] == [0, 0], resumed
+    assert_same_run(tmp_path, whole)
+
+
+def test_sigterm_at_any_moment(data, whole, tmp_path):
+    """Of a run that is begun again and again until it is through."""
+    moments = random.Random(6)
+    stopped = 0
+    for attempt in itertools.count():
+        assert attempt < 60
+        process = train(tmp_path, data, 1)
+        # As soon as Python runs our code the status is 0; before that, nobody could have caught the signal.
+        delay = moments.uniform(1.5, 4.0 if attempt < 10 else 14.0)
+        try:
+            process.processes[0].wait(delay)
+        except Exception:
+            process.processes[0].send_signal(signal.SIGTERM)
+            stopped += 1
+        [ended] = process.wait()
+        assert ended.status == 0, (delay, ended)
+        assert "Traceback" not in ended.err
+        if (tmp_path / "model").exists():
+            break
+    assert stopped >= 10
+    assert_same_run(tmp_path, whole)
+    for name in ("log", "samples"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes()
+
+
+def test_a_mistake_at_one_host_ends_all(data, tmp_path):
+    ended = train(tmp_path / "run", data, 2, own={1: ["--config.data.train_source=missing"]}).wait(60)
+    assert [process.status for process in ended] == [2, 2], ended
+    for process in ended:
+        assert process.err.count("train.py: error:") == 1
+        assert "config.data.train_source" in process.err
+
+
+@pytest.mark.parametrize(
+    ("index", "message"), [(1, "No process 0 answers at localhost:"), (0, "Only some of 2 processes met at localhost:")]
+)
+def test_a_process_that_nobody_joins_gives_up(data, tmp_path, index, message):
+    place = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={index}"]
+    [ended] = Processes(["train.py", *FLAGS, *data, f"--workdir={tmp_path / 'run'}", *place], 1).wait(75)
+    assert ended.status == 2
+    assert ended.seconds < 60 + 10, "of which some seconds are those of starting Python"
+    assert message in ended.err
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert not os.path.exists(tmp_path / "run")

@@ -1,0 +1,98 @@
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.processes.fellows import Fellows
+from transformer_jax import processes
+from transformer_jax.errors import UserError
+
+
+@pytest.fixture
+def three(monkeypatch):
+    return Fellows(monkeypatch, 3)
+
+
+def exchanged(three, rounds):
+    """What each process gathers in some rounds of one exchange."""
+    exchange = processes.Exchange()
+    exchanges = [exchange, *(processes.Exchange() for _ in range(2))]
+    for other in exchanges[1:]:
+        other._name = exchange._name  # as in a process of its own, whose first this is
+    return three.do(lambda i: [exchanges[i].gather({"who": i, "round": number}) for number in range(rounds)])
+
+
+def test_every_process_gathers_the_values_of_all_in_order(three):
+    expected = [[{"who": who, "round": number} for who in range(3)] for number in range(20)]
+    assert exchanged(three, 20) == [expected] * 3
+    assert len(three.keys) <= 6, "what all have read is forgotten"
+
+
+def test_an_exchange_that_is_closed_waits_no_more(three):
+    exchange = processes.Exchange()
+
+    def wait(index):
+        if index == 0:
+            threading.Timer(0.2, exchange.close).start()
+            return exchange.gather("alone")
+        return None
+
+    assert "was closed" in str(three.do(wait)[0])
+
+
+def test_with_one_process_everything_is_its_own():
+    value = {"anything": (1, 2)}
+    assert processes.gather(value) == [value]
+    assert processes.first_says(value) is value
+    assert processes.deal(lambda own: [2 * item for item in own], (1, 2, 3)) == [2, 4, 6]
+    assert processes.files_of_first({"a": b"\xff"}) == {"a": b"\xff"}
+    tree = {"a": jnp.ones(3)}
+    assert processes.local_copy(tree) is tree
+    processes.agree({"anything": value})
+    processes.wait_for_all()
+    assert (processes.count(), processes.index(), processes.is_first()) == (1, 0, True)
+    assert not processes.is_preempted(1)
+
+
+def test_messages_name_what_differs(monkeypatch):
+    told = [{"config.seed": 0, "--workdir": "a"}, {"config.seed": 0, "--workdir": "a"}, {"config.seed": 7}]
+    monkeypatch.setattr("transformer_jax.processes.exchange.gather", lambda value: told)
+    with pytest.raises(UserError, match=r"^--workdir is None at process 2, but 'a' at process 0; start all with"):
+        processes.agree(told[0])
+    told[2]["--workdir"] = "a"
+    with pytest.raises(UserError, match=r"^config\.seed is 7 at process 2, but 0 at process 0"):
+        processes.agree(told[0])
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 11])
+def test_work_is_dealt_once_and_comes_back_in_order(three, monkeypatch, size):
+    done = []
+
+    def square(own):
+        assert own, "nobody is called for nothing"
+        done.extend(own)
+        return [item**2 for item in own]
+
+    barrier, slots = threading.Barrier(3), [None] * 3
+
+    def gather(value):
+        slots[three.here.index] = value
+        barrier.wait(5)
+        return list(slots)
+
+    monkeypatch.setattr("transformer_jax.processes.exchange.gather", gather)
+    results = three.do(lambda _: processes.deal(square, range(size)))
+    assert results == [[item**2 for item in range(size)]] * 3
+    assert sorted(done) == list(range(size))
+
+
+def test_a_local_copy_is_whole_on_every_device(monkeypatch):
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    tree = {"a": jax.device_put(jnp.arange(6.0), sharding)}
+    monkeypatch.setattr("transformer_jax.processes.exchange.count", lambda: 2)
+    copy = processes.local_copy(tree)
+    assert copy["a"].sharding.is_fully_replicated
+    assert copy["a"].sharding.device_set == set(jax.local_devices())
+    assert copy["a"].tolist() == tree["a"].tolist()
