@@ -43,8 +43,7 @@ def _classify(arguments: argparse.Namespace) -> None:
         raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
     texts = texts_to_read(arguments.texts)
     model = load_as(TextClassifier, arguments.model)
-    if share_out(model, arguments, texts):
-        model.check(texts)
+    share_out(model, arguments, texts, lambda: model.check(texts))
     batch_size = {} if arguments.batch_size is None else {"batch_size": arguments.batch_size}
 
     def lines_of(numbered: list[tuple[int, str]]) -> list[str]:

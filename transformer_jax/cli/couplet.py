@@ -64,8 +64,7 @@ def _couplet(arguments: argparse.Namespace) -> None:
         require_one_process("--sample" if arguments.sample else "--temperature")
     uppers = texts_to_read(arguments.uppers)
     model = load_as(CoupletWriter, arguments.model)
-    if share_out(model, arguments, uppers):
-        model.check(uppers)
+    share_out(model, arguments, uppers, lambda: model.check(uppers))
 
     def answer(numbered: list[tuple[int, str]]) -> list[tuple[list[str], list[str]]]:
         found = model.search(

@@ -81,8 +81,7 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
 
     pairs = _pairs(arguments, load_split)
     sources, references = [source for source, _ in pairs], [reference for _, reference in pairs]
-    if share_out(model, arguments, pairs):
-        model.check_pairs(sources, references)
+    share_out(model, arguments, pairs, lambda: model.check_pairs(sources, references))
 
     def translate(texts: list[str]) -> list[str]:
         return model.translate(texts, beam_size=arguments.beam, alpha=arguments.alpha, batch_size=arguments.batch_size)
@@ -122,8 +121,7 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
             where = f"{arguments.config} {arguments.split}, couplet {number:,}" if arguments.config else where
             raise UserError(f"{where} is blank; write a line there, or drop the couplet.")
     uppers = [upper for upper, _ in pairs]
-    if share_out(model, arguments, pairs):
-        model.check_pairs(uppers, [lower for _, lower in pairs])
+    share_out(model, arguments, pairs, lambda: model.check_pairs(uppers, [lower for _, lower in pairs]))
 
     def reply(uppers: list[str]) -> list[tuple[str, bool]]:
         found = model.search(uppers, rules=rules, beam_size=arguments.beam, batch_size=arguments.batch_size)
@@ -190,8 +188,8 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
         records = list(split)
     else:
         raise UserError("evaluate needs, for a model of classification, either --data, or --config and --split.")
-    if share_out(model, arguments, records):
-        model.check([record.text for record in records])
+    texts = [record.text for record in records]
+    share_out(model, arguments, records, lambda: model.check(texts))
     batch_size = {} if arguments.batch_size is None else {"batch_size": arguments.batch_size}
 
     def classify(texts: list[str]) -> list[list[float]]:
@@ -199,7 +197,7 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
 
     progress(f"classifying {len(records):,} texts")
     start = time.perf_counter()
-    probabilities = np.array(processes.deal(classify, [record.text for record in records]), np.float32)
+    probabilities = np.array(processes.deal(classify, texts), np.float32)
     seconds = time.perf_counter() - start
     scores = classification_scores(np.array([classes.index(r.label) for r in records]), probabilities, classes)
     progress("confusion matrix\n" + confusion_table(scores.confusion, classes))
@@ -223,7 +221,7 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
         "texts": len(records),
         **_samples(
             arguments,
-            [record.text for record in records],
+            texts,
             [classes[best] for best in probabilities.argmax(axis=1)],
             [record.label for record in records],
         ),

@@ -16,7 +16,9 @@ _COMMANDS = {"Translator": "translate", "TextClassifier": "classify", "CoupletWr
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model, and how much of the work it does at a time."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, such as runs/numerals/model")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="texts at a time; changes speed, not results")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="texts at a time on each device; changes speed, not results"
+    )
     add_processes(parser)
 
 

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from transformer_jax.errors import UserError
@@ -38,12 +38,15 @@ def beside_others(arguments: argparse.Namespace) -> Iterator[None]:
         processes.wait_for_all()  # whether the first can write what it has to is the others' affair too
 
 
-def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any]) -> bool:
+def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any], check: Callable[[], None]) -> None:
     """Make ready for `processes.deal` of these texts: the model is put on all devices of this process.
 
-    Returns:
-        Whether there are several processes. If so, texts should be checked first of all: the numbers of those that a
-        process is dealt mean nothing to a person.
+    Args:
+        model: as the command has loaded it.
+        arguments: of the command.
+        texts: all of them; what `json` can write.
+        check: called if there are several processes; should refuse texts that the model does not take, by their numbers
+            among all. Those among the texts that a process is dealt would mislead.
 
     Raises:
         UserError: if the processes were given different texts, options or models.
@@ -58,7 +61,7 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any]) -
     if jax.local_device_count() > 1:
         model.params = replicated(model.params)
     if processes.count() == 1:
-        return False
+        return
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
     options = {name: value for name, value in vars(arguments).items() if name not in _MAY_DIFFER}
     processes.agree(
@@ -69,7 +72,7 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any]) -
             "The model": hashlib.sha256((as_path(arguments.model) / CONFIG_FILE).read_bytes()).hexdigest()[:12],
         }
     )
-    return True
+    check()
 
 
 def require_one_process(option: str) -> None:

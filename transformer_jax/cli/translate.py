@@ -92,8 +92,7 @@ def _translate(arguments: argparse.Namespace) -> None:
     if arguments.stream:
         _stream(model, texts, options)
         return
-    if share_out(model, arguments, texts):
-        model.check(texts)
+    share_out(model, arguments, texts, lambda: model.check(texts))
     render = _as_json if arguments.alignment else _as_columns if arguments.scores or arguments.n_best > 1 else _as_text
 
     def lines_of(numbered: list[tuple[int, str]]) -> list[str]:
