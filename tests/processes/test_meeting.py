@@ -2,6 +2,7 @@ import socket
 
 import pytest
 
+from tests.processes.fellows import Fellows
 from transformer_jax import processes
 from transformer_jax.errors import UserError
 from transformer_jax.processes import meeting
@@ -78,3 +79,34 @@ def test_an_absent_coordinator_is_told(monkeypatch):
         port = found.getsockname()[1]
     with pytest.raises(UserError, match=rf"^No process 0 answers at localhost:{port} \(.*refused\)"):
         meeting._find_coordinator(f"localhost:{port}", meeting.time.monotonic() + 5.5)
+
+
+class Left(Exception):
+    """Stands in for the end of a process."""
+
+
+@pytest.mark.parametrize(
+    ("counts", "releases", "message"),
+    [
+        ((2, 2), ("1.0", "1.0"), None),
+        ((2, 3), ("1.0", "1.0"), "--num_processes is {} at process {}, but {} at process {}; it must be the same"),
+        ((2, 2), ("1.0", "1.1"), "transformer-jax is {} at process {}, but {} at process {}; it must be the same"),
+    ],
+)
+def test_all_must_have_the_same_release_and_count(monkeypatch, counts, releases, message):
+    def leave(status, sentence):
+        assert status == 2
+        raise Left(sentence)
+
+    two = Fellows(monkeypatch, 2)
+    monkeypatch.setattr(meeting, "leave", leave)
+    monkeypatch.setattr(meeting, "_release", lambda name: releases[two.here.index] if "-" in name else "same")
+    ends = two.do(
+        lambda i: meeting._require_one_of_each(Place("localhost:1", counts[i], i), meeting.time.monotonic() - 49)
+    )
+    if message is None:
+        assert ends == [None, None]
+        return
+    differing = counts if len(set(counts)) > 1 else releases
+    for i, end in enumerate(ends):
+        assert message.format(differing[1 - i], 1 - i, differing[i], i) in str(end)

@@ -1,5 +1,7 @@
 """How processes meet."""
 
+import importlib.metadata
+import json
 import os
 import signal
 import socket
@@ -27,6 +29,8 @@ MEETING_SECONDS = 50.0
 HEARTBEAT_SECONDS = 20
 """A process that has not been heard of for so long is taken for dead."""
 
+_SAME = ("transformer-jax", "jax", "jaxlib")
+"""Packages of which all processes must have the same release."""
 _REMEDY = "give --coordinator HOST:PORT, --num_processes N and --process_id I to each."
 
 
@@ -161,15 +165,27 @@ def _find_coordinator(coordinator: str, deadline: float) -> None:
 
 
 def _require_one_of_each(place: Place, deadline: float) -> None:
-    """Refuse two processes of one number, and numbers counted differently."""
+    """Refuse two processes of one number, numbers counted differently, and other releases."""
+    own = {"--num_processes": place.num_processes} | {name: _release(name) for name in _SAME}
     try:
-        store.put(f"place/{place.process_id}", str(place.num_processes))
+        store.put(f"place/{place.process_id}", json.dumps(own))
     except jax.errors.JaxRuntimeError:
         leave(2, f"There are two processes of --process_id {place.process_id}; give each its own.")
     for other in range(place.num_processes):
-        theirs = None
-        while theirs is None and time.monotonic() < deadline + MEETING_SECONDS:  # until the timer ends all
-            theirs = store.find(f"place/{other}")
-        if theirs != str(place.num_processes):
-            own = f"{place.num_processes} at process {place.process_id}"
-            leave(2, f"--num_processes is {theirs} at process {other}, but {own}; give all the same.")
+        found = None
+        while found is None and time.monotonic() < deadline + MEETING_SECONDS:  # until the timer ends all
+            found = store.find(f"place/{other}")
+        for name, value in json.loads(found or "{}").items():
+            if value != own[name]:
+                leave(
+                    2,
+                    f"{name} is {value} at process {other}, but {own[name]} at process {place.process_id}; it must be "
+                    "the same everywhere.",
+                )
+
+
+def _release(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
