@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
         fsspec.get_filesystem_class("gcs")
     except ImportError as error:
         raise UserError(f"{name} needs a package more; run pip install 'transformer-jax[gcs]'.") from error
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it shows the traceback of whatever it raises
     return epath.Path(name)
 
 

@@ -85,13 +85,16 @@ def totals(found: Iterable[Collective]) -> dict[str, tuple[int, int]]:
 
 
 def describe(compiled: Any) -> list[str]:
-    """Memory and collectives of a `jax.stages.Compiled` in words, a line each."""
+    """Memory and collectives of a `jax.stages.Compiled` in words, a line each, as far as XLA tells them."""
     taken = memory(compiled)
     lines = []
     if taken is not None:
         parts = ", ".join(f"{_megabytes(size)} {name}" for name, size in zip(Memory._fields, taken, strict=True))
         lines.append(f"A step takes {_megabytes(taken.total)} of each device: {parts}")
-    by_kind = totals(collectives(compiled.as_text()))
+    text = compiled.as_text()
+    if text is None:
+        return lines
+    by_kind = totals(collectives(text))
     said = ", ".join(f"{count:,} {kind} of {_megabytes(size)}" for kind, (count, size) in sorted(by_kind.items()))
     return [*lines, f"Collectives of a step: {said or 'none'}"]
 
