@@ -178,14 +178,11 @@ class Generator:
                     # A sentence draws by its place among all, not by its place in the lane.
                     places_of_all = np.zeros(rows, np.int32)
                     places_of_all[: len(chosen)] = chosen
-                    sentences = Sentences(
-                        source=padded([sources[i] for i in chosen], rows, length),
-                        prefix=padded([prefixes[i] for i in chosen], rows, width),
-                        limits=limits,
-                        keys=_keys(root, places_of_all),
-                        guide=None if guide is None else _stacked([guide.sentences[i] for i in chosen], rows, length),
-                    )
-                    asked.append((chosen, jax.device_put(sentences)))
+                    source = padded([sources[i] for i in chosen], rows, length)
+                    prefix = padded([prefixes[i] for i in chosen], rows, width)
+                    stacked = None if guide is None else _stacked([guide.sentences[i] for i in chosen], rows, length)
+                    source, prefix, limits, stacked = jax.device_put((source, prefix, limits, stacked))
+                    asked.append((chosen, Sentences(source, prefix, limits, _keys(root, places_of_all), stacked)))
                 yield plan, asked
 
     def stream(
