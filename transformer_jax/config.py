@@ -69,8 +69,8 @@ class TokenizerConfig:
     joint: bool = True
     """One vocabulary for both languages."""
     max_texts: int = 0
-    """Trained on at most so many texts or pairs, spread evenly over the training data; 0: 200,000, of couplets ten times
-    as many."""
+    """It is trained on at most so many texts or pairs, spread evenly over the training data; 0: 200,000, of couplets
+    2,000,000."""
 
 
 @dataclass(frozen=True)
