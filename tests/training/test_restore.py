@@ -1,0 +1,58 @@
+"""A run that was saved on eight devices goes on with any other number of them."""
+
+import itertools
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import numerals
+from transformer_jax.config import from_config_dict
+from transformer_jax.tasks import translation
+from transformer_jax.training import loop
+
+DEVICES = jax.devices()
+
+
+@pytest.fixture(autouse=True)
+def few_records(monkeypatch):
+    load_pairs, sizes = translation.load_pairs, {"train": 120, "validation": 9}
+    monkeypatch.setattr(translation, "load_pairs", lambda config, split: load_pairs(config, split)[: sizes[split]])
+
+
+def open_run(workdir, monkeypatch, devices, **mesh):
+    config = numerals.get_config()
+    config.model.update(d_model=16, num_heads=2, d_ff=16, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)
+    config.tokenizer.vocab_size = 60
+    config.data.update(max_length=32, row_length=32, tokens_per_batch=7 * 32)
+    config.mesh.update(mesh)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: DEVICES[:devices])
+        return loop._Run(from_config_dict(config), workdir, time.monotonic())
+
+
+def seen(run, progress):
+    """Loss on the validation data, and the rows of the next ten batches that hold examples."""
+    state, progress = run._restore() if progress is None else progress
+    likelihood = run.task.likelihood(loop._averaged(state))
+    batches = [batch for batch, _ in itertools.islice(run.task.batches.iterate(progress.position), 10)]
+    return likelihood["loss"], [[field[:7] for field in batch] for batch in batches]
+
+
+def test_evaluation_and_batches_stay_the_same(tmp_path, monkeypatch):
+    first = open_run(tmp_path, monkeypatch, 8, data=2, fsdp=2, tensor=2)
+    state = first.fresh({})
+    progress = loop.Progress()
+    _, progress.position = next(first.task.batches.iterate())
+    with first.checkpoints:
+        first._save(state, 1, progress)
+    loss, batches = seen(first, (state, progress))
+    assert len({str(batch) for batch in batches}) == 10
+    for devices, mesh in ((1, {"data": 1}), (2, {"data": 1, "fsdp": 2}), (4, {"data": 2, "tensor": 2})):
+        run = open_run(tmp_path, monkeypatch, devices, **mesh)
+        with run.checkpoints:
+            loss_here, batches_here = seen(run, None)
+        assert loss_here == pytest.approx(loss, rel=1e-6)
+        for batch, expected in zip(batches_here, batches, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, batch, expected)
