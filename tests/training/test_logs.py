@@ -15,8 +15,12 @@ def write(log, steps):
     for step in steps:
         log.train(step, {"loss": 1 / step, "lr": 0.1 * step, "epoch": 0}, {"tokens_per_second": 1000.5, "minutes": 0.1})
         if step % 2 == 0:
-            log.evaluation(step, {"bleu": 3.0 * step, "signature": "größe"}, {"seconds": 2.0})
-            log.samples(step, [("zwölf", "twelve", "twelve"), ("对联", "[bold]a[/bold]", "b")])
+            evaluate(log, step)
+
+
+def evaluate(log, step):
+    log.evaluation(step, {"bleu": 3.0 * step, "signature": "größe"}, {"seconds": 2.0})
+    log.samples(step, [("zwölf", "twelve", "twelve"), ("对联", "[bold]a[/bold]", "b")])
 
 
 def records(path):
@@ -90,9 +94,11 @@ def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path, torn):
     for name in NAMES:
         with (parts / name).open("ab") as file:
             file.write(torn)
-    # The last checkpoint was of step 4.
+    # The last checkpoint was of step 4, and the evaluation comes after saving.
     with RunLog(parts, first_step=4, num_steps=8) as log:
-        assert {record["step"] for record in records(parts / "log.jsonl")} == {1, 2, 3, 4}
+        left = [(record["step"], record["kind"]) for record in records(parts / "log.jsonl")]
+        assert left == [(1, "train"), (2, "train"), (2, "evaluation"), (3, "train"), (4, "train")]
+        evaluate(log, 4)
         write(log, range(5, 9))
     for name in NAMES:
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
@@ -102,7 +108,7 @@ def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path, torn):
 
 def test_a_line_that_only_lacks_its_end_stays(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}')
-    RunLog(tmp_path, first_step=2, num_steps=3).close()
+    RunLog(tmp_path, first_step=3, num_steps=4).close()
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
