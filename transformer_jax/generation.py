@@ -59,6 +59,25 @@ class Guide(NamedTuple):
     to the length of the sources; sentences that only fill a batch up are zero throughout."""
 
 
+class Asked(NamedTuple):
+    """What is asked of the sentences of a lane, in this process's memory; the last rows may stand for none."""
+
+    names: list[int]
+    """Their places among all sentences."""
+    source: Int[np.ndarray, "B S"]
+    prefix: Int[np.ndarray, "B P"]
+    limits: Int[np.ndarray, " B"]
+    guide: Any
+
+    def sentences(self, seed: int) -> Sentences:
+        """The same for a device."""
+        # A sentence draws by its place among all, not by its place in the lane.
+        places = np.zeros(len(self.limits), np.int32)
+        places[: len(self.names)] = self.names
+        source, prefix, limits, guide = jax.device_put((self.source, self.prefix, self.limits, self.guide))
+        return Sentences(source, prefix, limits, _keys(jax.random.key(seed), places), guide)
+
+
 class Generator:
     """Searches for the outputs of an encoder-decoder model.
 
@@ -120,9 +139,10 @@ class Generator:
             self._check_prefix(prefix_of_one)
         arrays = params, None if guide is None else guide.shared
 
-        def search(arrays: Any, group: tuple[Plan, list[tuple[list[int], Sentences]]]) -> dict[int, list[Hypothesis]]:
+        def search(arrays: Any, group: tuple[Plan, list[Asked]]) -> dict[int, list[Hypothesis]]:
             (params, shared), (plan, lanes) = arrays, group
-            found = search_in_lanes(plan, params, shared, lanes)
+            asked = [(lane.names, lane.sentences(options.seed)) for lane in lanes]
+            found = search_in_lanes(plan, params, shared, asked)
             return {name: _hypotheses(result, options.n_best) for name, result in found}
 
         outputs: dict[int, list[Hypothesis]] = {}
@@ -141,13 +161,12 @@ class Generator:
         guide: Guide | None,
         most: int,
         parts: int,
-    ) -> Iterator[tuple[Plan, list[tuple[list[int], Sentences]]]]:
+    ) -> Iterator[tuple[Plan, list[Asked]]]:
         """Some lanes of sentences of one padded length, with the plan of their search.
 
         A lane has `most` sentences at most, and the lanes of a length are in as many groups as `parts`, if they can be.
         The longest come first, lest all wait for them in the end.
         """
-        root = jax.random.key(options.seed)
         lanes_of: dict[int, list[tuple[int, list[int]]]] = {}
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))  # what is alike ends together
         for length, rows, places in batches_by_length([len(sources[i]) for i in order], most):
@@ -175,14 +194,10 @@ class Generator:
                 for rows, chosen in group:
                     limits = np.ones(rows, np.int32)
                     limits[: len(chosen)] = [self._limit(len(sources[i]), len(prefixes[i]), options) for i in chosen]
-                    # A sentence draws by its place among all, not by its place in the lane.
-                    places_of_all = np.zeros(rows, np.int32)
-                    places_of_all[: len(chosen)] = chosen
                     source = padded([sources[i] for i in chosen], rows, length)
                     prefix = padded([prefixes[i] for i in chosen], rows, width)
                     stacked = None if guide is None else _stacked([guide.sentences[i] for i in chosen], rows, length)
-                    source, prefix, limits, stacked = jax.device_put((source, prefix, limits, stacked))
-                    asked.append((chosen, Sentences(source, prefix, limits, _keys(root, places_of_all), stacked)))
+                    asked.append(Asked(chosen, source, prefix, limits, stacked))
                 yield plan, asked
 
     def stream(

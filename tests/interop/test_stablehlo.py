@@ -181,7 +181,7 @@ def altered(**fields):
         ("signature.json", lambda content: content[:-9], "signature.json is no JSON"),
         ("signature.json", lambda content: b"\xff" + content, "signature.json is no JSON"),
         ("signature.json", lambda content: b"[]", "does not describe a model"),
-        ("signature.json", altered(format_version=1), "format_version 1, but this reader knows 2"),
+        ("signature.json", altered(format_version=1), "format_version 1, but this reader knows 3"),
         ("signature.json", lambda content: b"[" * 100_000, "signature.json is no JSON"),
         ("signature.json", altered(kind="diffusion"), "signature.json is damaged"),
         ("signature.json", altered(kind=[]), "signature.json is damaged"),

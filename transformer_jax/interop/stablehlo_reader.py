@@ -16,7 +16,7 @@ import numpy as np
 from jax import export
 
 FORMAT = "transformer-jax-stablehlo"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SIGNATURE_FILE = "signature.json"
 PADDING = 0
 

@@ -26,10 +26,14 @@ GONE = 75
 FAREWELL_SECONDS = 5.0
 """A process that ends by an error waits at most so long for others to hear of it."""
 
+LONGEST_PAUSE = 0.5
+"""Seconds until a process hears that another leaves."""
+
 _IS_OF_OTHERS = re.compile(r"gloo|nccl|coordination ?service|heartbeat|connection (closed|reset)|socket closed", re.I)
 """What JAX's errors say when a process is not there to take its part in a computation."""
 _leaving = threading.Lock()
-_on_abort: Any = None  # C holds no reference to it
+_handlers: list[Any] = []
+"""Of SIGABRT: C does not keep them alive."""
 
 
 @contextlib.contextmanager
@@ -65,11 +69,10 @@ def leave(status: int, sentence: str) -> NoReturn:
     if not _leaving.acquire(blocking=False):
         threading.Event().wait()  # another thread is at it
     sentence = " ".join(sentence.split())
-    if status in (2, GONE):
-        print(f"{program()}: error: {sentence}", file=sys.stderr, flush=True)
-    end_well_when_aborted("", status=status)
+    shown = sentence if status in (2, GONE) else ""
+    end_well_when_aborted(shown, status=status)  # which may happen while the others are told
     _bid_farewell({"process": index(), "status": status, "sentence": sentence})
-    end_at_once(status)
+    end_at_once(status, f"{program()}: error: {shown}" if shown else "")
 
 
 def watch_others() -> None:
@@ -77,7 +80,7 @@ def watch_others() -> None:
     ends = threading.Event()
 
     def watch() -> None:
-        while not ends.is_set():
+        while not ends.wait(LONGEST_PAUSE):
             try:
                 told = store.find("farewell")
             except jax.errors.JaxRuntimeError:
@@ -120,7 +123,6 @@ def gone(reason: str) -> str:
 
 def end_well_when_aborted(sentence: str, *, status: int) -> None:
     """Say what happens when JAX aborts this process, as it does where another is lost."""
-    global _on_abort
     message = f"{program()}: error: {sentence}\n".encode() if sentence else b""
 
     def end(_: int) -> None:
@@ -129,8 +131,8 @@ def end_well_when_aborted(sentence: str, *, status: int) -> None:
 
     if os.name == "posix":
         # Not by `signal`, whose handlers wait for the main thread; C may call this one in any.
-        _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
-        ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
+        _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(end))
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), _handlers[-1])
 
 
 def end_at_once(status: int, sentence: str = "") -> NoReturn:

@@ -18,6 +18,10 @@ from transformer_jax.processes.store import count, index, is_first
 
 JSON = Any
 """What `json` can write; tuples come back as lists."""
+PIECE = 1 << 18
+"""Bytes of a message, at most: one that takes long would hold heartbeats up."""
+LONGEST_PAUSE = 0.1
+"""Seconds until a value that was not there is asked for again."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -42,8 +46,8 @@ class Exchange:
         if count() == 1:
             return [value]
         number = next(self._rounds)
-        store.put(f"{self._name}/{number}/{index()}", json.dumps(value))
-        values = [json.loads(self._wait_for(f"{self._name}/{number}/{other}")) for other in range(count())]
+        self._put(f"{self._name}/{number}/{index()}", json.dumps(value))
+        values = [json.loads(self._find(f"{self._name}/{number}/{other}")) for other in range(count())]
         if number:  # who took part in this round has read all of the one before
             store.delete(f"{self._name}/{number - 1}/{index()}")
         return values
@@ -52,11 +56,23 @@ class Exchange:
         """Wait for nobody any more."""
         self._closed.set()
 
+    def _put(self, key: str, text: str) -> None:
+        pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+        for number, piece in enumerate(pieces):
+            store.put(f"{key}/{number}", piece)
+        store.put(key, str(len(pieces)))
+
+    def _find(self, key: str) -> str:
+        pieces = int(self._wait_for(key))
+        return "".join(self._wait_for(f"{key}/{number}") for number in range(pieces))
+
     def _wait_for(self, key: str) -> str:
-        while not self._closed.is_set():
+        seconds = 0.001
+        while not self._closed.wait(seconds):
             value = store.find(key)
             if value is not None:
                 return value
+            seconds = min(2 * seconds, LONGEST_PAUSE)
         raise RuntimeError("The exchange with other processes was closed.")
 
 
@@ -122,7 +138,7 @@ def local_copy(tree: PyTree) -> PyTree:
     if count() == 1:
         return tree
     meshes = {leaf.sharding.mesh for leaf in jax.tree.leaves(tree)}
-    whole = jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(meshes.pop(), PartitionSpec()))(tree)
+    whole = jax.device_put(tree, NamedSharding(meshes.pop(), PartitionSpec()))
     here = NamedSharding(Mesh(jax.local_devices(), "device"), PartitionSpec())
 
     def own(leaf: jax.Array) -> jax.Array:

@@ -59,17 +59,17 @@ def start(
     Args:
         distributed: whether to look for others in any case.
         coordinator: HOST:PORT of the first process; None, like the next two: as the cluster says.
-        num_processes: how many there are.
+        num_processes: how many there are; 1: this one is alone, even in a cluster.
         process_id: the number of this one, from 0.
 
     Raises:
         UserError: if the options don't say enough or contradict each other, or others are not there.
     """
+    deadline = time.monotonic() + MEETING_SECONDS
     place = _find_place(distributed, coordinator, num_processes, process_id)
     if place is None:
         return
     end_well_when_aborted("Not all processes are there any more; start them all anew.", status=2)
-    deadline = time.monotonic() + MEETING_SECONDS
     if place.process_id == 0:
         _require_free(place.coordinator)
     else:
@@ -105,8 +105,10 @@ def _find_place(
     distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> Place | None:
     """What the options say and, for the rest, JAX's own detection of clusters."""
+    if num_processes == 1:
+        return None
+    asked = distributed or any(option is not None for option in (coordinator, num_processes, process_id))
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    asked = distributed or num_processes is not None or process_id is not None
     local = None
     if None in (coordinator, num_processes, process_id):
         try:
@@ -139,7 +141,7 @@ def _find_place(
 
 def _require_free(coordinator: str) -> None:
     port = int(coordinator.rpartition(":")[2])
-    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as tried:
+    with _listener() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             tried.bind(("", port))
@@ -147,6 +149,13 @@ def _require_free(coordinator: str) -> None:
             raise UserError(
                 f"Process 0 can't wait for others at port {port} ({error.strerror}); choose another in --coordinator."
             ) from error
+
+
+def _listener() -> socket.socket:
+    try:
+        return socket.socket(socket.AF_INET6)
+    except OSError:  # the kernel has none
+        return socket.socket(socket.AF_INET)
 
 
 def _find_coordinator(coordinator: str, deadline: float) -> None:
@@ -175,6 +184,7 @@ def _require_one_of_each(place: Place, deadline: float) -> None:
         found = None
         while found is None and time.monotonic() < deadline + MEETING_SECONDS:  # until the timer ends all
             found = store.find(f"place/{other}")
+            time.sleep(0 if found else 0.05)
         for name, value in json.loads(found or "{}").items():
             if value != own[name]:
                 leave(
