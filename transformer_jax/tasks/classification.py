@@ -148,8 +148,9 @@ def hide_tokens(
         return tokens, jnp.zeros((rows, 0), jnp.int32), jnp.zeros((rows, 0))
     drawn = jax.random.uniform(key, tokens.shape)
     drawn = jnp.where((tokens == PAD) | (positions == 0), 1.0, drawn)
-    lowest, places = jax.lax.top_k(-drawn, most)
-    are_hidden = -lowest < rate
+    # Sorted instead of `top_k`, for which XLA would bring all rows to every device.
+    places = jnp.argsort(drawn, axis=1)[:, :most]
+    are_hidden = jnp.take_along_axis(drawn, places, axis=1) < rate
 
     def hide(tokens: Array, places: Array, are_hidden: Array) -> Array:
         return tokens.at[places].set(jnp.where(are_hidden, UNK, tokens[places]))
