@@ -12,7 +12,7 @@ class Fellows:
 
     def __init__(self, monkeypatch, count):
         self.count, self.keys, self.here = count, {}, threading.local()
-        replacements = {"put": self._put, "find": self.keys.get, "delete": self.keys.pop, "count": lambda: count}
+        replacements = {"put": self._put, "find": self.keys.get, "delete": self._delete, "count": lambda: count}
         for name, replacement in replacements.items():
             monkeypatch.setattr(store, name, replacement)
         monkeypatch.setattr(store, "index", lambda: self.here.index)
@@ -37,3 +37,7 @@ class Fellows:
         assert key not in self.keys
         time.sleep(0.001 * self.here.index)
         self.keys[key] = value
+
+    def _delete(self, key):
+        for each in [each for each in list(self.keys) if f"{each}/".startswith(f"{key}/")]:
+            del self.keys[each]

@@ -26,7 +26,17 @@ def exchanged(three, rounds):
 def test_every_process_gathers_the_values_of_all_in_order(three):
     expected = [[{"who": who, "round": number} for who in range(3)] for number in range(20)]
     assert exchanged(three, 20) == [expected] * 3
-    assert len(three.keys) <= 6, "what all have read is forgotten"
+    assert len(three.keys) <= 12, "what all have read is forgotten"
+
+
+def test_large_values_travel_in_pieces(three, monkeypatch):
+    monkeypatch.setattr("transformer_jax.processes.exchange.PIECE", 7)
+    exchanges = [processes.Exchange() for _ in range(3)]
+    for exchange in exchanges:
+        exchange._name = "one"
+    values = ["", "äöü" * 10, list(range(100))]
+    assert three.do(lambda i: exchanges[i].gather(values[i])) == [values] * 3
+    assert max(map(len, three.keys.values())) == 7
 
 
 def test_an_exchange_that_is_closed_waits_no_more(three):
