@@ -4,7 +4,7 @@ With one process, which is the rule, every function returns at once. Values trav
 of the first process, which any thread may use. Nothing outside this package knows `jax.distributed`.
 """
 
-from transformer_jax.processes.ending import GONE, ending_together, leave
+from transformer_jax.processes.ending import GONE, ending_together, leave, not_waiting_for_the_lost
 from transformer_jax.processes.exchange import (
     Exchange,
     agree,
@@ -34,6 +34,7 @@ __all__ = [
     "is_preempted",
     "leave",
     "local_copy",
+    "not_waiting_for_the_lost",
     "start",
     "wait_for_all",
 ]

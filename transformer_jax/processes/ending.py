@@ -52,11 +52,20 @@ def ending_together() -> Iterator[None]:
             leave(2, str(error))
         if isinstance(error, KeyboardInterrupt):
             leave(130, "It was interrupted.")
-        summary = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        if _IS_OF_OTHERS.search(str(error)):
-            leave(GONE, gone(summary))
+        _leave_if_of_others(error)
         traceback.print_exc()
-        leave(1, summary)
+        leave(1, _summary(error))
+
+
+@contextlib.contextmanager
+def not_waiting_for_the_lost() -> Iterator[None]:
+    """Within, the loss of another process ends this one before anything around is closed, which would wait for it."""
+    try:
+        yield
+    except Exception as error:
+        if count() > 1:
+            _leave_if_of_others(error)
+        raise
 
 
 def leave(status: int, sentence: str) -> NoReturn:
@@ -73,6 +82,15 @@ def leave(status: int, sentence: str) -> NoReturn:
     end_well_when_aborted(shown, status=status)  # which may happen while the others are told
     _bid_farewell({"process": index(), "status": status, "sentence": sentence})
     end_at_once(status, f"{program()}: error: {shown}" if shown else "")
+
+
+def _leave_if_of_others(error: BaseException) -> None:
+    if _IS_OF_OTHERS.search(str(error)):
+        leave(GONE, gone(_summary(error)))
+
+
+def _summary(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def watch_others() -> None:

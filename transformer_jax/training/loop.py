@@ -182,6 +182,7 @@ class _Run:
             contextlib.closing(Prefetched(batches_to_come)) as batches,
             contextlib.closing(self.task.batches),
             traced(self.step_fn, self.profile_folder, steps=training.num_steps - step) as step_fn,
+            processes.not_waiting_for_the_lost(),
         ):
             self._greet(log, step)
             state = self._compiled(saved)
