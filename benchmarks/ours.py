@@ -17,6 +17,7 @@ from transformer_jax.config import Config, build
 from transformer_jax.data.batching import Prefetched
 from transformer_jax.data.text import read_lines
 from transformer_jax.optim import make_optimizer, make_schedule
+from transformer_jax.partition import on_mesh
 from transformer_jax.sharding import make_mesh, place, state_shardings
 from transformer_jax.steps import TrainState, init_state, train_step
 from transformer_jax.tasks import make_task
@@ -115,7 +116,7 @@ class Trainer:
 
         shardings = state_shardings(jax.eval_shape(fresh), self.mesh)
         self.state = jax.jit(fresh, out_shardings=shardings)()
-        step_fn = partial(train_step, loss_fn=self.task.loss, optimizer=optimizer, seed=config.seed)
+        step_fn = partial(on_mesh(train_step, self.mesh), loss_fn=self.task.loss, optimizer=optimizer, seed=config.seed)
         self._step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
         self._batches = Prefetched(batch for batch, _ in self.task.batches.iterate())
 
