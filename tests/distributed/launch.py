@@ -11,7 +11,7 @@ from pathlib import Path
 from transformer_jax.data.numerals import Numerals
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SECONDS = 150
+SECONDS = 240
 """No process may take longer."""
 FLAGS = [
     *("--config.data.name=text", "--config.data.max_length=48", "--config.data.row_length=48"),
@@ -107,6 +107,7 @@ class Processes:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
+                process.communicate()
 
 
 def train(workdir: Path, data: list[str], count: int, *, more: list[str] | None = None, **options) -> Processes:
