@@ -33,7 +33,7 @@ from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.ending import Ending, Told, hear, tell
 from transformer_jax.training.logs import RunLog, SilentLog
 from transformer_jax.training.origin import params_of_origin
-from transformer_jax.training.preparation import agree_on, check, common_task
+from transformer_jax.training.preparation import agree_on, check, claim_for_all, common_task
 from transformer_jax.training.progress import (
     FINAL_EVALUATIONS,
     Clock,
@@ -46,7 +46,7 @@ from transformer_jax.training.progress import (
 from transformer_jax.training.report import describe
 from transformer_jax.training.trace import traced
 from transformer_jax.training.usage import counts_of, usage
-from transformer_jax.training.workdir import claim, find_origin
+from transformer_jax.training.workdir import find_origin
 
 
 class Outcome(NamedTuple):
@@ -93,7 +93,8 @@ def run(
         except Interrupted:
             outcome = Outcome(stop.saved_step, {}, None, stop.signal)
             if processes.is_first():
-                print(f"Stopped and saved at step {outcome.step:,}; the same command goes on from there.", flush=True)
+                what = f"and saved at step {outcome.step:,}" if outcome.step else "with nothing new to save"
+                print(f"Stopped {what}; the same command goes on from there.", flush=True)
             if processes.count() > 1 and not stop.is_common:
                 processes.leave(130 if stop.signal == signal.SIGINT else 0, "It was stopped.")
     return outcome
@@ -129,9 +130,7 @@ class _Run:
             raise UserError(
                 f"config.training.metric is {training.metric!r}, but must be one of {', '.join(self.task.metrics)}."
             )
-        if processes.is_first():
-            claim(workdir, config, self.task, origin)
-        processes.wait_for_all()
+        claim_for_all(workdir, config, self.task, origin)
 
         scans_layers = self.task.model_config.scan_layers
 

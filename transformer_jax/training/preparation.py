@@ -1,6 +1,7 @@
 """What is settled before a run begins: that its config can work, and that all processes are at the same run."""
 
 import dataclasses
+import time
 from typing import Any
 
 from transformer_jax import processes
@@ -9,6 +10,10 @@ from transformer_jax.errors import UserError
 from transformer_jax.paths import AnyPath
 from transformer_jax.tasks import Task
 from transformer_jax.training.origin import Origin, task_from
+from transformer_jax.training.workdir import claim
+
+SHARED_SECONDS = 20.0
+"""Network file systems show a new file to others after so long at the latest."""
 
 
 def check(config: Config) -> None:
@@ -49,6 +54,25 @@ def common_task(config: Config, origin: Origin) -> Task:
             processes.files_of_first(task.tokenizer_files)
     processes.agree({"The data": task.notes})
     return task
+
+
+def claim_for_all(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
+    """Make `workdir` the folder of the run; the first process does, and the others look whether they see it.
+
+    Raises:
+        UserError: if the folder can't be used, or is not shared by all.
+    """
+    if processes.is_first():
+        claim(workdir, config, task, origin)
+    processes.wait_for_all()
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (workdir / "config.json").exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{workdir} of this process is not that of process 0; --workdir must be a folder that all share, such "
+                "as one of NFS, or gs://BUCKET/FOLDER."
+            )
+        time.sleep(0.5)
 
 
 def _fields(group: dict[str, Any], name: str) -> dict[str, Any]:
