@@ -95,14 +95,17 @@ def on_one_device(tmp_path_factory):
     return curve_of
 
 
-@pytest.mark.parametrize(
-    ("case", "mesh"),
-    [
-        *(("translating", mesh) for mesh in MESHES),
-        *((case, "all") for case in ("everything", "classifying")),
-        *(pytest.param(case, "fsdp", marks=pytest.mark.slow) for case in ("everything", "classifying")),
-    ],
-)
+QUICK = [("translating", "data"), ("translating", "all"), ("classifying", "all")]
+SLOW = [
+    ("translating", "fsdp"),
+    ("translating", "fsdp and tensor"),
+    ("everything", "fsdp"),
+    ("everything", "all"),
+    ("classifying", "fsdp"),
+]
+
+
+@pytest.mark.parametrize(("case", "mesh"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 def test_the_losses_of_twenty_steps_are_the_same_on_any_mesh(case, mesh, on_one_device, tmp_path, monkeypatch):
     expected = on_one_device(case)
     losses, _ = curve(CASES[case](), MESHES[mesh], tmp_path, monkeypatch)
