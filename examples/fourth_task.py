@@ -25,9 +25,7 @@ class Backwards(Seq2SeqTask):
 
     def evaluate(self, params, *, final):
         """Score on unseen numbers; greedy search unless `final`."""
-        ids = [source.tolist() for source, _ in self.validation_examples]
-        found = self.generator.generate(params, ids, self.search_options(final=final))
-        outputs = [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
+        outputs = self.outputs(params, final=final)
         words, references = zip(*self.validation, strict=True)
         scores = {**self.likelihood(params), "exact_match": exact_match(outputs, references)}
         return Evaluation(scores, list(zip(words, outputs, references, strict=True)))

@@ -45,6 +45,15 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Compiled programs leave the memory with the module that they are of: a process may map only so many."""
+    yield
+    import jax  # not before the variables above are set
+
+    jax.clear_caches()
+
+
 @pytest.fixture
 def bucket(monkeypatch):
     """`gs://bucket/...` within a test; gives a function that tells the objects by name, `bucket/...`."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.partition import ROW_AXES, platform, row_parts, spread
+from transformer_jax.partition import ROW_AXES, constrain, platform, row_parts
 
 MOST_LOGITS = 2**27
 """That a device holds at a time, about: half a gigabyte."""
@@ -97,9 +97,9 @@ def _loss_and_grads(
         return jnp.moveaxis(cut, 0, 2).reshape(batch, length, *a.shape[3:])
 
     zeros = (
-        spread(jnp.zeros(parts), ROW_AXES),
-        spread(jnp.zeros((parts, *table.shape)), ROW_AXES, "tensor", None),
-        None if bias is None else spread(jnp.zeros((parts, *bias.shape)), ROW_AXES, "tensor"),
+        constrain(jnp.zeros(parts), ROW_AXES),
+        constrain(jnp.zeros((parts, *table.shape)), ROW_AXES, "tensor", None),
+        None if bias is None else constrain(jnp.zeros((parts, *bias.shape)), ROW_AXES, "tensor"),
     )
     (loss, d_table, d_bias), d_x = jax.lax.scan(one_chunk, zeros, (chunks(x), chunks(labels), chunks(weights)))
     d_bias = None if d_bias is None else d_bias.sum(0)

@@ -91,7 +91,7 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def spread(array: Float[Array, "..."], *axes: str | tuple[str, ...] | None) -> Float[Array, "..."]:
+def constrain(array: Float[Array, "..."], *axes: str | tuple[str, ...] | None) -> Float[Array, "..."]:
     """`array` with each of its dimensions split over these axes of the mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return array
@@ -123,7 +123,7 @@ def gathered(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(param: Array, spec: P) -> Array:
-    return spread(param, *(None if axis == "fsdp" else axis for axis in spec))
+    return constrain(param, *(None if axis == "fsdp" else axis for axis in spec))
 
 
 def _gather_forward(param: Array, spec: P) -> tuple[Array, None]:
@@ -133,7 +133,7 @@ def _gather_forward(param: Array, spec: P) -> tuple[Array, None]:
 def _scatter_gradient(spec: P, _: None, gradient: Array) -> tuple[Array]:
     # Whole at first: each device adds up what its own rows give, and one sum over devices follows, of which each keeps
     # its part.
-    return (spread(_gather(gradient, spec), *spec),)
+    return (constrain(_gather(gradient, spec), *spec),)
 
 
 _gather.defvjp(_gather_forward, _scatter_gradient)
@@ -156,7 +156,7 @@ def _lookup_forward(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Ar
 def _sum_of_rows(looked_up: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
     table, tokens = looked_up
     parts = row_parts(tokens.shape[0])
-    zeros = spread(jnp.zeros((parts, *table.shape), table.dtype), ROW_AXES, "tensor", None)
+    zeros = constrain(jnp.zeros((parts, *table.shape), table.dtype), ROW_AXES, "tensor", None)
     cut = tokens.reshape(parts, -1), gradient.reshape(parts, -1, table.shape[1])
     # XLA would make one scatter of two lookups in one table, and concatenate their rows across devices for it.
     return jax.vmap(lambda total, token, rows: total.at[token].add(rows))(zeros, *cut).sum(0), None

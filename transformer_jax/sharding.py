@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
@@ -52,7 +53,7 @@ def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
         UserError: if a dimension does not divide by the axis that splits it.
     """
 
-    def sharding(path: tuple[object, ...], leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
+    def sharding(path: tuple[object, ...], leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         spec = partition_spec(name)
         # Some optimisers keep vectors or single numbers under the path of a matrix; those are small.

@@ -359,6 +359,7 @@ def test_a_divergent_run_leaves_its_last_good_checkpoint(tmp_path, scores):
         ("mesh", {"data": 3}, r"config\.mesh is data=3.*device count of 8"),
         ("model", {"num_heads": 3}, r"config\.model\.num_heads is 3"),
         ("data", {"tokens_per_batch": 31}, r"config\.data\.tokens_per_batch is 31, but a row may take 32"),
+        ("tokenizer", {"max_texts": -1}, r"config\.tokenizer\.max_texts is -1, but must be at least 0"),
         ("tokenizer", {"joint": False}, r"config\.model\.tie_embeddings is 'all'"),
         ("data", {"source_language": "xx"}, r"config\.data\.source_language is 'xx'"),
     ],

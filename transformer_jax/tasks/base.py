@@ -67,7 +67,9 @@ class Task(Protocol):
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Score on validation data: with a quick search during training, with the configured one if `final`.
 
-        The parameters come with a set of tensors for each layer, whatever `model_config.scan_layers` says.
+        The parameters come with a set of tensors for each layer, whatever `model_config.scan_layers` says. With several
+        processes, all are called, and the parameters are spread over the devices of all: `processes.local_copy` makes
+        them whole on each, and `processes.deal` shares out the work. The scores of the first process count.
         """
         ...
 

@@ -24,7 +24,6 @@ from transformer_jax.losses import chunked_cross_entropy, smoothed_cross_entropy
 from transformer_jax.metrics import classification_scores
 from transformer_jax.models import Classifier, split, structure
 from transformer_jax.prediction import Predictor
-from transformer_jax.sharding import check_heads, make_mesh
 from transformer_jax.steps import Params, Sums
 from transformer_jax.tasks.base import Evaluation, make_batches
 
@@ -72,7 +71,6 @@ class ClassificationTask:
         }
         self.validation_examples = self.encode(self.validation)
         self.batches = make_batches(config, train, self.encode, collate_texts)
-        check_heads(self.model_config, make_mesh(config.mesh))
         self.graphdef, _ = structure(Classifier, self.model_config)
         asked, _ = structure(Classifier, replace(self.model_config, scan_layers=False))
         self.predictor = Predictor(asked, num_classes=len(self.classes), batch_size=config.decoding.batch_size)

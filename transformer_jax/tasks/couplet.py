@@ -1,11 +1,13 @@
 """Couplets (对联): upper lines to lower lines, cross-entropy over characters, rules."""
 
-from transformer_jax import processes
+from collections.abc import Sequence
+
 from transformer_jax.config import Config
 from transformer_jax.couplets import NAMES, Rules, rule_shares
 from transformer_jax.data.couplets import load_training_data
 from transformer_jax.errors import UserError
 from transformer_jax.metrics import couplet_scores
+from transformer_jax.search_options import SearchOptions
 from transformer_jax.steps import Params
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.seq2seq import Seq2SeqTask
@@ -46,16 +48,15 @@ class CoupletTask(Seq2SeqTask):
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Perplexity, BLEU and the share of kept rules on the validation data; greedy search unless `final`."""
         uppers, references = (list(side) for side in zip(*self.validation, strict=True))
-        here, options = processes.local_copy(params), self.search_options(final=final)
-
-        def reply(own: list[str]) -> list[str]:
-            found = write(self.generator, here, self.tokenizer.target, own, options, self.rules)
-            return [best.text for best, *_ in found]
-
-        outputs = processes.deal(reply, uppers)
+        outputs = self.outputs(params, final=final)
         scores = {
             **self.likelihood(params),
             **couplet_scores(outputs, references),
             **{f"keeps_{name}": share for name, share in rule_shares(uppers, outputs).items()},
         }
         return Evaluation(scores, list(zip(uppers, outputs, references, strict=True)))
+
+    def _search(self, params: Params, options: SearchOptions, numbers: Sequence[int]) -> list[str]:
+        uppers = [self.validation[number][0] for number in numbers]
+        found = write(self.generator, params, self.tokenizer.target, uppers, options, self.rules)
+        return [best.text for best, *_ in found]

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key
 
+from transformer_jax import processes
 from transformer_jax.config import Config
 from transformer_jax.data.batching import Example
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
@@ -23,7 +24,7 @@ from transformer_jax.metrics import perplexity
 from transformer_jax.models import Seq2Seq, split, stack_layers, structure
 from transformer_jax.partition import on_mesh
 from transformer_jax.search_options import SearchOptions
-from transformer_jax.sharding import check_heads, make_mesh, place, state_shardings
+from transformer_jax.sharding import make_mesh, place, state_shardings
 from transformer_jax.steps import Params, Sums, eval_step
 from transformer_jax.tasks.base import make_batches
 
@@ -90,7 +91,6 @@ class Seq2SeqTask:
                 "raise that."
             )
         self.mesh = make_mesh(config.mesh)
-        check_heads(self.model_config, self.mesh)
         self._validation_sums = jax.jit(
             partial(on_mesh(eval_step, self.mesh), loss_fn=partial(self._loss, smoothing=0.0))
         )
@@ -138,6 +138,14 @@ class Seq2SeqTask:
             "perplexity": perplexity(totals["loss"], totals["weight"]),
         }
 
+    def outputs(self, params: Params, *, final: bool) -> list[str]:
+        """What the model makes of the validation sources, in order; greedy search unless `final`.
+
+        All devices of all processes share in the search.
+        """
+        here, options = processes.local_copy(params), self.search_options(final=final)
+        return processes.deal(partial(self._search, here, options), range(len(self.validation)))
+
     def search_options(self, *, final: bool) -> SearchOptions:
         """Of an evaluation: as configured if `final`, otherwise greedy."""
         decoding = self.config.decoding
@@ -148,6 +156,12 @@ class Seq2SeqTask:
             max_length=decoding.max_length or None,
             conventions=decoding.conventions,
         )
+
+    def _search(self, params: Params, options: SearchOptions, numbers: Sequence[int]) -> list[str]:
+        """The outputs for the validation examples of these numbers."""
+        ids = [self.validation_examples[number][0].tolist() for number in numbers]
+        found = self.generator.generate(params, ids, options)
+        return [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
 
     def _sides(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
         """The sources and the targets as the model is to see them."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from transformer_jax import processes
 from transformer_jax.config import Config
 from transformer_jax.data.sources import load_pairs
 from transformer_jax.data.text import drop_blank_pairs
@@ -50,14 +49,7 @@ class TranslationTask(Seq2SeqTask):
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Perplexity and BLEU on the validation data; greedy search unless `final`."""
         sources, references = (list(side) for side in zip(*self.validation, strict=True))
-        ids = [source.tolist() for source, _ in self.validation_examples]
-        here, options = processes.local_copy(params), self.search_options(final=final)
-
-        def translate(own: list[list[int]]) -> list[str]:
-            found = self.generator.generate(here, own, options)
-            return [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
-
-        outputs = processes.deal(translate, ids)
+        outputs = self.outputs(params, final=final)
         scores = {
             **self.likelihood(params),
             "exact_match": exact_match(outputs, references),

@@ -13,7 +13,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -22,11 +21,11 @@ from transformer_jax.bundle import save_bundle
 from transformer_jax.config import Config, from_config_dict
 from transformer_jax.data.batching import Position, Prefetched
 from transformer_jax.errors import UserError
-from transformer_jax.models import stack_layers, unstack_layers
+from transformer_jax.models import stack_layers
 from transformer_jax.optim import make_optimizer, make_schedule
 from transformer_jax.partition import on_mesh
 from transformer_jax.paths import AnyPath, as_path
-from transformer_jax.sharding import make_mesh, place, state_shardings
+from transformer_jax.sharding import check_heads, make_mesh, place, state_shardings
 from transformer_jax.steps import Batch, Params, Sums, TrainState, init_state, train_step
 from transformer_jax.tasks import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
@@ -44,6 +43,7 @@ from transformer_jax.training.progress import (
     stop_on_signals,
 )
 from transformer_jax.training.report import describe
+from transformer_jax.training.selection import Judged, choose, judge, mean_of, to_evaluate
 from transformer_jax.training.trace import traced
 from transformer_jax.training.usage import counts_of, usage
 from transformer_jax.training.workdir import find_origin
@@ -122,6 +122,7 @@ class _Run:
         self.mesh = make_mesh(config.mesh)
         self.ending = Ending(self.stop, self.clock, self.mesh)
         origin = find_origin(config, workdir)
+        check_heads(origin.model, self.mesh)
         schedule = make_schedule(config.optim, d_model=origin.model.d_model, num_steps=training.num_steps)
         self.schedule = jax.jit(schedule)
         optimizer = make_optimizer(config.optim, schedule)
@@ -197,8 +198,9 @@ class _Run:
                 if step == first_step + 1:
                     jax.block_until_ready(sums)
                     log.say(f"The first step was done after {self.clock.seconds():.1f} s")
-                    for line in () if self.program is None else describe(self.program):
-                        log.say(line)
+                    if self.program is not None and processes.is_first():
+                        for line in describe(self.program):
+                            log.say(line)
                 if before is not None:  # a step late, so that no device waits for its host
                     rate.tokens += progress.add(self.ending.heard(before))
                 before = counts | sums
@@ -300,60 +302,39 @@ class _Run:
 
     def _evaluate(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
         started = time.monotonic()
-        evaluation = self._scored(_averaged(state), final=False)
+        score, evaluation = self._judge(to_evaluate(state), final=False)
         seconds = self.clock.evaluation_seconds = time.monotonic() - started
         log.evaluation(step, evaluation.scores, {"seconds": seconds, "minutes": self.clock.minutes()})
         log.samples(step, evaluation.samples[: self.config.training.num_samples])
-        score = self._score(evaluation)
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.stale = score, step, 0
             self.checkpoints.protect(step)
         else:
             progress.stale += 1
 
-    def _scored(self, params: Params, *, final: bool) -> Evaluation:
-        """The task's evaluation, with the scores of the first process, so that all decide alike."""
-        evaluation = self.task.evaluate(params, final=final)
-        return evaluation._replace(scores=processes.first_says(evaluation.scores))
-
-    def _score(self, evaluation: Evaluation) -> float:
-        metric = self.config.training.metric
-        value = float(evaluation.scores[metric])
-        return -value if metric in self.task.lower_is_better else value
+    def _judge(self, params: Params, *, final: bool) -> Judged:
+        return judge(self.task, self.config.training.metric, params, final=final)
 
     def _finish(self, log: RunLog, state: TrainState, step: int, progress: Progress) -> Outcome:
         """Choose among the last, the best and the averaged parameters on validation data, and write the model."""
         training = self.config.training
-        candidates: dict[str, Callable[[], Params]] = {f"step {step:,}": lambda: _averaged(state)}
-        if progress.best_step not in (0, step):
-            best = progress.best_step
-            candidates[f"step {best:,}"] = lambda: _averaged(self.checkpoints.restore(best, self.like)[0])
-        last = [saved for saved in self.checkpoints.steps() if saved == step or self._is_due(saved)]
-        last = processes.first_says(last[-training.average_last :])
-        if len(last) > 1:
-            candidates[f"mean of the {len(last)} checkpoints to step {last[-1]:,}"] = lambda: self._mean(last)
-        chosen: tuple[float, str, Params, Evaluation] | None = None
-        thorough = processes.first_says(self.clock.has(FINAL_EVALUATIONS / 2 * self.clock.evaluation_seconds))
-        seconds = 0.0
-        for name, params_of in candidates.items():
-            if chosen is not None and not processes.first_says(self.clock.has(1.5 * seconds)):
+
+        def tell(name: str, evaluation: Evaluation | None) -> None:
+            if evaluation is None:
                 log.say(f"{name} is not tried, for want of time")
-                continue
-            started = time.monotonic()
-            params = params_of()
-            evaluation = self._scored(params, final=thorough)
-            seconds = time.monotonic() - started
-            score = self._score(evaluation)
-            log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
-            if chosen is None or score > chosen[0]:
-                chosen = score, name, params, evaluation
-        assert chosen is not None
-        _, name, params, evaluation = chosen
+            else:
+                log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
+
+        thorough = processes.first_says(self.clock.has(FINAL_EVALUATIONS / 2 * self.clock.evaluation_seconds))
+        candidates = self._candidates(state, step, progress)
+        choice = choose(candidates, partial(self._judge, final=thorough), self.clock, tell)
+        evaluation = choice.judged.evaluation
         for source, output, reference in evaluation.samples[: training.num_samples]:
             log.say(f"  {source}\n    {output}\n    {'as the reference' if output == reference else reference}")
-        scores = evaluation.scores | {"parameters": name, "steps": step, "minutes": round(self.clock.minutes(), 1)}
+        minutes = round(self.clock.minutes(), 1)
+        scores = evaluation.scores | {"parameters": choice.name, "steps": step, "minutes": minutes}
         path = self.workdir / "model"
-        params = processes.local_copy(params)
+        params = processes.local_copy(choice.params)
         if processes.is_first():
             save_bundle(
                 path,
@@ -368,22 +349,21 @@ class _Run:
         log.say(f"The model is in {path}, after {self.clock.minutes():.1f} minutes")
         return Outcome(step, scores, path)
 
-    def _mean(self, steps: list[int]) -> Params:
-        total = self.checkpoints.restore_params(steps[0], self.like.params)
-        # Compiled as a whole, rather than anew for each shape.
-        add = jax.jit(lambda total, more: jax.tree.map(jnp.add, total, more), donate_argnums=0)
-        for step in steps[1:]:
-            total = add(total, self.checkpoints.restore_params(step, self.like.params))
-        divide = jax.jit(lambda total: jax.tree.map(lambda leaf: leaf / len(steps), total))
-        return unstack_layers(divide(total))
+    def _candidates(self, state: TrainState, step: int, progress: Progress) -> dict[str, Callable[[], Params]]:
+        """By name, what the written model may be."""
+        candidates: dict[str, Callable[[], Params]] = {f"step {step:,}": lambda: to_evaluate(state)}
+        if progress.best_step not in (0, step):
+            best = progress.best_step
+            candidates[f"step {best:,}"] = lambda: to_evaluate(self.checkpoints.restore(best, self.like)[0])
+        last = [saved for saved in self.checkpoints.steps() if saved == step or self._is_due(saved)]
+        last = processes.first_says(last[-self.config.training.average_last :])
+        if len(last) > 1:
+            name = f"mean of the {len(last)} checkpoints to step {last[-1]:,}"
+            candidates[name] = lambda: mean_of(self.checkpoints, last, self.like.params)
+        return candidates
 
     def _out_of_patience(self, progress: Progress) -> bool:
         return 0 < self.config.training.patience <= progress.stale
-
-
-def _averaged(state: TrainState) -> Params:
-    """The parameters to evaluate."""
-    return unstack_layers(state.params if state.average is None else state.average)
 
 
 def _require_finite(progress: Progress, step: int) -> None:

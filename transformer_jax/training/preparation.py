@@ -28,6 +28,8 @@ def check(config: Config) -> None:
             value = getattr(getattr(config, group), name)
             if value < 1:
                 raise UserError(f"config.{group}.{name} is {value}, but must be at least 1.")
+    if config.tokenizer.max_texts < 0:
+        raise UserError(f"config.tokenizer.max_texts is {config.tokenizer.max_texts}, but must be at least 0.")
 
 
 def agree_on(config: Config, workdir: AnyPath) -> None:
