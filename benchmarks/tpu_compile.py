@@ -33,18 +33,21 @@ ENVIRONMENT = {
 DATA = MeshConfig()
 FSDP = MeshConfig(data=1, fsdp=-1)
 TENSOR = MeshConfig(data=1, fsdp=-1, tensor=4)
+BOTH = MeshConfig(data=-1, fsdp=8)
+"""Of a pod, where `fsdp` alone leaves a chip a few rows of each matrix."""
 MESHES = {"base": (DATA, FSDP), "big": (DATA, FSDP), "1b": (FSDP, TENSOR)}
 """Of training. The search spreads sentences over devices, and each has all parameters."""
 
 
 def programs(topology: str, *, quick: bool) -> list[Program]:
     """What is compiled for a topology."""
-    alone = topology == "v5e:1x1"
+    alone, pod = topology == "v5e:1x1", topology == "v5e:16x16"
     if quick:
         return [Program("base", STEP, mesh) for mesh in ((DATA,) if alone else (DATA, FSDP))]
     found = []
     for shape, meshes in MESHES.items():
-        found += [Program(shape, STEP, mesh) for mesh in ((DATA,) if alone else meshes)]
+        of_shape = (DATA,) if alone else (*meshes, BOTH) if pod else meshes
+        found += [Program(shape, STEP, mesh) for mesh in of_shape]
         found += [Program(shape, kind, DATA) for kind in (ENCODER, DECODER)]
     return [*found, Program("base without remat", STEP, DATA)] if alone else found
 

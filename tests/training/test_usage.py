@@ -58,3 +58,9 @@ def test_on_cpus_memory_is_that_of_the_process(mesh):
     assert found["tokens_per_second_per_device"] == 10.0
     assert 0.05 < found["memory_gb"] < 100
     assert "mfu" not in found
+
+
+@pytest.mark.parametrize(("own", "share"), [([0, 1, 2, 3], 1 / 2), (list(range(8)), 1)])
+def test_rows_that_two_processes_hold_count_once(known_chips, monkeypatch, mesh, own, share):
+    monkeypatch.setattr(module, "own_rows", lambda mesh, num_rows: own)
+    assert usage({"weight": 1000.0, "flops": 8 * PEAK * share}, 1000.0, mesh)["mfu"] == pytest.approx(1.0)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from transformer_jax.data.collate import real_token_share
 from transformer_jax.models import ModelConfig
+from transformer_jax.sharding import own_rows, row_shards
 from transformer_jax.training.flops import chip_flops, step_flops
 
 
@@ -34,7 +35,8 @@ def usage(sums: Mapping[str, float], tokens_per_second: float, mesh: Mesh) -> di
     """
     found = {"tokens_per_second_per_device": tokens_per_second / mesh.size}
     promised = chip_flops(mesh.devices.flat[0].device_kind)
-    flops = sums.get("flops", 0.0) * jax.process_count()
+    parts = row_shards(mesh)
+    flops = sums.get("flops", 0.0) * parts / len(own_rows(mesh, parts))
     if promised and flops and sums["weight"]:
         found["mfu"] = flops / sums["weight"] * tokens_per_second / (mesh.size * promised)
     memory = _most_memory()
