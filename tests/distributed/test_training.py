@@ -114,6 +114,7 @@ def test_sigterm_stops_all(data, whole, tmp_path, told):
         processes.processes[index].send_signal(signal.SIGTERM)
     ended = processes.wait()
     assert [process.status for process in ended] == [0, 0], ended
+    assert "stopped" in ended[0].out.lower(), "the first one tells"
     resumed = train(tmp_path, data, len(told)).wait()
     assert [process.status for process in resumed] == [0] * len(told), resumed
     assert_same_run(tmp_path, whole)

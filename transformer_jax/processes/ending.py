@@ -120,6 +120,8 @@ def _follow(farewell: dict[str, Any]) -> NoReturn:
     process, status, sentence = farewell["process"], farewell["status"], farewell["sentence"]
     if process == index():
         threading.Event().wait()
+    if status in (0, 130) and is_first():
+        print(f"Process {process}: {sentence}", flush=True)
     if status in (0, 2, 130):
         leave(status, f"Process {process}: {sentence}")
     leave(GONE, sentence if status == GONE else f"Process {process} has failed ({sentence}), and all end with it.")

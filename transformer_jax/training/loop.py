@@ -96,7 +96,7 @@ def run(
                 what = f"and saved at step {outcome.step:,}" if outcome.step else "with nothing new to save"
                 print(f"Stopped {what}; the same command goes on from there.", flush=True)
             if processes.count() > 1 and not stop.is_common:
-                processes.leave(130 if stop.signal == signal.SIGINT else 0, "It was stopped.")
+                processes.leave(130 if stop.signal == signal.SIGINT else 0, "It was stopped; the same command goes on.")
     return outcome
 
 
