@@ -1,6 +1,5 @@
 """What every test needs: eight CPU devices, annotations checked at run time, and the folder of real data."""
 
-import atexit
 import importlib
 import os
 import shutil
@@ -20,7 +19,12 @@ XLA_FLAGS = (
 
 # What is compiled again, be it by another function or in another process, is found on the disk.
 COMPILED = tempfile.mkdtemp(prefix="transformer_jax-")
-atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+
+
+def pytest_unconfigure(config):
+    # At exit would be too late for processes that xdist kills.
+    shutil.rmtree(COMPILED, ignore_errors=True)
+
 
 # All are read when JAX is first imported; subprocesses of tests inherit them.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED

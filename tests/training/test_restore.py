@@ -11,6 +11,7 @@ from configs import numerals
 from transformer_jax.config import from_config_dict
 from transformer_jax.tasks import translation
 from transformer_jax.training import loop
+from transformer_jax.training.selection import to_evaluate
 
 DEVICES = jax.devices()
 
@@ -35,7 +36,7 @@ def open_run(workdir, monkeypatch, devices, **mesh):
 def seen(run, progress):
     """Loss on the validation data, and the rows of the next ten batches that hold examples."""
     state, progress = run._restore() if progress is None else progress
-    likelihood = run.task.likelihood(loop._averaged(state))
+    likelihood = run.task.likelihood(to_evaluate(state))
     batches = [batch for batch, _ in itertools.islice(run.task.batches.iterate(progress.position), 10)]
     return likelihood["loss"], [[field[:7] for field in batch] for batch in batches]
 

@@ -1,0 +1,73 @@
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.steps import TrainState
+from transformer_jax.tasks import Evaluation
+from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.progress import Clock
+from transformer_jax.training.selection import Choice, Judged, choose, judge, mean_of, to_evaluate
+
+NO_LIMIT = Clock(0.0, 0.0)
+
+
+class Known:
+    """A task whose scores are the parameters themselves."""
+
+    lower_is_better = ("loss",)
+    metrics = ("loss", "bleu", "final")
+    batches = model_config = graphdef = tokenizer_files = settings = data_name = notes = init_params = loss = None
+
+    def evaluate(self, params, *, final):
+        return Evaluation({"loss": params["a"], "bleu": params["a"], "final": float(final)}, [])
+
+
+def chosen(values, clock=NO_LIMIT):
+    told = []
+    candidates = {name: (lambda value=value: {"a": value}) for name, value in values.items()}
+    judged = lambda params: judge(Known(), "bleu", params, final=True)  # noqa: E731
+    return choose(candidates, judged, clock, lambda name, evaluation: told.append((name, evaluation))), told
+
+
+def test_more_is_better_unless_the_task_says_otherwise():
+    assert judge(Known(), "bleu", {"a": 2.0}, final=False).score == 2.0
+    score, evaluation = judge(Known(), "loss", {"a": 2.0}, final=True)
+    assert score == -2.0
+    assert evaluation.scores == {"loss": 2.0, "bleu": 2.0, "final": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [({"last": 1.0}, "last"), ({"last": 1.0, "mean": 3.0, "best": 2.0}, "mean"), ({"last": 1.0, "best": 1.0}, "last")],
+)
+def test_the_first_of_the_best_is_chosen(values, best):
+    found, told = chosen(values)
+    assert found == Choice(best, {"a": values[best]}, Judged(values[best], dict(told)[best]))
+    assert [name for name, _ in told] == list(values)
+
+
+def test_without_time_only_the_first_is_judged():
+    found, told = chosen({"last": 1.0, "best": 2.0}, Clock(time.monotonic() - 120, max_minutes=1.0))
+    assert found.name == "last"
+    assert [(name, evaluation is None) for name, evaluation in told] == [("last", False), ("best", True)]
+
+
+def state(value, average):
+    params = {"a": jnp.full(3, value)}
+    return TrainState(jnp.int32(1), params, (), None if average is None else {"a": jnp.full(3, average)})
+
+
+def test_the_average_is_evaluated_where_there_is_one():
+    assert to_evaluate(state(1.0, None))["a"][0] == 1.0
+    assert to_evaluate(state(1.0, 5.0))["a"][0] == 5.0
+
+
+def test_the_mean_of_checkpoints(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
+        for step, value in ((1, 2.0), (2, 4.0), (3, 9.0)):
+            checkpoints.save(step, state(value, None), {})
+        like = state(0.0, None).params
+        np.testing.assert_allclose(mean_of(checkpoints, [2], like)["a"], 4.0)
+        np.testing.assert_allclose(mean_of(checkpoints, [1, 2, 3], like)["a"], 5.0)
