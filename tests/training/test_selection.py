@@ -18,10 +18,12 @@ class Known:
 
     lower_is_better = ("loss",)
     metrics = ("loss", "bleu", "final")
-    batches = model_config = graphdef = tokenizer_files = settings = data_name = notes = init_params = loss = None
+    batches = model_config = graphdef = tokenizer_files = settings = data_name = notes = None
 
     def evaluate(self, params, *, final):
         return Evaluation({"loss": params["a"], "bleu": params["a"], "final": float(final)}, [])
+
+    init_params = loss = evaluate
 
 
 def chosen(values, clock=NO_LIMIT):
