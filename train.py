@@ -13,6 +13,8 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from transformer_jax.cli.options import add_processes
+from transformer_jax.cli.sharing import beside_others
 from transformer_jax.errors import UserError
 from transformer_jax.runtime import prepare
 
@@ -35,14 +37,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--profile", action="store_true", help="trace some steps into DIR/profile, for TensorBoard and Perfetto"
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="one of several processes; by itself on Cloud TPU, Slurm and what else JAX finds",
-    )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 waits for the others")
-    parser.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    parser.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    add_processes(parser)
     arguments, overrides = parser.parse_known_args(argv[1:])
     file, _, argument = arguments.config.partition(":")
     workdir = arguments.workdir or Path("runs", "-".join(filter(None, [Path(file).stem, argument])))
@@ -50,18 +45,11 @@ def main(argv: list[str]) -> int:
     notes = prepare()
     try:
         # Not before: these import JAX.
-        from transformer_jax import processes
         from transformer_jax.config import load_config_file
         from transformer_jax.training import run
 
         try:
-            processes.start(
-                distributed=arguments.distributed,
-                coordinator=arguments.coordinator,
-                num_processes=arguments.num_processes,
-                process_id=arguments.process_id,
-            )
-            with processes.ending_together():
+            with beside_others(arguments):
                 config = _override(load_config_file(arguments.config), overrides)
                 outcome = run(config, workdir, started=started, notes=notes, profile=arguments.profile)
         except UserError as error:

@@ -30,19 +30,50 @@ def test_a_mesh_that_does_not_fit_is_refused_by_all(tmp_path, axes, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_must_share_a_folder(tmp_path):
-    """Two hosts may have a folder of one name each."""
+def train_apart(folder, data):
+    """Two processes as on two hosts: a relative path names another file in each, in `folder/0` and `folder/1`."""
     code = (
-        "import sys, runpy; from transformer_jax.training import preparation, loop; preparation.SHARED_SECONDS = 1.0\n"
-        "own = loop.as_path\n"
-        "loop.as_path = lambda path: own(path + sys.argv[-1][-1]) if str(path).endswith('run') else own(path)\n"
-        "preparation.agree_on = loop.agree_on = lambda *_: None\n"
-        "sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__')"
+        "import os, sys, runpy; from transformer_jax.training import preparation; preparation.SHARED_SECONDS = 1.0\n"
+        f"script = os.path.abspath('train.py'); os.chdir(os.path.join({str(folder)!r}, sys.argv[-1][-1]))\n"
+        "sys.argv[0] = 'train.py'; runpy.run_path(script, run_name='__main__')"
     )
-    ended = Processes(["-c", code, *FLAGS, *text_files(tmp_path), f"--workdir={tmp_path / 'run'}"], 2).wait(90)
+    return Processes(["-c", code, *FLAGS, *data, "--workdir=run"], 2).wait(90)
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def assert_refused(ended, message):
     assert [process.status for process in ended] == [2, 2], ended
     for process in ended:
-        assert process.err.count("train.py: error:") == 1
-        assert (
-            f"{tmp_path / 'run1'} of this process is not that of process 0; --workdir must be a folder" in process.err
-        )
+        assert process.err.count("train.py: error:") == 1, process.err
+        assert "Traceback" not in process.err
+        assert message in process.err
+
+
+def test_processes_must_share_a_folder(tmp_path, hosts):
+    (hosts[1] / "run").mkdir()
+    (hosts[1] / "run" / "config.json").write_text("{}")  # what an earlier attempt may have left
+    ended = train_apart(tmp_path, text_files(tmp_path))
+    assert_refused(ended, "run of this process is not that of process 0; --workdir must be a folder that all share")
+
+
+@pytest.mark.parametrize("begun", [0, 1])
+def test_a_run_must_have_begun_for_all(tmp_path, hosts, begun):
+    (hosts[begun] / "run" / "checkpoints" / "5").mkdir(parents=True)
+    ended = train_apart(tmp_path, text_files(tmp_path))
+    assert_refused(ended, "run holds a run at some processes only; --workdir must be a folder that all share")
+
+
+def test_processes_must_have_the_same_data(tmp_path, hosts):
+    for folder in hosts:
+        text_files(folder)
+    corrected = hosts[1] / "train.target"
+    corrected.write_text(corrected.read_text().replace("seven", "eleven"))
+    ended = train_apart(tmp_path, [option.replace(f"{hosts[0]}/", "") for option in text_files(hosts[0])])
+    assert_refused(ended, "The digest of the training data is")

@@ -74,6 +74,14 @@ def test_processes_equal_one(data, whole, tmp_path, count, devices, mesh):
     assert not any("Step" in process.out for process in ended[1:]), "the first one tells"
 
 
+def test_scanned_layers_are_scanned_by_all(data, tmp_path):
+    scans = ["--config.model.scan_layers=True", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
+    for folder, count in (("one", 1), ("two", 2)):
+        ended = train(tmp_path / folder, data, count, more=scans).wait()
+        assert [process.status for process in ended] == [0] * count, ended
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_when_one_is_killed_the_others_end_and_one_process_goes_on(data, whole, tmp_path, victim):
     processes = train(tmp_path, data, 4)

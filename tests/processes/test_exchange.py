@@ -62,7 +62,6 @@ def test_with_one_process_everything_is_its_own():
     processes.agree({"anything": value})
     processes.wait_for_all()
     assert (processes.count(), processes.index(), processes.is_first()) == (1, 0, True)
-    assert not processes.is_preempted(1)
 
 
 def test_messages_name_what_differs(monkeypatch):

@@ -98,6 +98,18 @@ def test_other_devices(checkpoints):
     assert on_eight.params["encoder"]["layers"][0]["kernel"].addressable_shards[0].data.shape == (2, 8)
 
 
+def test_one_that_does_not_count_changes_not_which_others_stay(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=2, counts=lambda step: step % 2 == 0) as checkpoints:
+        for step in (2, 4, 5):
+            checkpoints.save(step, make_state(), {})
+        assert checkpoints.steps() == [2, 4, 5]
+        checkpoints.save(6, make_state(), {})
+        assert checkpoints.steps() == [4, 6]
+        checkpoints.save(7, make_state(), {})
+        checkpoints.save(9, make_state(), {})
+        assert checkpoints.steps() == [4, 6, 9]
+
+
 def test_keeps_the_latest_and_the_protected(tmp_path):
     folder = tmp_path / "checkpoints"
     with Checkpoints(folder, keep=2) as checkpoints:
@@ -109,7 +121,6 @@ def test_keeps_the_latest_and_the_protected(tmp_path):
         checkpoints.save(5, make_state(), {})
         assert checkpoints.steps() == [2, 4, 5]
     with Checkpoints(folder, keep=2) as checkpoints:
-        assert checkpoints.protected() == 2
         checkpoints.save(6, make_state(), {})
         assert checkpoints.steps() == [2, 5, 6]
         checkpoints.protect(6)

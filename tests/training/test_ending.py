@@ -65,15 +65,6 @@ def test_all_end_when_one_is_late(two):
     assert stop.signal is None
 
 
-def test_a_notice_of_preemption_is_like_sigterm(two, monkeypatch):
-    ending, stop = make_ending()
-    monkeypatch.setattr(processes, "is_preempted", lambda step: step == 5)
-    assert not ending.is_due(4)
-    assert ending.is_due(5)
-    assert stop.signal == signal.SIGTERM
-    assert stop.is_common
-
-
 def test_the_clock_keeps_time_for_the_end(monkeypatch):
     now = 0.0
     monkeypatch.setattr("transformer_jax.training.progress.time.monotonic", lambda: now)

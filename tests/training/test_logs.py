@@ -70,6 +70,13 @@ def test_files(tmp_path):
     assert not any("signature" in tag for tag, _ in curves)
 
 
+def test_the_compiled_step_is_described(tmp_path, capsys):
+    with RunLog(tmp_path, first_step=3, num_steps=5) as log:
+        log.program(4, ["8 MB", "no collectives"])
+    assert records(tmp_path / "timing.jsonl") == [{"step": 4, "kind": "program", "description": "8 MB; no collectives"}]
+    assert capsys.readouterr().out == "8 MB\nno collectives\n"
+
+
 def test_lines_are_there_at_once(tmp_path):
     with RunLog(tmp_path, first_step=0, num_steps=2) as log:
         write(log, [1, 2])

@@ -27,7 +27,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     processes = parser.add_argument_group(
         "several processes",
         "Start the same command with the same input, on several machines or one, and all share in the work; process 0 "
-        "writes. Without these options one process uses all devices of its machine.",
+        "tells what comes of it. Without these options one process uses all devices of its machine.",
     )
     processes.add_argument(
         "--distributed",

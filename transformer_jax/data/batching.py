@@ -1,5 +1,6 @@
 """From records to batches of token ids, resumable at any batch (numpy only)."""
 
+import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ Example = tuple[np.ndarray, ...]
 """Token ids of one record, one int32 vector per side."""
 
 BATCHINGS = ("pack", "bucket")
+DIGESTED = 1000
+"""Examples that a digest is made of, at most."""
 
 
 class Position(NamedTuple):
@@ -162,6 +165,12 @@ class Batches(Generic[Record, Batch]):
         if self._batching != "pack":
             return None
         return self._collate([], self._row_length, len(self._own_rows(self._row_length, [])))
+
+    def digest(self) -> str:
+        """Of some of the examples, spread over all: the same for the same data."""
+        numbers = np.unique(np.linspace(0, len(self._records) - 1, DIGESTED).astype(int)).tolist()
+        sides = [side for example in self._encode(read_records(self._records, numbers)) for side in example]
+        return hashlib.sha256(b"".join(len(side).to_bytes(4) + side.tobytes() for side in sides)).hexdigest()[:12]
 
     def close(self) -> None:
         """Wait for other processes no more: an iterator that does, in another thread, raises."""

@@ -12,7 +12,6 @@ from transformer_jax.processes.exchange import (
     files_of_first,
     first_says,
     gather,
-    is_preempted,
     local_copy,
     wait_for_all,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "gather",
     "index",
     "is_first",
-    "is_preempted",
     "leave",
     "local_copy",
     "not_waiting_for_the_lost",

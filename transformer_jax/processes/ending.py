@@ -80,12 +80,14 @@ def leave(status: int, sentence: str) -> NoReturn:
     sentence = " ".join(sentence.split())
     shown = sentence if status in (2, GONE) else ""
     end_well_when_aborted(shown, status=status)  # which may happen while the others are told
-    _bid_farewell({"process": index(), "status": status, "sentence": sentence})
-    end_at_once(status, f"{program()}: error: {shown}" if shown else "")
+    try:
+        _bid_farewell({"process": index(), "status": status, "sentence": sentence})
+    finally:  # even if Ctrl-C comes once more
+        end_at_once(status, f"{program()}: error: {shown}" if shown else "")
 
 
 def _leave_if_of_others(error: BaseException) -> None:
-    if _IS_OF_OTHERS.search(str(error)):
+    if not isinstance(error, UserError) and _IS_OF_OTHERS.search(str(error)):
         leave(GONE, gone(_summary(error)))
 
 

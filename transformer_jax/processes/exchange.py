@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -146,11 +145,6 @@ def local_copy(tree: PyTree) -> PyTree:
         return jax.make_array_from_single_device_arrays(leaf.shape, here, parts)
 
     return jax.tree.map(own, whole)
-
-
-def is_preempted(step: int) -> bool:
-    """Whether JAX was told that a machine will be taken away, and `step` is the one that all processes are to save."""
-    return count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
 _main = Exchange()

@@ -77,7 +77,7 @@ def start(
     missing = (
         f"{program()}: error: Only some of {place.num_processes} processes met at {place.coordinator} within "
         f"{MEETING_SECONDS:.0f} s; start as many, with one --coordinator and --num_processes, and each with its own "
-        "--process_id."
+        "--process_id, or give --num_processes=1 to one that is alone."
     )
     # JAX itself would abort without a word that helps.
     too_late = threading.Timer(deadline - time.monotonic(), end_at_once, (2, missing))
@@ -94,7 +94,7 @@ def start(
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
     if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
-        signal.signal(signal.SIGTERM, on_sigterm)  # JAX has put its own in its place
+        signal.signal(signal.SIGTERM, on_sigterm)  # JAX has put its notice of preemption in its place
     _require_one_of_each(place, deadline)
     too_late.cancel()
     end_well_when_aborted(gone("it was killed, or the network failed"), status=GONE)

@@ -31,12 +31,14 @@ class Checkpoints:
     leaves one half-written under its own name. Older ones are deleted only after that.
     """
 
-    def __init__(self, folder: AnyPath, *, keep: int) -> None:
+    def __init__(self, folder: AnyPath, *, keep: int, counts: Callable[[int], bool] = lambda step: True) -> None:
         """Open or create `folder`.
 
         Args:
             folder: where the checkpoints are.
-            keep: how many of the latest stay, besides the protected one.
+            keep: how many of the latest that count stay, besides the last and the protected one.
+            counts: whether one of this step counts. One that an interruption leaves should not: with it or without, the
+                same others stay.
 
         Raises:
             UserError: if `keep` is not positive, or `folder` can't be used.
@@ -44,7 +46,7 @@ class Checkpoints:
         if keep < 1:
             raise UserError(f"config.training.keep_checkpoints is {keep}, but must be at least 1.")
         self._folder = resolved(folder)
-        self._keep = keep
+        self._keep, self._counts = keep, counts
         self._protected: int | None = None
         try:
             with os_errors(folder):
@@ -133,10 +135,6 @@ class Checkpoints:
         if jax.process_index() == 0:
             write_atomically(self._folder / _PROTECTED, json.dumps({"step": step}).encode())
 
-    def protected(self) -> int | None:
-        """The step that was protected last, in this run or one before."""
-        return self._protected
-
     def wait(self) -> None:
         """Return when nothing is being written any more."""
         if self._is_open():
@@ -157,7 +155,8 @@ class Checkpoints:
 
     def preserved(self, steps: Sequence[int]) -> set[int]:
         """Those of `steps` that are not to be deleted."""
-        return {step for step in steps if step in sorted(steps)[-self._keep :] or step == self._protected}
+        counted = sorted(filter(self._counts, steps))
+        return {*counted[-self._keep :], max(steps, default=0), self._protected} & set(steps)
 
     @cached_property
     def _orbax(self) -> Any:

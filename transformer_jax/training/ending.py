@@ -74,8 +74,6 @@ class Ending:
         """Whether the run is to end after `step`; the same at all processes."""
         if processes.count() == 1:
             return self._stop.signal is not None or self._clock.is_late()
-        if processes.is_preempted(step):
-            self._heard["SIGTERM"] = 1.0
         for number in (signal.SIGTERM, signal.SIGINT):
             if self._heard[number.name]:
                 self._stop.agree(number)

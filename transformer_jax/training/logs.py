@@ -66,6 +66,12 @@ class RunLog:
             self._line("samples", {"step": step, "source": source, "output": output, "reference": reference})
             self.say(f"  source     {source}\n  output     {output}\n  reference  {reference}")
 
+    def program(self, step: int, description: Sequence[str]) -> None:
+        """Log what is known of the compiled step, a line each."""
+        self._line("timing", {"step": step, "kind": "program", "description": "; ".join(description)})
+        for line in description:
+            self.say(line)
+
     def say(self, text: str) -> None:
         """Show lines above the bar."""
         self._display.say(text)
@@ -128,6 +134,9 @@ class SilentLog(RunLog):
         """Nothing."""
 
     def samples(self, step: int, samples: Sequence[tuple[str, str, str]]) -> None:
+        """Nothing."""
+
+    def program(self, step: int, description: Sequence[str]) -> None:
         """Nothing."""
 
     def say(self, text: str) -> None:

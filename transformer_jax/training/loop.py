@@ -160,10 +160,8 @@ class _Run:
 
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, everywhere))
-        # One more than is averaged, as one that an interruption leaves does not count.
-        averaged = training.average_last + 1 if training.average_last > 1 else 1
-        keep = max(training.keep_checkpoints, averaged)
-        self.checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
+        keep = max(training.keep_checkpoints, training.average_last)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", keep=keep, counts=self._is_due)
         self.told_skipped = False
         self.program: jax.stages.Compiled | None = None
         """The step, where there is only one shape of batches."""
@@ -198,9 +196,8 @@ class _Run:
                 if step == first_step + 1:
                     jax.block_until_ready(sums)
                     log.say(f"The first step was done after {self.clock.seconds():.1f} s")
-                    if self.program is not None and processes.is_first():
-                        for line in describe(self.program):
-                            log.say(line)
+                    if self.program is not None:
+                        log.program(step, describe(self.program))
                 if before is not None:  # a step late, so that no device waits for its host
                     rate.tokens += progress.add(self.ending.heard(before))
                 before = counts | sums

@@ -1,16 +1,20 @@
 """What is settled before a run begins: that its config can work, and that all processes are at the same run."""
 
 import dataclasses
+import secrets
 import time
 from typing import Any
+
+import jax
 
 from transformer_jax import processes
 from transformer_jax.config import Config
 from transformer_jax.errors import UserError
+from transformer_jax.files import write_atomically
 from transformer_jax.paths import AnyPath
 from transformer_jax.tasks import Task
 from transformer_jax.training.origin import Origin, task_from
-from transformer_jax.training.workdir import claim
+from transformer_jax.training.workdir import claim, has_begun
 
 SHARED_SECONDS = 20.0
 """Network file systems show a new file to others after so long at the latest."""
@@ -38,7 +42,17 @@ def agree_on(config: Config, workdir: AnyPath) -> None:
     Raises:
         UserError: at all of them alike.
     """
+    if jax.process_count() != processes.count():
+        raise UserError(
+            f"JAX finds {jax.process_count()} processes here, but only {processes.count()} met; start all of them with "
+            "--distributed, or with --coordinator, --num_processes and --process_id."
+        )
     processes.agree({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
+    deadline = time.monotonic() + SHARED_SECONDS
+    while len(set(processes.gather(has_begun(workdir)))) > 1:
+        if time.monotonic() > deadline:
+            raise _not_shared(f"{workdir} holds a run at some processes only")
+        time.sleep(0.5)
 
 
 def common_task(config: Config, origin: Origin) -> Task:
@@ -54,7 +68,8 @@ def common_task(config: Config, origin: Origin) -> Task:
         task = task_from(config, origin)
         if origin.tokenizer_files is None:
             processes.files_of_first(task.tokenizer_files)
-    processes.agree({"The data": task.notes})
+    if processes.count() > 1:
+        processes.agree({"The data": task.notes, "The digest of the training data": task.batches.digest()})
     return task
 
 
@@ -66,15 +81,25 @@ def claim_for_all(workdir: AnyPath, config: Config, task: Task, origin: Origin) 
     """
     if processes.is_first():
         claim(workdir, config, task, origin)
+    if processes.count() == 1:
+        return
+    # Under a name that no other folder has.
+    mark = workdir / processes.first_says(f".{secrets.token_hex(8)}")
+    if processes.is_first():
+        write_atomically(mark, b"")
     processes.wait_for_all()
     deadline = time.monotonic() + SHARED_SECONDS
-    while not (workdir / "config.json").exists():
+    while not mark.exists():
         if time.monotonic() > deadline:
-            raise UserError(
-                f"{workdir} of this process is not that of process 0; --workdir must be a folder that all share, such "
-                "as one of NFS, or gs://BUCKET/FOLDER."
-            )
+            raise _not_shared(f"{workdir} of this process is not that of process 0")
         time.sleep(0.5)
+    processes.wait_for_all()
+    if processes.is_first():
+        mark.unlink(missing_ok=True)
+
+
+def _not_shared(what: str) -> UserError:
+    return UserError(f"{what}; --workdir must be a folder that all share, such as one of NFS, or gs://BUCKET/FOLDER.")
 
 
 def _fields(group: dict[str, Any], name: str) -> dict[str, Any]:

@@ -33,12 +33,7 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
     Raises:
         UserError: if the folder holds a run of another config, or `config.init_from` names no model for it.
     """
-    try:
-        with os_errors(workdir):
-            has_begun = _has_begun(workdir)
-    except OSError as error:
-        raise UserError(f"{workdir} can't be used as --workdir ({error.strerror}); choose another.") from error
-    if not has_begun:
+    if not has_begun(workdir):
         return read_origin(config)
     before = _read_json(workdir / "config.json")
     if not isinstance(before, dict):
@@ -73,7 +68,7 @@ def claim(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
             if path.exists() and "training" not in _read_json(path):
                 raise UserError(f"{workdir} holds a config.json that is not of a run; choose another --workdir.")
             workdir.mkdir(parents=True, exist_ok=True)
-            if not _has_begun(workdir):
+            if not has_begun(workdir):
                 replace_folder(workdir / "tokenizer", task.tokenizer_files)
                 (workdir / ORIGIN_FILE).unlink(missing_ok=True)
                 if config.init_from:
@@ -83,9 +78,17 @@ def claim(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
         raise UserError(f"{workdir} can't be used as --workdir ({error.strerror}); choose another.") from error
 
 
-def _has_begun(workdir: AnyPath) -> bool:
-    """Whether there is a checkpoint or a model: what a run leaves before that may be written over."""
-    return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
+def has_begun(workdir: AnyPath) -> bool:
+    """Whether there is a checkpoint or a model: what a run leaves before that may be written over.
+
+    Raises:
+        UserError: if the folder can't be read.
+    """
+    try:
+        with os_errors(workdir):
+            return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
+    except OSError as error:
+        raise UserError(f"{workdir} can't be used as --workdir ({error.strerror}); choose another.") from error
 
 
 def _read_json(path: AnyPath) -> Any:
