@@ -155,8 +155,8 @@ class Checkpoints:
 
     def preserved(self, steps: Sequence[int]) -> set[int]:
         """Those of `steps` that are not to be deleted."""
-        counted = sorted(filter(self._counts, steps))
-        return {*counted[-self._keep :], max(steps, default=0), self._protected} & set(steps)
+        latest = sorted(filter(self._counts, steps))[-self._keep :]
+        return {step for step in steps if step in latest or step in (max(steps), self._protected)}
 
     @cached_property
     def _orbax(self) -> Any:
