@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     arguments, overrides = parser.parse_known_args(argv[1:])
     file, _, argument = arguments.config.partition(":")
     workdir = arguments.workdir or Path("runs", "-".join(filter(None, [Path(file).stem, argument])))
-    logging.set_verbosity(logging.ERROR)  # what libraries have to warn of is not the user's business
+    logging.set_verbosity(logging.FATAL)  # errors of libraries are raised too; what else they say is not for users
     notes = prepare()
     try:
         # Not before: these import JAX.

@@ -202,40 +202,6 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch, scores, capsys):
     assert weights[0] == weights[1]
 
 
-@pytest.fixture
-def handlers():
-    """A shell's background job starts with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_until_all_is_saved(number, handlers, capsys):
-    with loop.stop_on_signals() as stop:
-        stop.unsaved()
-        assert stop.signal is None
-        os.kill(os.getpid(), number)
-        assert stop.signal == number
-        assert "Stopping after this step" in capsys.readouterr().err
-        os.kill(os.getpid(), signal.SIGTERM)  # as impatient schedulers do
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(loop.Interrupted):
-            stop.saved(3)
-        assert stop.saved_step == 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_at_once_what_has_nothing_to_save(number, handlers):
-    with loop.stop_on_signals() as stop:
-        with pytest.raises(loop.Interrupted):
-            os.kill(os.getpid(), number)
-        with pytest.raises(loop.Interrupted):
-            stop.unsaved()
-
-
 def test_a_finished_run_only_writes_its_model_again(tmp_path, monkeypatch, scores):
     scores(1.0)
     outcome = run(short(), tmp_path)

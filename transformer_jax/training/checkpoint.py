@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from types import TracebackType
 from typing import Any, TypeVar
@@ -31,7 +32,14 @@ class Checkpoints:
     leaves one half-written under its own name. Older ones are deleted only after that.
     """
 
-    def __init__(self, folder: AnyPath, *, keep: int, counts: Callable[[int], bool] = lambda step: True) -> None:
+    def __init__(
+        self,
+        folder: AnyPath,
+        *,
+        keep: int,
+        counts: Callable[[int], bool] = lambda step: True,
+        uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         """Open or create `folder`.
 
         Args:
@@ -39,6 +47,7 @@ class Checkpoints:
             keep: how many of the latest that count stay, besides the last and the protected one.
             counts: whether one of this step counts. One that an interruption leaves should not: with it or without, the
                 same others stay.
+            uninterrupted: a context in which no handler of signals raises: Orbax would not survive it.
 
         Raises:
             UserError: if `keep` is not positive, or `folder` can't be used.
@@ -46,7 +55,7 @@ class Checkpoints:
         if keep < 1:
             raise UserError(f"config.training.keep_checkpoints is {keep}, but must be at least 1.")
         self._folder = resolved(folder)
-        self._keep, self._counts = keep, counts
+        self._keep, self._counts, self._uninterrupted = keep, counts, uninterrupted
         self._protected: int | None = None
         try:
             with os_errors(folder):
@@ -70,16 +79,18 @@ class Checkpoints:
             metadata: what else a run needs to go on. Floats come back bit for bit, tuples as lists.
         """
         if step not in self.steps():
-            self._orbax.save_async(
-                step, state, checkpointable_name=_STATE, force=True, custom_metadata={_METADATA: metadata}
-            )
+            with self._uninterrupted():
+                self._orbax.save_async(
+                    step, state, checkpointable_name=_STATE, force=True, custom_metadata={_METADATA: metadata}
+                )
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, in order; waits for one that is being written."""
         if not self._is_open() and not any(self._folder.glob("[0-9]*")):
             return []
         self.wait()
-        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        with self._uninterrupted():
+            return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def latest(self) -> int | None:
         """The last of `steps()`, or None if there is none."""
@@ -138,12 +149,14 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when nothing is being written any more."""
         if self._is_open():
-            self._orbax.wait()
+            with self._uninterrupted():
+                self._orbax.wait()
 
     def close(self) -> None:
         """Wait, and end the background thread."""
         if self._is_open():
-            self._orbax.close()
+            with self._uninterrupted():
+                self._orbax.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -187,7 +200,8 @@ class Checkpoints:
 
     def _guard(self, step: int, read: Callable[[], Result]) -> Result:
         try:
-            return read()
+            with self._uninterrupted():
+                return read()
         # Orbax and TensorStore tell of damaged files by exceptions of many unrelated types.
         except Exception as error:
             raise self._damaged(step, type(error).__name__) from error

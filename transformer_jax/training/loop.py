@@ -36,7 +36,6 @@ from transformer_jax.training.preparation import agree_on, check, claim_for_all,
 from transformer_jax.training.progress import (
     FINAL_EVALUATIONS,
     Clock,
-    Interrupted,
     Progress,
     Rate,
     Stop,
@@ -90,7 +89,9 @@ def run(
         try:
             outcome = _Run(config, as_path(workdir), started, notes, profile, stop).train()
             processes.wait_for_all()
-        except Interrupted:
+        except BaseException as error:
+            if not stop.explains(error):
+                raise
             outcome = Outcome(stop.saved_step, {}, None, stop.signal)
             if processes.is_first():
                 what = f"and saved at step {outcome.step:,}" if outcome.step else "with nothing new to save"
@@ -161,7 +162,9 @@ class _Run:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, everywhere))
         keep = max(training.keep_checkpoints, training.average_last)
-        self.checkpoints = Checkpoints(workdir / "checkpoints", keep=keep, counts=self._is_due)
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints", keep=keep, counts=self._is_due, uninterrupted=self.stop.postponed
+        )
         self.told_skipped = False
         self.program: jax.stages.Compiled | None = None
         """The step, where there is only one shape of batches."""

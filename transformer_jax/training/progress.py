@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 from transformer_jax.data.batching import Position
@@ -137,19 +138,47 @@ class Stop:
         """Note a signal that some process was sent."""
         self.signal, self.is_common = number, True
 
-    def handle(self, number: int, frame: Any) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """What `signal.signal` takes. Only a second Ctrl-C ends a run that has something to save."""
         if self.signal is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
         self.signal = number
-        self._raise_if_noted()
+        if not _is_swallowed(frame):
+            self._raise_if_noted()
         print("Stopping after this step; Ctrl-C ends at once, without saving.", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def postponed(self) -> Iterator[None]:
+        """Within, a signal is only noted, as what is called would not survive an exception at any place.
+
+        Raises:
+            Interrupted: at the end, if one was noted and nothing is unsaved.
+        """
+        before, self._is_unsaved = self._is_unsaved, True
+        try:
+            yield
+        finally:
+            self._is_unsaved = before
+        self._raise_if_noted()
+
+    def explains(self, error: BaseException) -> bool:
+        """Whether an error is due to a signal that ended the run, whatever became of `Interrupted` on its way."""
+        return isinstance(error, Interrupted) or (self.signal is not None and not self._is_unsaved)
 
     def _raise_if_noted(self) -> None:
         if self.signal is not None and not self._is_unsaved:
             raise Interrupted
+
+
+def _is_swallowed(frame: FrameType | None) -> bool:
+    """Whether Python would only print an exception that is raised here, as in finalisers and callbacks of gc."""
+    while frame is not None:
+        if frame.f_code.co_name in ("__del__", "_xla_gc_callback"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager
