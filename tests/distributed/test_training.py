@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,16 @@ def test_processes_equal_one(data, whole, tmp_path, count, devices, mesh):
     assert [process.status for process in ended] == [0] * count, ended
     assert_same_run(tmp_path, whole)
     assert not any("Step" in process.out for process in ended[1:]), "the first one tells"
+    # One process, on the mesh of its own, evaluates what they saved as they did, and goes on.
+    [before, _] = lines(tmp_path, "evaluation")
+    for folder in ("checkpoints/15", "checkpoints/20", "model"):
+        shutil.rmtree(tmp_path / folder)
+    [alone] = train(tmp_path, data, 1).wait()
+    assert "Going on from step 10" in alone.out, alone
+    [after, _] = lines(tmp_path, "evaluation")
+    assert after["step"] == before["step"] == 10
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+    assert_same_run(tmp_path, whole)
 
 
 def test_scanned_layers_are_scanned_by_all(data, tmp_path):
