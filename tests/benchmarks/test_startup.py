@@ -2,6 +2,7 @@ import pytest
 
 from benchmarks import startup
 from benchmarks.settings import Settings
+from benchmarks.shipped import ROOT
 from benchmarks.startup import STEPS, _counted, _has, _there, programs_of
 
 
@@ -37,3 +38,14 @@ def test_configs_without_data_are_left_out(tmp_path, capsys):
 def test_a_run_that_ends_too_early_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="nothing_of_this_name"):
         startup.watch(["--config.nothing_of_this_name=1"], tmp_path / "run", tmp_path / "cache", "train", 2)
+
+
+@pytest.mark.slow
+def test_the_output_of_train_py_is_understood(tmp_path):
+    config = f"--config={ROOT / 'configs' / 'classification_sample.py'}"
+    options = [config, "--config.training.log_every=1", f"--config.training.eval_every={STEPS}"]
+    environment = {"JAX_LOG_COMPILES": "1"}
+    _, output = startup.watch(options, tmp_path / "run", tmp_path / "cache", "evaluation", 2, environment)
+    training, evaluation = programs_of(output).values()
+    assert "jit(common_train_step)" in training
+    assert evaluation and "jit(common_train_step)" not in evaluation

@@ -155,12 +155,12 @@ class _Run:
             ema_decay=training.ema_decay,
         )
 
-        def step_fn(state: TrainState, batch: Batch, told: Told = None) -> tuple[TrainState, Sums]:
+        def common_train_step(state: TrainState, batch: Batch, told: Told = None) -> tuple[TrainState, Sums]:
             state, sums = update(state, batch)
             return state, sums | hear(told)
 
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, everywhere))
+        self.step_fn = jax.jit(common_train_step, donate_argnums=0, out_shardings=(shardings, everywhere))
         keep = max(training.keep_checkpoints, training.average_last)
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", keep=keep, counts=self._is_due, uninterrupted=self.stop.postponed
