@@ -48,4 +48,5 @@ def test_the_output_of_train_py_is_understood(tmp_path):
     _, output = startup.watch(options, tmp_path / "run", tmp_path / "cache", "evaluation", 2, environment)
     training, evaluation = programs_of(output).values()
     assert "jit(common_train_step)" in training
-    assert evaluation and "jit(common_train_step)" not in evaluation
+    assert evaluation
+    assert "jit(common_train_step)" not in evaluation
