@@ -31,7 +31,7 @@ class Target:
     def __str__(self) -> str:
         """Such as "≥ 2" or "≤ 8 %"."""
         sign = "≤" if self.at_most else "≥"
-        return f"{sign} {self.bound:.0%}".replace("%", " %") if self.unit == "share" else f"{sign} {self.bound:g}"
+        return f"{sign} {self.bound:.0%}".replace("%", " %") if self.unit == "share" else f"{sign} {self.bound:.3g}"
 
 
 TARGETS = (
