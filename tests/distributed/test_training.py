@@ -53,6 +53,20 @@ def assert_same_run(workdir, whole):
     assert weights[0] == weights[1]
 
 
+def assert_goes_on(workdir, data, whole, count):
+    """Evaluates what others saved at step 10 as they did, on a mesh of its own, and ends as they did."""
+    [before, _] = lines(workdir, "evaluation")
+    for folder in ("checkpoints/15", "checkpoints/20", "model"):
+        shutil.rmtree(workdir / folder)
+    ended = train(workdir, data, count).wait()
+    assert [process.status for process in ended] == [0] * count, ended
+    assert "Going on from step 10" in ended[0].out
+    [after, _] = lines(workdir, "evaluation")
+    assert after["step"] == before["step"] == 10
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+    assert_same_run(workdir, whole)
+
+
 def wait_for_step(processes, workdir, step, seconds=100):
     """Return when a checkpoint of at least this step is there."""
     deadline = time.monotonic() + seconds
@@ -73,16 +87,7 @@ def test_processes_equal_one(data, whole, tmp_path, count, devices, mesh):
     assert [process.status for process in ended] == [0] * count, ended
     assert_same_run(tmp_path, whole)
     assert not any("Step" in process.out for process in ended[1:]), "the first one tells"
-    # One process, on the mesh of its own, evaluates what they saved as they did, and goes on.
-    [before, _] = lines(tmp_path, "evaluation")
-    for folder in ("checkpoints/15", "checkpoints/20", "model"):
-        shutil.rmtree(tmp_path / folder)
-    [alone] = train(tmp_path, data, 1).wait()
-    assert "Going on from step 10" in alone.out, alone
-    [after, _] = lines(tmp_path, "evaluation")
-    assert after["step"] == before["step"] == 10
-    assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
-    assert_same_run(tmp_path, whole)
+    assert_goes_on(tmp_path, data, whole, 1)
 
 
 def test_scanned_layers_are_scanned_by_all(data, tmp_path):
@@ -115,14 +120,9 @@ def test_when_one_is_killed_the_others_end_and_one_process_goes_on(data, whole, 
 
 
 def test_what_one_process_saved_on_eight_devices_two_go_on_with(data, whole, tmp_path):
-    alone = train(tmp_path, data, 1, devices=8, more=["--config.mesh.data=2", "--config.mesh.fsdp=4"])
-    wait_for_step(alone, tmp_path, 5)
-    alone.processes[0].kill()
-    alone.wait()
-    ended = train(tmp_path, data, 2).wait()
-    assert [process.status for process in ended] == [0, 0], ended
-    assert "Going on from step" in ended[0].out
-    assert_same_run(tmp_path, whole)
+    [alone] = train(tmp_path, data, 1, devices=8, more=["--config.mesh.data=2", "--config.mesh.fsdp=4"]).wait()
+    assert alone.status == 0, alone
+    assert_goes_on(tmp_path, data, whole, 2)
 
 
 @pytest.mark.parametrize("told", [[1], [0, 1]])
