@@ -3,6 +3,7 @@
 import dataclasses
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,12 +48,12 @@ def agree_on(config: Config, workdir: AnyPath) -> None:
             f"JAX finds {jax.process_count()} processes here, but only {processes.count()} met; start all of them with "
             "--distributed, or with --coordinator, --num_processes and --process_id."
         )
+    if processes.count() == 1:
+        return
     processes.agree({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
-    deadline = time.monotonic() + SHARED_SECONDS
-    while len(set(processes.gather(has_begun(workdir)))) > 1:
-        if time.monotonic() > deadline:
-            raise _not_shared(f"{workdir} holds a run at some processes only")
-        time.sleep(0.5)
+    _wait_to_share(
+        lambda: len(set(processes.gather(has_begun(workdir)))) == 1, f"{workdir} holds a run at some processes only"
+    )
 
 
 def common_task(config: Config, origin: Origin) -> Task:
@@ -88,18 +89,21 @@ def claim_for_all(workdir: AnyPath, config: Config, task: Task, origin: Origin) 
     if processes.is_first():
         write_atomically(mark, b"")
     processes.wait_for_all()
-    deadline = time.monotonic() + SHARED_SECONDS
-    while not mark.exists():
-        if time.monotonic() > deadline:
-            raise _not_shared(f"{workdir} of this process is not that of process 0")
-        time.sleep(0.5)
+    _wait_to_share(mark.exists, f"{workdir} of this process is not that of process 0")
     processes.wait_for_all()
     if processes.is_first():
         mark.unlink(missing_ok=True)
 
 
-def _not_shared(what: str) -> UserError:
-    return UserError(f"{what}; --workdir must be a folder that all share, such as one of NFS, or gs://BUCKET/FOLDER.")
+def _wait_to_share(is_shared: Callable[[], bool], otherwise: str) -> None:
+    """Return when the work folder looks as it must to this process; `otherwise` says what is wrong in the end."""
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not is_shared():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{otherwise}; --workdir must be a folder that all share, such as one of NFS, or gs://BUCKET/FOLDER."
+            )
+        time.sleep(0.5)
 
 
 def _fields(group: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """What a run keeps in its folder besides checkpoints and logs: its config, its tokenizer, what it started from."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from transformer_jax.config import Config
@@ -63,19 +65,16 @@ def claim(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
         UserError: if the folder can't be written, or holds something else than a run.
     """
     path = workdir / "config.json"
-    try:
-        with os_errors(workdir):
-            if path.exists() and "training" not in _read_json(path):
-                raise UserError(f"{workdir} holds a config.json that is not of a run; choose another --workdir.")
-            workdir.mkdir(parents=True, exist_ok=True)
-            if not has_begun(workdir):
-                replace_folder(workdir / "tokenizer", task.tokenizer_files)
-                (workdir / ORIGIN_FILE).unlink(missing_ok=True)
-                if config.init_from:
-                    write_atomically(workdir / ORIGIN_FILE, (json.dumps(origin.to_json(), indent=2) + "\n").encode())
-            write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"{workdir} can't be used as --workdir ({error.strerror}); choose another.") from error
+    with _usable(workdir):
+        if path.exists() and "training" not in _read_json(path):
+            raise UserError(f"{workdir} holds a config.json that is not of a run; choose another --workdir.")
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not has_begun(workdir):
+            replace_folder(workdir / "tokenizer", task.tokenizer_files)
+            (workdir / ORIGIN_FILE).unlink(missing_ok=True)
+            if config.init_from:
+                write_atomically(workdir / ORIGIN_FILE, (json.dumps(origin.to_json(), indent=2) + "\n").encode())
+        write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
 
 
 def has_begun(workdir: AnyPath) -> bool:
@@ -84,9 +83,16 @@ def has_begun(workdir: AnyPath) -> bool:
     Raises:
         UserError: if the folder can't be read.
     """
+    with _usable(workdir):
+        return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
+
+
+@contextlib.contextmanager
+def _usable(workdir: AnyPath) -> Iterator[None]:
+    """Within, an `OSError` is a `UserError` that asks for another folder."""
     try:
         with os_errors(workdir):
-            return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
+            yield
     except OSError as error:
         raise UserError(f"{workdir} can't be used as --workdir ({error.strerror}); choose another.") from error
 
