@@ -110,6 +110,15 @@ class Processes:
                 process.communicate()
 
 
+def assert_refused(ended: list[Ended], message: str) -> None:
+    """All ended with status 2 and one sentence that holds `message`."""
+    assert [process.status for process in ended] == [2] * len(ended), ended
+    for process in ended:
+        assert process.err.count("train.py: error:") == 1, process.err
+        assert "Traceback" not in process.err, process.err
+        assert message in process.err, process.err
+
+
 def train(workdir: Path, data: list[str], count: int, *, more: list[str] | None = None, **options) -> Processes:
     """Begin the tiny run, or go on with it."""
     return Processes(["train.py", *FLAGS, *data, f"--workdir={workdir}", *(more or [])], count, **options)
