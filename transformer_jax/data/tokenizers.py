@@ -3,6 +3,7 @@
 
 import io
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class SentencePieceTokenizer:
         return {self.FILE_NAME: self._model}
 
 
-class _ListTokenizer:
+class _ListTokenizer(ABC):
     """A list of tokens, stored as text with one token a line."""
 
     FILE_NAME: str
@@ -113,9 +114,9 @@ class _ListTokenizer:
         self._ids = {token: token_id for token_id, token in enumerate(self._tokens)}
 
     @staticmethod
+    @abstractmethod
     def split(text: str) -> list[str]:
         """Cut a text into tokens."""
-        raise NotImplementedError
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "_ListTokenizer":
