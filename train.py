@@ -13,10 +13,9 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from transformer_jax.cli.options import add_processes
-from transformer_jax.cli.sharing import beside_others
-from transformer_jax.errors import UserError
-from transformer_jax.runtime import prepare
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.runtime import prepare
+from transformer_jax.tasks.command_line import add_processes, beside_others
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
 

@@ -14,8 +14,8 @@ from benchmarks.shipped import shipped_config
 from benchmarks.targets import is_accelerator
 from benchmarks.translators import GREEDY, SEARCHES, Found, Work, ctranslate2, export_all, ours, transformers, uncached
 from benchmarks.workers import Worker, alternate, workers
-from transformer_jax import runtime
-from transformer_jax.data.text import read_lines
+from transformer_jax.data.readers import read_lines
+from transformer_jax.system import runtime
 
 TEST_SET = "test_2016_flickr.de.gz"
 TRAINING_STEPS = 150

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import transformer_jax
-from transformer_jax.bundle import Translator
 from transformer_jax.interop.ctranslate2_export import export_ctranslate2
 from transformer_jax.interop.marian_export import export_marian
+from transformer_jax.tasks.translation.translator import Translator
 
 
 def read_lines(path: str) -> list[str]:

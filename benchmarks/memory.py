@@ -7,8 +7,8 @@ from benchmarks.results import Record, device_name, installed_versions
 from benchmarks.settings import Settings
 from benchmarks.synthetic import UNCACHED, StepSize, SyntheticStep
 from benchmarks.workers import Worker
-from transformer_jax import runtime
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
+from transformer_jax.system import runtime
 
 MODEL = ModelConfig(norm_first=True, source_vocab_size=8000, target_vocab_size=8000)
 SIZE = StepSize(MODEL, rows=32, length=64)

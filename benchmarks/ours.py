@@ -12,15 +12,14 @@ import jax
 
 from benchmarks.settings import Settings, Unavailable
 from benchmarks.workload import Examples, Shape, Tally, Workload, measured, unpacked, write_examples
-from transformer_jax import runtime
 from transformer_jax.config import Config, build
-from transformer_jax.data.batching import Prefetched
-from transformer_jax.data.text import read_lines
-from transformer_jax.optim import make_optimizer, make_schedule
-from transformer_jax.partition import on_mesh
-from transformer_jax.sharding import make_mesh, place, state_shardings
-from transformer_jax.steps import TrainState, init_state, train_step
-from transformer_jax.tasks import make_task
+from transformer_jax.data.pipeline import Prefetched
+from transformer_jax.data.readers import read_lines
+from transformer_jax.sharding import make_mesh, on_mesh, shard_batch, state_shardings
+from transformer_jax.system import runtime
+from transformer_jax.tasks.registry import make_task
+from transformer_jax.training.optim import make_optimizer, make_schedule
+from transformer_jax.training.step import TrainState, init_state, train_step
 
 COUPLETS = 65_536
 """Of the set, as many as are planned at a time; more would change no batch that is measured."""
@@ -127,7 +126,7 @@ class Trainer:
         before: Any = None
         for _ in range(num_steps):
             batch = next(self._batches)
-            self.state, sums = self._step_fn(self.state, place(batch, self.mesh))
+            self.state, sums = self._step_fn(self.state, shard_batch(batch, self.mesh))
             tally.add(batch)
             if before is not None:
                 float(before)  # one step late, as the loop of training does

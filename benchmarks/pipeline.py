@@ -15,12 +15,12 @@ from benchmarks.results import Record, device_name, installed_versions
 from benchmarks.settings import Settings
 from benchmarks.shipped import QUICK, SHIPPED, shipped_config
 from benchmarks.workers import workers
-from transformer_jax import runtime
 from transformer_jax.config import Config
-from transformer_jax.data.batching import Batches, Position
-from transformer_jax.optim import make_optimizer, make_schedule
-from transformer_jax.steps import init_state, train_step
-from transformer_jax.tasks import make_task
+from transformer_jax.data.pipeline import Batches, Position
+from transformer_jax.system import runtime
+from transformer_jax.tasks.registry import make_task
+from transformer_jax.training.optim import make_optimizer, make_schedule
+from transformer_jax.training.step import init_state, train_step
 
 STEPS = 3
 """Of training, in each repetition."""

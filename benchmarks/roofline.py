@@ -16,8 +16,8 @@ from benchmarks.settings import Settings, Unavailable
 from benchmarks.synthetic import UNCACHED, StepSize, SyntheticStep
 from benchmarks.targets import is_accelerator
 from benchmarks.workers import alternate, workers
-from transformer_jax import runtime
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
+from transformer_jax.system import runtime
 from transformer_jax.training.flops import chip_flops
 
 VOCAB_SIZE = 32_000

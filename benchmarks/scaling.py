@@ -10,8 +10,8 @@ from benchmarks.settings import Settings
 from benchmarks.synthetic import UNCACHED, StepSize, SyntheticStep
 from benchmarks.targets import is_accelerator
 from benchmarks.workers import Worker
-from transformer_jax import runtime
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
+from transformer_jax.system import runtime
 
 MODEL = ModelConfig(
     d_model=64,

@@ -18,8 +18,8 @@ from benchmarks.settings import Settings, Unavailable
 from benchmarks.shipped import EMBEDDED, ROOT, SHIPPED, shipped_options
 from benchmarks.synthetic import UNCACHED, StepSize, SyntheticStep
 from benchmarks.workers import THREAD_VARIABLES, alternate, workers
-from transformer_jax import runtime
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
+from transformer_jax.system import runtime
 
 STARTED = ("numerals", "multi30k")
 """The configs whose start is timed; the first alone if it has to be quick."""
@@ -34,7 +34,7 @@ TRAINING = "train_step"
 COMPILED = re.compile(r"Finished XLA compilation of (\S+)")
 LAYERS = (6, 48)
 ALL_CACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-"""What `transformer_jax.runtime` sets for its own folder."""
+"""What `transformer_jax.system.runtime` sets for its own folder."""
 
 
 def run(settings: Settings) -> Iterator[Record]:

@@ -14,18 +14,17 @@ from jaxtyping import Array, Key
 
 from transformer_jax.config import OptimConfig
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
-from transformer_jax.losses import chunked_cross_entropy
-from transformer_jax.models import ModelConfig, Seq2Seq, split, structure
-from transformer_jax.optim import make_optimizer, make_schedule
-from transformer_jax.partition import ROWS, on_mesh
-from transformer_jax.sharding import state_shardings
-from transformer_jax.steps import Params, Sums, TrainState, init_state, train_step
+from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params, split
+from transformer_jax.nn.losses import Params, Sums, chunked_cross_entropy
+from transformer_jax.sharding import ROWS, on_mesh, state_shardings
 from transformer_jax.training.flops import training_flops
+from transformer_jax.training.optim import make_optimizer, make_schedule
+from transformer_jax.training.step import TrainState, init_state, train_step
 
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
 """The environment of workers: a program from the cache takes no time to compile, and may not tell its memory."""
 FIRST_WORD = 4
-"""Tokens below it are markers."""
+"""Tokens below it are special tokens."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def batch_of(size: StepSize) -> Seq2SeqBatch:
 
 
 class SyntheticStep:
-    """`transformer_jax.steps.train_step`, jitted as the training loop does, with state and batch."""
+    """`transformer_jax.training.step.train_step`, jitted as the training loop does, with state and batch."""
 
     def __init__(self, size: StepSize, mesh: Mesh | None = None) -> None:
         """Nothing is compiled yet.
@@ -94,7 +93,7 @@ class SyntheticStep:
         self.size = size
         optim = OptimConfig()
         optimizer = make_optimizer(optim, make_schedule(optim, d_model=size.model.d_model, num_steps=100_000))
-        graphdef, _ = structure(Seq2Seq, size.model)
+        graphdef, _ = abstract_params(Seq2Seq, size.model)
 
         def loss(params: Params, batch: Any, key: Key[Array, ""] | None) -> Sums:
             model: Seq2Seq = nnx.merge(graphdef, params)

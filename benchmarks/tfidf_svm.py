@@ -11,7 +11,7 @@ import time
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
-from transformer_jax.data.labelled import AG_NEWS_CLASSES, read_extra, read_labelled
+from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, read_extra, read_labelled
 
 
 def main() -> None:

@@ -16,14 +16,13 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks.hlo_cost import Cost, cost
 from benchmarks.synthetic import StepSize, SyntheticStep
-from transformer_jax.config import MeshConfig
-from transformer_jax.data.tokenizers import MARKERS
+from transformer_jax.data.tokenizers import SPECIAL_TOKENS
 from transformer_jax.decoding import forbid_sequences
-from transformer_jax.generation import BAD_WORDS
-from transformer_jax.lanes import Plan, Sentences, _advance, _begin
-from transformer_jax.models import ModelConfig, Seq2Seq, split, structure
-from transformer_jax.search_options import SearchOptions
-from transformer_jax.sharding import ROWS, make_mesh
+from transformer_jax.decoding.generator import BAD_WORDS
+from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.decoding.scheduler import Plan, Sentences, _advance, _begin
+from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params, split
+from transformer_jax.sharding import ROWS, MeshConfig, make_mesh
 from transformer_jax.training.report import Collective, collectives, memory
 
 STEP, ENCODER, DECODER = ("training step", "encoder", "decode step")
@@ -166,7 +165,7 @@ def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
     graphdef, params, sentences = _search(shape, mesh)
     never = forbid_sequences(BAD_WORDS)
     limit = SOURCE + 50
-    plan = Plan(graphdef, MARKERS, (never,), False, SearchOptions(beam_size=BEAM), limit, None)
+    plan = Plan(graphdef, SPECIAL_TOKENS, (never,), False, SearchOptions(beam_size=BEAM), limit, None)
     fixed, state, cache = _on_mesh(jax.eval_shape(partial(_begin, plan), params, sentences), mesh)
     return _advance.lower(plan, params, None, fixed, state, cache, jax.ShapeDtypeStruct((), jnp.int32))
 
@@ -174,7 +173,7 @@ def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
 def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, Sentences]:
     """A model with parameters that every device holds, and sentences spread over all."""
     model = _searched(shape)
-    graphdef, _ = structure(Seq2Seq, model)
+    graphdef, _ = abstract_params(Seq2Seq, model)
     params = jax.eval_shape(lambda: split(Seq2Seq(model, rngs=nnx.Rngs(0)))[1])
     whole = NamedSharding(mesh, P())
     params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), params)

@@ -69,9 +69,9 @@ class Found(NamedTuple):
 def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
     """Write `model` for the other systems that are installed; measures nothing but `alpha` and `max_extra_tokens`."""
     import transformer_jax
-    from transformer_jax.errors import UserError
     from transformer_jax.interop.ctranslate2_export import export_ctranslate2
     from transformer_jax.interop.marian_export import export_marian
+    from transformer_jax.system.errors import UserError
 
     translator = transformer_jax.load(model)
     if not isinstance(translator, transformer_jax.Translator) or TOKENIZER not in translator.tokenizer.files():
@@ -235,7 +235,7 @@ def uncached(work: Work, sentences: int) -> Callable[[], Found]:
     import numpy as np
     from flax import nnx
 
-    from transformer_jax.data.tokenizers import MARKERS
+    from transformer_jax.data.tokenizers import SPECIAL_TOKENS
 
     translator = _loaded(work)
     tokenizer = translator.tokenizer
@@ -247,12 +247,12 @@ def uncached(work: Work, sentences: int) -> Callable[[], Found]:
         return nnx.merge(translator.graphdef, params)(source, target)[0, last].argmax()
 
     def one(text: str) -> str:
-        source = [*tokenizer.source.encode(text), MARKERS.end]
-        target = [MARKERS.start]
+        source = [*tokenizer.source.encode(text), SPECIAL_TOKENS.eos]
+        target = [SPECIAL_TOKENS.bos]
         while len(target) <= len(source) + work.max_extra_tokens:
             sides = (_row(source, np), _row(target, np))
             token = int(next_token(translator.params, *sides, len(target) - 1))
-            if token == MARKERS.end:
+            if token == SPECIAL_TOKENS.eos:
                 break
             target.append(token)
         return str(tokenizer.target.decode(target[1:]))
@@ -276,7 +276,7 @@ def _row(ids: Sequence[int], np: Any) -> Any:
 def _loaded(work: Work) -> Any:
     """Our model, in the precision of the work."""
     import transformer_jax
-    from transformer_jax import runtime
+    from transformer_jax.system import runtime
 
     runtime.prepare()
     model = transformer_jax.load(work.model)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 from transformer_jax import Evaluation, Seq2SeqTask, Translator, default_config, exact_match, load, register_task, run
-from transformer_jax.data.numerals import number_words
+from transformer_jax.tasks.translation.numerals import number_words
 
 
 class Backwards(Seq2SeqTask):

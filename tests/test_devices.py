@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from transformer_jax.devices import AT_ONCE, replicated, spread, workers
+from transformer_jax.sharding import AT_ONCE, replicated, spread, workers
 
 ONE = jnp.ones(3)
 

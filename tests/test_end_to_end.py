@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from transformer_jax.data.numerals import Numerals
+from transformer_jax.tasks.translation.numerals import Numerals
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 60
@@ -96,7 +96,7 @@ def assert_same_run(workdir, whole):
     assert metadata == expected_metadata
     assert actual.keys() == expected.keys()
     kinds = {name.split("'")[1] if "'" in name else name.split(".")[1] for name in expected}
-    assert {"step", "params", "opt_state", "average"} <= kinds
+    assert {"step", "params", "opt_state", "ema_params"} <= kinds
     for name, array in expected.items():
         np.testing.assert_array_equal(actual[name], array, err_msg=name)
 

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 import transformer_jax
-from tests.bundle.toys import write_bundle
+from tests.tasks.toys import write_bundle
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TESTED = {
@@ -191,7 +191,7 @@ def backwards(tmp_path_factory):
     config.training.update(num_steps=6, checkpoint_every=6, log_every=6)
     config.decoding.update(beam_size=1, max_extra_tokens=0)
     yield it, config, transformer_jax.run(config, tmp_path_factory.mktemp("backwards"))
-    del transformer_jax.bundle.kinds.MODELS["backwards"], transformer_jax.tasks.TASKS["backwards"]
+    del transformer_jax.tasks.registry.MODELS["backwards"], transformer_jax.tasks.TASKS["backwards"]
 
 
 def test_a_fourth_task_trains_and_its_folder_loads_as_its_class(backwards):
@@ -213,7 +213,7 @@ def test_a_fourth_task_trains_and_its_folder_loads_as_its_class(backwards):
 
 def test_a_task_that_is_not_registered_is_a_clear_error(backwards, monkeypatch):
     _, config, outcome = backwards
-    monkeypatch.delitem(transformer_jax.bundle.kinds.MODELS, "backwards")
+    monkeypatch.delitem(transformer_jax.tasks.registry.MODELS, "backwards")
     monkeypatch.delitem(transformer_jax.tasks.TASKS, "backwards")
     with pytest.raises(transformer_jax.UserError, match=r"task is 'backwards', .* \(register_task\)\."):
         transformer_jax.load(outcome.model)

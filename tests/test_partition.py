@@ -14,14 +14,24 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer_jax import partition
-from transformer_jax.config import MeshConfig
-from transformer_jax.losses import chunked_cross_entropy
-from transformer_jax.models import Classifier, ModelConfig, Seq2Seq, split, structure
-from transformer_jax.partition import ROWS, RULES, axis_size, gathered, lookup, on_mesh, partition_spec, platform
-from transformer_jax.sharding import make_mesh, state_shardings
-from transformer_jax.steps import init_state, train_step
+from transformer_jax import sharding as partition
+from transformer_jax.nn import Classifier, ModelConfig, Seq2Seq, abstract_params, split
+from transformer_jax.nn.losses import chunked_cross_entropy
+from transformer_jax.sharding import (
+    ROWS,
+    RULES,
+    MeshConfig,
+    axis_size,
+    gathered,
+    lookup,
+    make_mesh,
+    on_mesh,
+    partition_spec,
+    platform,
+    state_shardings,
+)
 from transformer_jax.training.report import collectives
+from transformer_jax.training.step import init_state, train_step
 
 TINY = ModelConfig(
     d_model=16,
@@ -80,7 +90,7 @@ def test_rules(path, spec):
 def test_rules_do_not_collide():
     """Every matrix matches exactly one rule, other parameters at most one, and no rule is idle."""
     config = replace(TINY, output_bias=True, positions="learned")
-    _, params = structure(Seq2Seq, config)
+    _, params = abstract_params(Seq2Seq, config)
     used = set()
     for path, leaf in paths(params).items():
         matches = [pattern for pattern, _ in RULES if re.search(rf"(^|\.)({pattern})$", path)]
@@ -100,7 +110,7 @@ class Step:
 
     def __init__(self, config, sizes, *, rows=16, length=12, chunk=8, ema=False, **options):
         mesh = make_mesh(MeshConfig(*sizes))
-        self.graphdef, _ = structure(Seq2Seq, config)
+        self.graphdef, _ = abstract_params(Seq2Seq, config)
         optimizer = optax.adam(1e-3)
 
         def loss_fn(params, batch, key):
@@ -164,7 +174,7 @@ def test_gradients_of_parts_of_a_batch_need_no_other_collectives():
 
 @pytest.mark.parametrize("model", [Seq2Seq, Classifier])
 def test_parameters_and_optimiser_take_an_eighth_of_each_device(model):
-    _, params = structure(model, BASE)
+    _, params = abstract_params(model, BASE)
     state = jax.eval_shape(partial(init_state, optimizer=optax.adam(1e-3), ema=True), params)
     shardings = state_shardings(state, make_mesh(MeshConfig(1, 8, 1)))
     leaves = zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)

@@ -9,9 +9,10 @@ from typing import Any
 
 import ml_collections
 
-from transformer_jax.errors import UserError
-from transformer_jax.models import ModelConfig
-from transformer_jax.paths import as_path, os_errors
+from transformer_jax.nn import ModelConfig
+from transformer_jax.sharding import MeshConfig
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import as_path, os_errors
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,6 @@ class DecodingConfig:
     batch_size: int = 64
     rules: str = "length,punctuation,repetition,distinct,tones=1"
     """What the lower line of a couplet keeps to, see `couplets.rules.Rules.parse`."""
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis; -1: all that are left."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,183 @@
-"""Where arrays live: the mesh of devices, the shardings of a state by the table of rules, and the rows of a batch."""
+"""Where arrays live: the mesh of devices, the table of rules that splits parameters over it, and the rows of a batch.
 
-from collections.abc import Sequence
+Three axes: `data` splits the batch; `fsdp` splits the batch and the parameters, which are gathered when used; `tensor`
+splits heads, the feed-forward width and the vocabulary. XLA derives all other layouts and the communication from these.
+What is traced by way of `on_mesh` knows its mesh; elsewhere the functions that ask for it change nothing.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial, wraps
+from queue import SimpleQueue
+from typing import ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
 
-from transformer_jax.config import MeshConfig
-from transformer_jax.errors import UserError
-from transformer_jax.models import ModelConfig
-from transformer_jax.partition import AXES, ROWS, partition_spec
+from transformer_jax.system.errors import UserError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")
+ROWS = P(ROW_AXES)
+"""Of a batch."""
+
+RULES: tuple[tuple[str, P], ...] = (
+    # The first matrix of a pair is split by columns and the second by rows, so that one sum ends each sub-layer.
+    (r"(query|key|value|wide)\.kernel", P("fsdp", "tensor")),
+    (r"(query|key|value|wide)\.bias", P("tensor")),
+    (r"(out|narrow)\.kernel", P("tensor", "fsdp")),
+    (r"table", P("tensor", "fsdp")),
+    (r"output_bias", P("tensor")),
+    (r"learned", P(None, "fsdp")),
+)
+"""End of a parameter's path, as a regular expression, and the axes that its dimensions are split over.
+
+What matches none is small, and every device holds it whole.
+"""
+_IS_STACKED = re.compile(r"(^|\.)layers\.stacked\.")
+"""Parameters of scanned layers have one more axis in front, which is not split."""
+_IS_LAYER = re.compile(r"(^|\.)layers\.")
+
+
+def partition_spec(path: str) -> P:
+    """The rule for a path such as `encoder.layers.0.self_attention.query.kernel`, or P() if there is none.
+
+    With `stacked` in place of the number, it leaves the axis of the layers whole.
+
+    Raises:
+        ValueError: if two rules match.
+    """
+    matching = [(pattern, spec) for pattern, spec in RULES if re.search(rf"(^|\.)({pattern})$", path)]
+    if len(matching) > 1:
+        raise ValueError(f"{path} matches the sharding rules {' and '.join(pattern for pattern, _ in matching)}.")
+    if not matching:
+        return P()
+    return P(None, *matching[0][1]) if _IS_STACKED.search(path) else matching[0][1]
+
+
+def on_mesh(function: Callable[Arguments, Result], mesh: Mesh) -> Callable[Arguments, Result]:
+    """`function`, to be jitted, which knows `mesh` while it is traced."""
+
+    @wraps(function)
+    def traced(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced
+
+
+def axis_size(*axes: str) -> int:
+    """Parts into which these axes of the mesh split something; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    size = 1
+    for axis in axes:
+        size *= mesh.shape.get(axis, 1)
+    return size
+
+
+def row_parts(rows: int) -> int:
+    """Parts into which so many rows of a batch are spread over the mesh; 1 if they do not divide."""
+    parts = axis_size(*ROW_AXES)
+    return parts if rows % parts == 0 else 1
+
+
+def platform() -> str:
+    """Of the devices that what is being traced will run on: cpu, gpu, tpu."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def constrain(array: Float[Array, "..."], *axes: str | tuple[str, ...] | None) -> Float[Array, "..."]:
+    """`array` with each of its dimensions split over these axes of the mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, P(*axes))
+
+
+def gathered(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
+    """Parameters as they are used: whole where `fsdp` splits them; their gradients come back split.
+
+    Without that, XLA may rather move the activations. Those of layers are left to the layer, which gathers them once
+    more in the backward pass if it is rematerialised, so that no device ever holds all.
+
+    Args:
+        params: of a model, or of one layer.
+        dtype: of what is gathered, which saves communication if it is narrower; None: as it is.
+    """
+    if axis_size("fsdp") == 1:
+        return params
+
+    def gather(path: tuple[object, ...], param: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        spec = partition_spec(name)
+        if "fsdp" not in spec or _IS_LAYER.search(name):
+            return param
+        return _gather(param if dtype is None else param.astype(dtype), spec)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(param: Array, spec: P) -> Array:
+    return constrain(param, *(None if axis == "fsdp" else axis for axis in spec))
+
+
+def _gather_forward(param: Array, spec: P) -> tuple[Array, None]:
+    return _gather(param, spec), None
+
+
+def _scatter_gradient(spec: P, _: None, gradient: Array) -> tuple[Array]:
+    # Whole at first: each device adds up what its own rows give, and one sum over devices follows, of which each keeps
+    # its part.
+    return (constrain(_gather(gradient, spec), *spec),)
+
+
+_gather.defvjp(_gather_forward, _scatter_gradient)
+
+
+def lookup(table: Float[Array, "V D"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+    """Rows of `table`; over a mesh, each device adds up the gradients of its own rows of tokens before they all do."""
+    return table[tokens] if axis_size(*ROW_AXES) == 1 else _lookup(table, tokens)
+
+
+@jax.custom_vjp
+def _lookup(table: Array, tokens: Array) -> Array:
+    return table[tokens]
+
+
+def _lookup_forward(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
+    return table[tokens], (table, tokens)
+
+
+def _sum_of_rows(looked_up: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+    table, tokens = looked_up
+    parts = row_parts(tokens.shape[0])
+    zeros = constrain(jnp.zeros((parts, *table.shape), table.dtype), ROW_AXES, "tensor", None)
+    cut = tokens.reshape(parts, -1), gradient.reshape(parts, -1, table.shape[1])
+    # XLA would make one scatter of two lookups in one table, and concatenate their rows across devices for it.
+    return jax.vmap(lambda total, token, rows: total.at[token].add(rows))(zeros, *cut).sum(0), None
+
+
+_lookup.defvjp(_lookup_forward, _sum_of_rows)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1: all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -70,12 +236,12 @@ def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def check_heads(model: ModelConfig, mesh: Mesh) -> None:
+def check_heads(num_heads: int, mesh: Mesh) -> None:
     """Raise `UserError` if the heads of attention do not divide by the axis that splits them."""
     parts = mesh.shape["tensor"]
-    if model.num_heads % parts:
+    if num_heads % parts:
         raise UserError(
-            f"config.model.num_heads is {model.num_heads}, which does not divide into config.mesh.tensor={parts} "
+            f"config.model.num_heads is {num_heads}, which does not divide into config.mesh.tensor={parts} "
             "parts; change one of them."
         )
 
@@ -85,7 +251,7 @@ def row_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def place(batch: PyTree, mesh: Mesh) -> PyTree:
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Put a batch on the devices, its rows spread over `data` and `fsdp`.
 
     Args:
@@ -112,3 +278,58 @@ def own_rows(mesh: Mesh, num_rows: int) -> list[int]:
     """Those of a batch's rows that lie on devices of this process, in the order in which `place` takes them."""
     parts = NamedSharding(mesh, ROWS).addressable_devices_indices_map((num_rows,)).values()
     return sorted({row for part in parts if part is not None for row in range(*part[0].indices(num_rows))})
+
+
+Item = TypeVar("Item")
+
+AT_ONCE = {"cpu": 2}
+"""Pieces of work that a device of this platform has in hand, elsewhere 1: small products leave cores of a CPU idle."""
+
+
+def workers(arrays: PyTree) -> tuple[int, int]:
+    """The devices of this process that hold these arrays, and the pieces of work that each has in hand."""
+    devices = _devices(arrays)
+    return len(devices), _at_once(devices)
+
+
+def spread(work: Callable[[PyTree, Item], Result], items: Sequence[Item], arrays: PyTree) -> Iterator[Result]:
+    """Yield `work(arrays, item)` for each item, in order, done by all devices of this process that hold `arrays`.
+
+    If there are several, each that has work is given a copy. What has begun is finished even if another piece fails.
+    """
+    devices = _devices(arrays)
+    # All devices before any has a second piece.
+    seats = (devices * _at_once(devices))[: len(items)]
+    copies = {device: arrays if len(devices) == 1 else jax.device_put(arrays, device) for device in set(seats)}
+    if len(seats) <= 1:
+        yield from (work(copies[seats[0]], item) for item in items)
+        return
+    free: SimpleQueue[jax.Device] = SimpleQueue()
+    for device in seats:
+        free.put(device)
+
+    def sit_down(item: Item) -> Result:
+        device = free.get()
+        try:
+            return work(copies[device], item)
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(seats), thread_name_prefix="device") as threads:
+        yield from threads.map(sit_down, items)
+
+
+def replicated(arrays: PyTree) -> PyTree:
+    """The arrays on every device of this process, so that all of them share in the work."""
+    mesh = jax.sharding.Mesh(jax.local_devices(), "device")
+    return jax.device_put(arrays, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def _at_once(devices: Sequence[jax.Device]) -> int:
+    return AT_ONCE.get(devices[0].platform, 1)
+
+
+def _devices(arrays: PyTree) -> list[jax.Device]:
+    shardings = {leaf.sharding for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)}
+    found = {device for sharding in shardings for device in sharding.addressable_devices}
+    return sorted(found, key=lambda device: device.id) or jax.local_devices()[:1]

@@ -8,10 +8,10 @@ import pytest
 from benchmarks.pipeline import _rate, build, first_window, real_tokens, run
 from benchmarks.settings import Settings, Unavailable
 from benchmarks.shipped import EMBEDDED, ROOT, SHIPPED, shipped_config, shipped_options
-from transformer_jax import runtime
 from transformer_jax.config import Config, DataConfig, TokenizerConfig
-from transformer_jax.data.batching import Batches
 from transformer_jax.data.collate import collate_pairs
+from transformer_jax.data.pipeline import Batches
+from transformer_jax.system import runtime
 
 RECORDS = [(np.full(n, 5, np.int32), np.full(n, 6, np.int32)) for n in (1, 2, 3, 4, 4, 4)]
 

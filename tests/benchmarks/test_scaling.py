@@ -3,7 +3,7 @@ import pytest
 from benchmarks.scaling import axes, build, fitted_exponent
 from benchmarks.synthetic import StepSize
 from tests.benchmarks.test_synthetic import SIZE
-from transformer_jax import runtime
+from transformer_jax.system import runtime
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])

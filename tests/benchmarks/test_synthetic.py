@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from benchmarks.synthetic import FIRST_WORD, StepSize, SyntheticStep, batch_of
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
 
 MODEL = ModelConfig(
     d_model=8,

@@ -10,7 +10,7 @@ from benchmarks.tpu_chips import CHIPS, TOPOLOGIES, chip_of
 from benchmarks.tpu_compile import DATA, ENVIRONMENT, FSDP, MESHES, least_seconds, programs, run
 from benchmarks.tpu_programs import DECODER, ENCODER, SHAPES, STEP, Compiled, Program, build, described, step_size
 from benchmarks.workers import Worker
-from transformer_jax.models import Seq2Seq, split
+from transformer_jax.nn import Seq2Seq, split
 from transformer_jax.training.flops import chip_flops
 from transformer_jax.training.report import Collective
 

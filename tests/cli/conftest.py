@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from tests.bundle.toys import write_bundle, write_classifier, write_couplet_writer
+from tests.tasks.toys import write_bundle, write_classifier, write_couplet_writer
 from transformer_jax.cli import main
 
 

@@ -2,9 +2,9 @@ import importlib.util
 
 import pytest
 
-from tests.cli.outcomes import refused
-from transformer_jax.bundle import load
+from tests.outcomes import refused
 from transformer_jax.interop.stablehlo_reader import load as read
+from transformer_jax.tasks.model_folder import load
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def test_stablehlo(export, translator, tmp_path):
     said = f"{tmp_path}/out: for jax; {tmp_path}/out/README.md tells how to call it\n"
     assert export("--to", "stablehlo", tmp_path / "out") == (0, "", said)
     tokenizer = load(translator).tokenizer.source
-    output = read(tmp_path / "out").greedy([[*tokenizer.encode("cab"), tokenizer.markers.end]], max_length=6)
+    output = read(tmp_path / "out").greedy([[*tokenizer.encode("cab"), tokenizer.special_tokens.eos]], max_length=6)
     assert tokenizer.decode(output[0]) == load(translator).translate(["cab"], beam_size=1, max_length=6)[0]
 
 

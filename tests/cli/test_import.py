@@ -3,11 +3,12 @@ import sys
 
 import pytest
 
-from tests.cli.outcomes import refused
 from tests.interop.marian_folders import make_folder
-from transformer_jax.bundle import Translator, load
+from tests.outcomes import refused
 from transformer_jax.cli import main
 from transformer_jax.interop import torch_transformer
+from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.translation.translator import Translator
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from transformer_jax.bundle import Translator
 from transformer_jax.cli import main
+from transformer_jax.tasks.translation.translator import Translator
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])

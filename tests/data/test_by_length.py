@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from transformer_jax.data import by_length
-from transformer_jax.data.by_length import LENGTHS, batches_by_length, padded, round_up
+from transformer_jax.data import collate as by_length
+from transformer_jax.data.collate import LENGTHS, batches_by_length, padded, round_up
 from transformer_jax.data.tokenizers import PAD
 
 

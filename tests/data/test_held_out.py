@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from transformer_jax.data.held_out import apart_from, cut, is_held_out
-from transformer_jax.errors import UserError
+from transformer_jax.data.readers import apart_from, cut, is_held_out
+from transformer_jax.system.errors import UserError
 
 TEXTS = [f"text {i}" for i in range(20_000)]
 

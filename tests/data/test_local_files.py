@@ -3,8 +3,8 @@ import urllib.error
 
 import pytest
 
-from transformer_jax.data.local_files import check_network, checked_folder, find_file, fingerprint
-from transformer_jax.errors import UserError
+from transformer_jax.data.readers import check_network, checked_folder, find_file, fingerprint
+from transformer_jax.system.errors import UserError
 
 
 def test_folder(tmp_path):

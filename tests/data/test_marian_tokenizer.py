@@ -4,17 +4,17 @@ import pytest
 
 from tests.interop.marian_folders import CODES, ENGLISH, GERMAN, sentencepiece_model, vocabulary
 from transformer_jax.data.marian_tokenizer import MarianTokenizer
-from transformer_jax.data.markers import Markers
-from transformer_jax.errors import UserError
+from transformer_jax.data.special_tokens import SpecialTokens
+from transformer_jax.system.errors import UserError
 
 MODEL = sentencepiece_model((*GERMAN, *ENGLISH), 90)
 NUMBERED = vocabulary(MODEL, codes=CODES)
 PIECES = ["<pad>", *(piece for piece in NUMBERED if piece != "<pad>")]
-MARKERS = Markers(start=0, end=1, unknown=2)
+SPECIAL_TOKENS = SpecialTokens(bos=0, eos=1, unk=2)
 
 
-def made(pieces=PIECES, markers=MARKERS, model=MODEL):
-    return MarianTokenizer(model, pieces, markers, len(pieces) - 1)
+def made(pieces=PIECES, special_tokens=SPECIAL_TOKENS, model=MODEL):
+    return MarianTokenizer(model, pieces, special_tokens, len(pieces) - 1)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def test_codes_of_languages_are_tokens(tokenizer):
     code, *rest = tokenizer.encode(f"{CODES[1]} Wo ist der Bahnhof?")
     assert tokenizer.piece(code) == CODES[1]
     assert rest == tokenizer.encode(" Wo ist der Bahnhof?")
-    assert tokenizer.encode(">>xyz<< Wo")[0] == tokenizer.markers.unknown
+    assert tokenizer.encode(">>xyz<< Wo")[0] == tokenizer.special_tokens.unk
 
 
 @pytest.mark.parametrize("text", ["</s>", "<pad>", "a</s>b", ">></s><<", "<unk>", "\ud800", "\u4e2d"])
 def test_no_text_is_a_marker(tokenizer, text):
-    assert not {0, tokenizer.markers.end} & set(tokenizer.encode(text))
+    assert not {0, tokenizer.special_tokens.eos} & set(tokenizer.encode(text))
 
 
 def test_ids_without_a_piece_say_nothing():
@@ -63,14 +63,14 @@ def test_ids_without_a_piece_say_nothing():
 
 def test_a_start_that_is_text_stays_text():
     start = PIECES.index(CODES[1])
-    tokenizer = made(markers=MARKERS._replace(start=start))
+    tokenizer = made(special_tokens=SPECIAL_TOKENS._replace(start=start))
     first, *rest = tokenizer.encode(f"{CODES[1]} Wo")
     assert first == start
     assert tokenizer.decode([first, *rest]) == f"{CODES[1]} Wo"
 
 
 def test_a_start_that_is_no_text_says_nothing():
-    tokenizer = made([*PIECES, "<s>"], MARKERS._replace(start=len(PIECES)))
+    tokenizer = made([*PIECES, "<s>"], SPECIAL_TOKENS._replace(start=len(PIECES)))
     assert tokenizer.decode([len(PIECES), *tokenizer.encode("the dog")]) == "the dog"
     assert len(PIECES) not in tokenizer.encode("<s>")
 
@@ -82,6 +82,6 @@ def test_a_model_that_is_none_is_refused(model):
 
 
 @pytest.mark.parametrize("markers", [(0, 0, 2), (0, 1, 0), (0, 1, 1)])
-def test_one_id_for_two_markers_is_refused(markers):
+def test_one_id_for_two_markers_is_refused(special_tokens):
     with pytest.raises(UserError, match="one id for two markers"):
-        made(markers=Markers(*markers))
+        made(special_tokens=SpecialTokens(*special_tokens))

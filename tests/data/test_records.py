@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from transformer_jax.data.records import MappedRecords, read_records, spread_evenly
+from transformer_jax.data.pipeline import MappedRecords, read_records, spread_evenly
 
 
 class Source(Sequence):

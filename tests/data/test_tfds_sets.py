@@ -12,7 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from transformer_jax.config import DataConfig
 from transformer_jax.data import tfds_sets
 from transformer_jax.data.tfds_sets import OWN_SETS, load_records
-from transformer_jax.errors import UserError
+from transformer_jax.system.errors import UserError
 
 
 class NotWanted(Exception):
@@ -87,7 +87,7 @@ def test_a_manual_folder_that_nobody_named_is_not_read(tmp_path, monkeypatch):
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     (manual / "test.csv").write_text("1,a\n")
-    monkeypatch.setattr("transformer_jax.data.ag_news.URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr("transformer_jax.tasks.classification.ag_news.URL", "http://127.0.0.1:9/")
     config = DataConfig(name="ag_news", data_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/test\.csv cannot be reached"):
         load_records(config, "test", expected="", check=lambda info: None)

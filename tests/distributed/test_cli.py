@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from tests.bundle.toys import TEXTS, write_bundle
-from tests.cli.outcomes import as_lines
 from tests.distributed.launch import Processes
-from transformer_jax.bundle import load
+from tests.outcomes import as_lines
+from tests.tasks.toys import TEXTS, write_bundle
+from transformer_jax.tasks.model_folder import load
 
 PROGRAM = """
 import sys

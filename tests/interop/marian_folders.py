@@ -106,9 +106,9 @@ def make_folder(
     config |= changes
     write(folder / "config.json", config)
     if generation is not None:
-        markers = {name: value for name, value in config.items() if name.endswith("token_id")}
+        special_tokens = {name: value for name, value in config.items() if name.endswith("token_id")}
         bad_words = {"bad_words_ids": [[target_vocabulary["<pad>"]]]}
-        write(folder / "generation_config.json", markers | bad_words | generation)
+        write(folder / "generation_config.json", special_tokens | bad_words | generation)
     tensors = random_tensors(config, np.random.default_rng(seed))
     tensors["final_logits_bias"][0, 0] += end_bias
     if temper != 1.0:

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.bundle.toys import write_classifier, write_couplet_writer, write_stacks
 from tests.interop.marian_folders import GERMAN, make_folder
 from tests.interop.readmes import names_of
-from transformer_jax.bundle import load, save_bundle
+from tests.tasks.toys import write_classifier, write_couplet_writer, write_stacks
 from transformer_jax.data.tokenizers import train_pair
-from transformer_jax.errors import UserError
 from transformer_jax.interop.ctranslate2_export import export_ctranslate2
-from transformer_jax.interop.marian import import_marian
-from transformer_jax.models import ModelConfig, Seq2Seq, split
+from transformer_jax.interop.marian_import import import_marian
+from transformer_jax.nn import ModelConfig, Seq2Seq, split
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.model_folder import load, save
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: pip install ctranslate2")
 
@@ -44,8 +44,8 @@ def random_model(path, *, kind="char", end_bias=0.0, settings=None, **options):
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape).astype(np.float32), params)
     if config.output_bias:
-        params["output_bias"] = params["output_bias"].at[tokenizer.target.markers.end].add(end_bias)
-    save_bundle(
+        params["output_bias"] = params["output_bias"].at[tokenizer.target.special_tokens.eos].add(end_bias)
+    save(
         path,
         task="translation",
         model_config=config,

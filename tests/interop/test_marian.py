@@ -16,10 +16,10 @@ from tests.interop.marian_folders import (
     save,
     stored,
 )
-from transformer_jax.errors import UserError
-from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.marian_export import export_marian
+from transformer_jax.interop.marian_import import import_marian
 from transformer_jax.interop.marian_layout import Numbering
+from transformer_jax.system.errors import UserError
 
 REQUIRED = ("config.json", "model.safetensors", "source.spm", "vocab.json")
 SHAPES = {
@@ -125,7 +125,7 @@ def test_a_piece_that_is_missing_is_a_hole(tmp_path):
     import_marian(folder, tmp_path / "out")
     target = transformer_jax.load(tmp_path / "out").tokenizer.target
     assert target.vocab_size == len(vocabulary) + 1
-    assert target.markers == (0, 1, 2)
+    assert target.special_tokens == (0, 1, 2)
     assert target.piece(hole + 1) == f"<{hole + 1}>"
 
 
@@ -136,14 +136,16 @@ class TestIdsOfGeneration:
     def test_the_start(self, tmp_path, in_config):
         folder = make_folder(tmp_path / "marian", generation={"decoder_start_token_id": 5}, **in_config)
         import_marian(folder, tmp_path / "out")
-        assert transformer_jax.load(tmp_path / "out").tokenizer.target.markers.start == 6  # padding comes first here
+        assert (
+            transformer_jax.load(tmp_path / "out").tokenizer.target.special_tokens.bos == 6
+        )  # padding comes first here
 
     def test_the_start_is_that_of_config_json_where_it_is_not_there(self, tmp_path):
         generation = {"decoder_start_token_id": None}
         import_marian(
             make_folder(tmp_path / "marian", generation=generation, decoder_start_token_id=5), tmp_path / "out"
         )
-        assert transformer_jax.load(tmp_path / "out").tokenizer.target.markers.start == 6
+        assert transformer_jax.load(tmp_path / "out").tokenizer.target.special_tokens.bos == 6
 
     def test_no_start(self, fresh):
         for name in ("config.json", "generation_config.json"):

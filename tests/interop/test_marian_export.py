@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.bundle.toys import write_bundle, write_classifier
 from tests.interop.marian_folders import ENGLISH, GERMAN, stored
-from transformer_jax.bundle import Translator
+from tests.tasks.toys import write_bundle, write_classifier
 from transformer_jax.data.tokenizers import train_pair
-from transformer_jax.errors import UserError
 from transformer_jax.interop.marian_export import export_marian
-from transformer_jax.models import ModelConfig, Seq2Seq, split
+from transformer_jax.nn import ModelConfig, Seq2Seq, split
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.translation.translator import Translator
 
 
 def own_model(*, joint=True, seed=0, **options):

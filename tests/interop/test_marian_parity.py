@@ -13,10 +13,10 @@ import transformer_jax
 from tests.interop.marian_folders import CODES, ENGLISH, GERMAN, make_folder
 from tests.interop.readmes import names_of
 from tests.interop.test_marian_export import own_model
-from transformer_jax.bundle import TranslatorSettings
 from transformer_jax.config import DecodingConfig
-from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.marian_export import export_marian
+from transformer_jax.interop.marian_import import import_marian
+from transformer_jax.tasks.translation.translator import TranslatorSettings
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -74,19 +74,19 @@ def renumbered(tokenizer, ids):
 
 
 ANY_TEXT = st.text() | st.lists(st.sampled_from(" ".join((*TEXTS, *CODES)).split())).map(" ".join)
-MARKERS = ("</s>", "<unk>", "<pad>")
+SPECIAL_TOKENS = ("</s>", "<unk>", "<pad>")
 
 
 @pytest.mark.parametrize("both", ["all", "none"], indirect=True)
 @settings(max_examples=40, deadline=None)
-@given(text=ANY_TEXT.filter(lambda text: not any(marker in text for marker in MARKERS)))
+@given(text=ANY_TEXT.filter(lambda text: not any(marker in text for marker in SPECIAL_TOKENS)))
 def test_the_same_ids(both, text):
     assert renumbered(both.source, both.tokenizer(text).input_ids) == [
         *both.source.encode(text),
-        both.source.markers.end,
+        both.source.special_tokens.eos,
     ]
     theirs = both.tokenizer(text_target=text).input_ids
-    assert renumbered(both.target, theirs) == [*both.target.encode(text), both.target.markers.end]
+    assert renumbered(both.target, theirs) == [*both.target.encode(text), both.target.special_tokens.eos]
 
 
 @pytest.mark.parametrize("both", ["all", "none"], indirect=True)
@@ -94,7 +94,7 @@ def test_the_same_ids(both, text):
 @given(data=st.data())
 def test_the_same_text(both, data):
     pieces = range(1, both.target.vocab_size)
-    ids = data.draw(st.lists(st.sampled_from([i for i in pieces if i != both.target.markers.end])))
+    ids = data.draw(st.lists(st.sampled_from([i for i in pieces if i != both.target.special_tokens.eos])))
     padding = both.target.padding_place
     theirs = [i - (i <= padding) for i in ids]
     assert both.target.decode(ids) == both.tokenizer.decode(theirs, skip_special_tokens=True)
@@ -213,7 +213,7 @@ def test_our_own_models_answer_there_as_their_readme_says(tmp_path, architecture
     batch = inputs.input_ids.tolist()
     padding = min(source.vocab_size, target.vocab_size) - 1
     ids = [[0 if i == padding else i + (i < padding) for i in row] for row in batch]
-    expected = [[*each, source.markers.end] for each in source.encode_batch(GERMAN)]
+    expected = [[*each, source.special_tokens.eos] for each in source.encode_batch(GERMAN)]
     assert [[i for i in row if i] for row in ids] == expected
     outputs = [[1, *target.encode(text)[:4]] for text in ENGLISH]
     theirs = torch.tensor([[padding if i == 0 else i - (i <= padding) for i in row] for row in outputs])

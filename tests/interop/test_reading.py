@@ -9,8 +9,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from transformer_jax.errors import UserError
 from transformer_jax.interop.reading import check_tensors, read_bytes, read_json, read_tensors, read_weights
+from transformer_jax.system.errors import UserError
 
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([0.5], np.float32)}
 

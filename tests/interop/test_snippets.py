@@ -3,9 +3,9 @@
 import pytest
 
 from tests.interop.marian_folders import CODES, GERMAN, make_folder
-from transformer_jax.bundle import load
-from transformer_jax.interop.marian import import_marian
+from transformer_jax.interop.marian_import import import_marian
 from transformer_jax.interop.snippets import tokenizer_snippet
+from transformer_jax.tasks.model_folder import load
 
 
 @pytest.fixture(scope="module")
@@ -25,5 +25,5 @@ def test_a_text_is_cut_as_marians_tokenizer_cuts_it(folder, pieces):
     ids = {piece: number for number, piece in enumerate(source.pieces)}
     for text in (*GERMAN, f"{CODES[0]} Wo?", ">>de\nu<< Wo?", "Wo >>deu<<"):
         found = eval(snippet.encode, names | {"text": text})
-        looked_up = [ids.get(piece, source.markers.unknown) for piece in found] if pieces else found
+        looked_up = [ids.get(piece, source.special_tokens.unk) for piece in found] if pieces else found
         assert looked_up == source.encode(text)

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.bundle.toys import CLASSES, write_classifier, write_couplet_writer
 from tests.interop.marian_folders import GERMAN, make_folder
 from tests.interop.readmes import code_of, names_of
-from transformer_jax.bundle import load, save_bundle
+from tests.tasks.toys import CLASSES, write_classifier, write_couplet_writer
 from transformer_jax.data.tokenizers import train_pair
-from transformer_jax.errors import UserError
 from transformer_jax.interop import stablehlo_reader
-from transformer_jax.interop.marian import import_marian
+from transformer_jax.interop.marian_import import import_marian
 from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.interop.stablehlo_reader import ExportError
-from transformer_jax.models import ModelConfig, Seq2Seq, split
+from transformer_jax.nn import ModelConfig, Seq2Seq, split
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.model_folder import load, save
 
 LINES = ["abc", "cab ab", "Bad", "decade", "e", "ABBA"]
 
@@ -36,7 +36,7 @@ def write_model(path, **options):
     _, params = split(Seq2Seq(config, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: 2 * x, params)
     files, settings = tokenizer.files(), {"decoding": {"max_extra_tokens": 3}}
-    save_bundle(
+    save(
         path,
         task="translation",
         model_config=config,
@@ -186,7 +186,7 @@ def altered(**fields):
         ("signature.json", altered(kind="diffusion"), "signature.json is damaged"),
         ("signature.json", altered(kind=[]), "signature.json is damaged"),
         ("signature.json", altered(sizes={}), "signature.json is damaged"),
-        ("signature.json", altered(markers={"start": 1, "end": "2"}), "signature.json is damaged"),
+        ("signature.json", altered(special_tokens={"start": 1, "end": "2"}), "signature.json is damaged"),
         ("signature.json", altered(never=0), "signature.json is damaged"),
         ("signature.json", altered(dtype=["float32"]), "signature.json is damaged"),
         ("signature.json", altered(max_source_length="9"), "signature.json is damaged"),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax.attention import causal_mask, padding_mask
-from transformer_jax.bundle import load
 from transformer_jax.interop.torch_transformer import import_torch
+from transformer_jax.nn.attention import causal_mask, padding_mask
+from transformer_jax.tasks.model_folder import load
 
 torch = pytest.importorskip("torch", reason="parity is measured against PyTorch: pip install -e '.[peers]'")
 save_file = pytest.importorskip("safetensors.torch", reason="its file format comes with PyTorch").save_file

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from transformer_jax.bundle import TransformerStacks, load
-from transformer_jax.errors import UserError
 from transformer_jax.interop.torch_transformer import import_torch
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.transformer_stacks import TransformerStacks
 
 D, F = 4, 6
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax.interop.width import permute_width, sines_first
-from transformer_jax.models import ModelConfig, Seq2Seq, split
-from transformer_jax.positions import sinusoidal_positions
+from transformer_jax.interop.marian_layout import permute_width, sines_first
+from transformer_jax.nn import ModelConfig, Seq2Seq, split
+from transformer_jax.nn.positions import sinusoidal_positions
 
 SMALL = {
     "d_model": 8,

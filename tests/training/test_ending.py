@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax import processes
-from transformer_jax.config import MeshConfig
-from transformer_jax.sharding import make_mesh
+from transformer_jax.sharding import MeshConfig, make_mesh
+from transformer_jax.system import distributed
 from transformer_jax.training.ending import COUNTS, FLAGS, Ending, hear, tell
 from transformer_jax.training.progress import Clock, Stop
 
@@ -16,7 +15,7 @@ from transformer_jax.training.progress import Clock, Stop
 @pytest.fixture
 def two(monkeypatch):
     """As if there were two processes."""
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
 
 
 def make_ending(max_minutes=0.0):

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from transformer_jax.data.collate import collate_pairs, collate_texts
-from transformer_jax.models import Classifier, ModelConfig, Seq2Seq, split
+from transformer_jax.nn import Classifier, ModelConfig, Seq2Seq, split
 from transformer_jax.training.flops import CHIP_FLOPS, chip_flops, forward_flops, step_flops, training_flops
 
 CONFIG = ModelConfig(

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.bundle.toys import (
+from tests.interop.marian_folders import ENGLISH, GERMAN, make_folder
+from tests.tasks.toys import (
     CLASSES,
     SETTINGS,
     tiny_config,
@@ -17,16 +18,17 @@ from tests.bundle.toys import (
     write_classifier,
     write_stacks,
 )
-from tests.interop.marian_folders import ENGLISH, GERMAN, make_folder
-from transformer_jax.bundle import load, save_bundle
 from transformer_jax.config import default_config, from_config_dict
-from transformer_jax.data.tokenizers import Markers
-from transformer_jax.errors import UserError
-from transformer_jax.interop.marian import import_marian
-from transformer_jax.metrics import translation_scores
-from transformer_jax.sharding import place
-from transformer_jax.tasks import TASKS, Evaluation
-from transformer_jax.training import loop, run
+from transformer_jax.data.tokenizers import SpecialTokens
+from transformer_jax.interop.marian_import import import_marian
+from transformer_jax.sharding import shard_batch
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.base import Evaluation
+from transformer_jax.tasks.model_folder import load, save
+from transformer_jax.tasks.registry import TASKS
+from transformer_jax.tasks.translation.metrics import translation_scores
+from transformer_jax.training import run
+from transformer_jax.training import run as loop
 from transformer_jax.training.origin import read_origin, task_from
 
 SOURCES = ["abc", "cab", "bad", "dab ab", "ace", "bead", "cede", "deed"]
@@ -118,7 +120,7 @@ def test_another_model_in_the_folder_is_refused(tmp_path, config, other):
     (tmp_path / "run" / "model").mkdir()  # begun, and yet without a checkpoint
     tokenizer = tiny_tokenizer() if other == "sizes" else tiny_tokenizer("abcdf ABCDE")
     model_config = dataclasses.replace(tiny_config(tokenizer), d_ff=16 if other == "sizes" else 8)
-    save_bundle(
+    save(
         config.init_from,
         task="translation",
         model_config=model_config,
@@ -143,7 +145,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path, config, unscored):
     whole = run(config, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         batches = iter(range(5))
-        patch.setattr(loop, "place", lambda *batch: place(*batch) if next(batches) < 4 else killed())
+        patch.setattr(loop, "place", lambda *batch: shard_batch(*batch) if next(batches) < 4 else killed())
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / "killed")
     assert not (tmp_path / "killed" / "model").exists()
@@ -167,7 +169,7 @@ def test_an_imported_model_keeps_its_markers_and_what_it_never_writes(tmp_path, 
     task = task_from(crossed, origin)
     assert task.settings["bad_words"] == before.settings.bad_words != ((1,), (3,))
     assert task.generator.bad_words == before.settings.bad_words
-    assert task.generator.markers == before.tokenizer.target.markers != Markers()
+    assert task.generator.special_tokens == before.tokenizer.target.special_tokens != SpecialTokens()
     scores = before.score(GERMAN, ENGLISH)
     log_prob, tokens = sum(score.log_prob for score in scores), sum(len(score.tokens) for score in scores)
     assert task.likelihood(origin.params)["loss"] == pytest.approx(-log_prob / tokens, rel=1e-5)

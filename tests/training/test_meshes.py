@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs import classification_sample, numerals
-from transformer_jax.config import Config, MeshConfig, from_config_dict
-from transformer_jax.data import texts
-from transformer_jax.sharding import place
-from transformer_jax.tasks import translation
-from transformer_jax.training.loop import _Run
+from transformer_jax.config import Config, from_config_dict
+from transformer_jax.sharding import MeshConfig, shard_batch
+from transformer_jax.tasks.classification import sources as texts
+from transformer_jax.tasks.translation import task as translation
+from transformer_jax.training.run import _Run
 
 DEVICES = jax.devices()
 STEPS = 20
@@ -73,7 +73,7 @@ def curve(config, sizes, tmp_path, monkeypatch) -> tuple[list[float], _Run]:
     state, batches, losses = run._fresh(), run.task.batches.iterate(), []
     for _ in range(STEPS):
         batch, _ = next(batches)
-        state, sums = run.step_fn(state, place(batch, run.mesh))
+        state, sums = run.step_fn(state, shard_batch(batch, run.mesh))
         losses.append(float(sums["loss"] / sums["weight"]))
     return losses, run
 

@@ -3,9 +3,9 @@ import threading
 import pytest
 
 from tests.bucket import Bucket
-from transformer_jax.errors import UserError
-from transformer_jax.paths import as_path
-from transformer_jax.training.mirror import Mirror
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import as_path
+from transformer_jax.training.logging import Mirror
 
 
 def append(mirror, name, text):

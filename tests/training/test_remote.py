@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 from tests.bucket import Bucket
-from tests.bundle.toys import write_bundle
-from tests.training.test_logs import NAMES
-from tests.training.test_logs import write as write_log
+from tests.tasks.toys import write_bundle
+from tests.training.test_logging import NAMES
+from tests.training.test_logging import write as write_log
 from tests.training.test_workdir import FILES, claim, task
-from transformer_jax.bundle import load
 from transformer_jax.config import Config, DataConfig
-from transformer_jax.data import multi30k, tfds_sets
-from transformer_jax.data.text import read_lines
-from transformer_jax.errors import UserError
-from transformer_jax.paths import as_path
-from transformer_jax.training.logs import RunLog
+from transformer_jax.data import tfds_sets
+from transformer_jax.data.readers import read_lines
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import as_path
+from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.translation import multi30k
+from transformer_jax.training.logging import RunLog
 from transformer_jax.training.origin import Origin
 from transformer_jax.training.workdir import find_origin
 

@@ -4,8 +4,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer_jax.config import MeshConfig
-from transformer_jax.sharding import make_mesh
+from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.training.report import Collective, Memory, collectives, describe, memory, totals
 
 LAYERS, WIDTH, ROWS = 5, 32, 16

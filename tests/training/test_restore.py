@@ -9,8 +9,8 @@ import pytest
 
 from configs import numerals
 from transformer_jax.config import from_config_dict
-from transformer_jax.tasks import translation
-from transformer_jax.training import loop
+from transformer_jax.tasks.translation import task as translation
+from transformer_jax.training import run as loop
 from transformer_jax.training.selection import to_evaluate
 
 DEVICES = jax.devices()

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.steps import TrainState
-from transformer_jax.tasks import Evaluation
+from transformer_jax.tasks.base import Evaluation
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.progress import Clock
 from transformer_jax.training.selection import Choice, Judged, choose, judge, mean_of, to_evaluate
+from transformer_jax.training.step import TrainState
 
 NO_LIMIT = Clock(0.0, 0.0)
 

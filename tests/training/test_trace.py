@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.training.test_loop import few_records, lines, scores, short  # noqa: F401  (the first is always used)
+from tests.training.test_run import few_records, lines, scores, short  # noqa: F401  (the first is always used)
 from transformer_jax.training import run, trace
 from transformer_jax.training.trace import traced
 

@@ -2,10 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax.config import MeshConfig
 from transformer_jax.data.collate import collate_pairs
-from transformer_jax.models import ModelConfig
-from transformer_jax.sharding import make_mesh
+from transformer_jax.nn import ModelConfig
+from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.training import usage as module
 from transformer_jax.training.flops import training_flops
 from transformer_jax.training.usage import counts_of, usage

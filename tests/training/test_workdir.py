@@ -5,10 +5,11 @@ import types
 import pytest
 from typing_extensions import get_protocol_members
 
-from transformer_jax.config import Config, DataConfig, DecodingConfig, MeshConfig, TrainingConfig
-from transformer_jax.errors import UserError
-from transformer_jax.models import ModelConfig
-from transformer_jax.tasks import Task
+from transformer_jax.config import Config, DataConfig, DecodingConfig, TrainingConfig
+from transformer_jax.nn import ModelConfig
+from transformer_jax.sharding import MeshConfig
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.base import Task
 from transformer_jax.training import workdir as module
 from transformer_jax.training.origin import Origin
 from transformer_jax.training.workdir import MAY_CHANGE, find_origin

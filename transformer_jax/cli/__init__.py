@@ -10,10 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from transformer_jax.cli import classify, couplet, evaluate, export, import_model, translate
-from transformer_jax.cli.sharing import beside_others
-from transformer_jax.errors import UserError
-from transformer_jax.runtime import prepare
+from transformer_jax.cli import evaluate, export, import_model
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.runtime import prepare
+from transformer_jax.tasks.classification import command as classify
+from transformer_jax.tasks.command_line import beside_others
+from transformer_jax.tasks.couplets import command as couplet
+from transformer_jax.tasks.translation import command as translate
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,14 +6,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformer_jax.cli.console import progress, write_report
-from transformer_jax.cli.options import ALPHA_HELP, add_model, add_search, not_for_this_command
-from transformer_jax.cli.sharing import share_out
-from transformer_jax.errors import UserError
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.command_line import (
+    ALPHA_HELP,
+    add_model,
+    add_search,
+    not_for_this_command,
+    progress,
+    share_out,
+    write_report,
+)
 
 if TYPE_CHECKING:
-    from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator
     from transformer_jax.config import DataConfig
+    from transformer_jax.tasks.classification.text_classifier import TextClassifier
+    from transformer_jax.tasks.couplets.writer import CoupletWriter
+    from transformer_jax.tasks.translation.translator import Translator
 
 Pairs = Sequence[tuple[str, str]]
 Scored = Sequence[tuple[float, int]]
@@ -51,7 +59,10 @@ def add_command(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator, load
+    from transformer_jax.tasks.classification.text_classifier import TextClassifier
+    from transformer_jax.tasks.couplets.writer import CoupletWriter
+    from transformer_jax.tasks.model_folder import load
+    from transformer_jax.tasks.translation.translator import Translator
 
     model = load(arguments.model)
     if isinstance(model, TextClassifier):
@@ -66,9 +77,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str, Any]:
-    from transformer_jax import processes
-    from transformer_jax.data.sources import load_pairs
-    from transformer_jax.metrics import exact_match, translation_scores
+    from transformer_jax.system import distributed
+    from transformer_jax.tasks.metrics import exact_match
+    from transformer_jax.tasks.translation.metrics import translation_scores
+    from transformer_jax.tasks.translation.sources import load_pairs
 
     _refuse(arguments, "translation", "data", "picture", "rules")
 
@@ -89,7 +101,7 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
     scored = _scores(model, pairs)
     progress(f"translating {len(pairs):,} lines")
     start = time.perf_counter()
-    outputs = processes.deal(translate, sources)
+    outputs = distributed.deal(translate, sources)
     seconds = time.perf_counter() - start
     decoding = model.settings.decoding
     return {
@@ -105,11 +117,10 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
 
 
 def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str, Any]:
-    from transformer_jax import processes
-    from transformer_jax.couplets import Rules, rule_shares
-    from transformer_jax.data.couplet_text import without_spaces
-    from transformer_jax.data.couplets import load_couplets, load_training_data, seen_uppers
-    from transformer_jax.metrics import couplet_scores
+    from transformer_jax.system import distributed
+    from transformer_jax.tasks.couplets.judge import couplet_scores, rule_shares
+    from transformer_jax.tasks.couplets.rules import Rules
+    from transformer_jax.tasks.couplets.sources import load_couplets, load_training_data, seen_uppers, without_spaces
 
     _refuse(arguments, "couplets", "data", "picture", "alpha")
     decoding = model.settings.decoding
@@ -129,7 +140,7 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
 
     progress(f"writing lower lines to {len(pairs):,} upper lines")
     start = time.perf_counter()
-    found = processes.deal(reply, uppers)
+    found = distributed.deal(reply, uppers)
     seconds = time.perf_counter() - start
     groups = {"all": list(range(len(pairs)))}
     if arguments.config:
@@ -167,14 +178,18 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
 def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> dict[str, Any]:
     import numpy as np
 
-    from transformer_jax import processes
-    from transformer_jax.confusion import check_picture, confusion_table, save_confusion_picture
-    from transformer_jax.data.labelled import read_labelled
-    from transformer_jax.data.texts import load_texts
-    from transformer_jax.metrics import classification_scores
+    from transformer_jax.system import distributed
+    from transformer_jax.tasks.classification.labelled import read_labelled
+    from transformer_jax.tasks.classification.metrics import (
+        check_picture,
+        classification_scores,
+        confusion_table,
+        save_confusion_picture,
+    )
+    from transformer_jax.tasks.classification.sources import load_texts
 
     _refuse(arguments, "classification", "source", "reference", "beam", "alpha", "rules")
-    pictured = arguments.picture and processes.is_first()
+    pictured = arguments.picture and distributed.is_first()
     if pictured:
         check_picture(arguments.picture)
     classes = model.settings.classes
@@ -197,7 +212,7 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
 
     progress(f"classifying {len(records):,} texts")
     start = time.perf_counter()
-    probabilities = np.array(processes.deal(classify, texts), np.float32)
+    probabilities = np.array(distributed.deal(classify, texts), np.float32)
     seconds = time.perf_counter() - start
     scores = classification_scores(np.array([classes.index(r.label) for r in records]), probabilities, classes)
     progress("confusion matrix\n" + confusion_table(scores.confusion, classes))
@@ -230,19 +245,19 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
 
 
 def _scores(model: "Translator | CoupletWriter", pairs: Pairs) -> Scored:
-    from transformer_jax import processes
+    from transformer_jax.system import distributed
 
     def score(pairs: list[tuple[str, str]]) -> list[tuple[float, int]]:
         scores = model.score([source for source, _ in pairs], [reference for _, reference in pairs])
         return [(score.log_prob, len(score.tokens)) for score in scores]
 
     progress(f"scoring {len(pairs):,} references")
-    return [(log_prob, tokens) for log_prob, tokens in processes.deal(score, pairs)]
+    return [(log_prob, tokens) for log_prob, tokens in distributed.deal(score, pairs)]
 
 
 def _perplexities(scored: Scored, references: Sequence[str]) -> dict[str, float]:
     """Perplexity of the references: end of sentence included, over tokens with it and characters without."""
-    from transformer_jax.metrics import perplexity
+    from transformer_jax.tasks.metrics import perplexity
 
     nll = -sum(log_prob for log_prob, _ in scored)
     return {
@@ -262,7 +277,7 @@ def _samples(
 
 def _pairs(arguments: argparse.Namespace, load_split: Callable[["DataConfig", str], Pairs]) -> Pairs:
     """The pairs of the files, or of the split of a configuration, that the arguments name."""
-    from transformer_jax.data.text import read_pairs
+    from transformer_jax.data.readers import read_pairs
 
     files, experiment = (arguments.source, arguments.reference), (arguments.config, arguments.split)
     if all(files) and not any((*experiment, arguments.manual_dir)):

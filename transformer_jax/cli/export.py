@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.errors import UserError
+from transformer_jax.system.errors import UserError
 
 _QUANTIZED = "ctranslate2"
 """The only system whose weights can be stored in another type."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.errors import UserError
+from transformer_jax.system.errors import UserError
 
 _TORCH_OPTIONS = ("num_heads", "norm_first", "activation", "prefix")
 
@@ -42,7 +42,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _from_marian(arguments: argparse.Namespace) -> None:
-    from transformer_jax.interop.marian import import_marian
+    from transformer_jax.interop.marian_import import import_marian
 
     for name in _TORCH_OPTIONS:
         if getattr(arguments, name) is not None:

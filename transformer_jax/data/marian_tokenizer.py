@@ -9,9 +9,9 @@ from typing import Any
 
 import sentencepiece
 
-from transformer_jax.data.markers import PAD, Markers
-from transformer_jax.data.text import encodable
-from transformer_jax.errors import UserError
+from transformer_jax.data.readers import encodable
+from transformer_jax.data.special_tokens import PAD, SpecialTokens
+from transformer_jax.system.errors import UserError
 
 _LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)
 _WORD_BEGIN = "\u2581"
@@ -28,13 +28,15 @@ class MarianTokenizer:
     MODEL_FILE = "marian.model"
     VOCABULARY_FILE = "marian.json"
 
-    def __init__(self, model: bytes, pieces: Sequence[str | None], markers: Markers, padding_place: int) -> None:
+    def __init__(
+        self, model: bytes, pieces: Sequence[str | None], special_tokens: SpecialTokens, padding_place: int
+    ) -> None:
         """Put the parts together.
 
         Args:
             model: a serialised sentencepiece model.
             pieces: in the order of their ids; None where an id has none.
-            markers: their ids.
+            special_tokens: their ids.
             padding_place: the id of padding before the renumbering, for `interop.marian_export`.
 
         Raises:
@@ -45,15 +47,15 @@ class MarianTokenizer:
         twice = [piece for piece, count in Counter(pieces).items() if piece is not None and count > 1]
         if twice:
             raise UserError(f"{self.VOCABULARY_FILE} has the piece {twice[0]!r} twice; copy it again from its origin.")
-        if not all(0 <= token_id < len(pieces) for token_id in (*markers, padding_place)):
+        if not all(0 <= token_id < len(pieces) for token_id in (*special_tokens, padding_place)):
             raise UserError(f"{self.VOCABULARY_FILE} has a marker without a piece; copy it again from its origin.")
-        if len({PAD, markers.end, markers.unknown}) < 3:
-            raise UserError(f"{self.VOCABULARY_FILE} has one id for two markers; copy it again from its origin.")
+        if len({PAD, special_tokens.eos, special_tokens.unk}) < 3:
+            raise UserError(f"{self.VOCABULARY_FILE} has one id for two special tokens; copy it again from its origin.")
         self._pieces = list(pieces)
-        self.markers = markers
+        self.special_tokens = special_tokens
         self.padding_place = padding_place
         # Not the start, which may be a piece of text; where it is none, as <s>, sentencepiece is silent on it itself.
-        self._silent = {PAD, markers.end, markers.unknown}
+        self._silent = {PAD, special_tokens.eos, special_tokens.unk}
         self._ids = {
             piece: token_id
             for token_id, piece in enumerate(pieces)
@@ -77,8 +79,8 @@ class MarianTokenizer:
             piece is None or isinstance(piece, str) for piece in pieces
         ):
             raise UserError(f"{cls.VOCABULARY_FILE} is no vocabulary; copy it again from its origin.")
-        markers = Markers(fields["start"], fields["end"], fields["unknown"])
-        return cls(model, pieces, markers, fields["padding_place"])
+        special_tokens = SpecialTokens(fields["start"], fields["end"], fields["unknown"])
+        return cls(model, pieces, special_tokens, fields["padding_place"])
 
     @property
     def vocab_size(self) -> int:
@@ -103,14 +105,14 @@ class MarianTokenizer:
         # num_threads=1: sentencepiece's own pool costs more than it saves on short sentences.
         cut = self._processor.encode([encodable(text) for text in rest], out_type=str, num_threads=1)
         return [
-            [self._ids.get(piece, self.markers.unknown) for piece in ([code[0]] if code else []) + pieces]
+            [self._ids.get(piece, self.special_tokens.unk) for piece in ([code[0]] if code else []) + pieces]
             for code, pieces in zip(codes, cut, strict=True)
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
         pieces: list[str] = []
         for token_id in map(int, ids):
-            if token_id == self.markers.end:
+            if token_id == self.special_tokens.eos:
                 break
             piece = self._pieces[token_id]
             if piece is not None and token_id not in self._silent:
@@ -122,7 +124,7 @@ class MarianTokenizer:
         return f"<{int(token_id)}>" if piece is None else piece
 
     def files(self) -> dict[str, bytes]:
-        vocabulary = {"padding_place": self.padding_place, **self.markers._asdict(), "pieces": self._pieces}
+        vocabulary = {"padding_place": self.padding_place, **self.special_tokens.to_json(), "pieces": self._pieces}
         content = json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n"
         return {self.MODEL_FILE: self._model, self.VOCABULARY_FILE: content.encode("utf-8")}
 

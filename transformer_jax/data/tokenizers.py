@@ -12,9 +12,9 @@ from typing import Protocol, runtime_checkable
 import sentencepiece
 
 from transformer_jax.data.marian_tokenizer import MarianTokenizer
-from transformer_jax.data.markers import BOS, EOS, MARKERS, PAD, UNK, Markers
-from transformer_jax.data.text import encodable
-from transformer_jax.errors import UserError
+from transformer_jax.data.readers import encodable
+from transformer_jax.data.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
+from transformer_jax.system.errors import UserError
 
 KINDS = ("bpe", "unigram", "word", "char")
 
@@ -26,10 +26,10 @@ _LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer ones
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to ids and back. Id 0 is padding; those trained here have `MARKERS`."""
+    """Text to ids and back. Id 0 is padding; those trained here have `SPECIAL_TOKENS`."""
 
     @property
-    def markers(self) -> Markers:
+    def special_tokens(self) -> SpecialTokens:
         """Beginning and end of a sentence, and unknown."""
 
     @property
@@ -77,8 +77,8 @@ class SentencePieceTokenizer:
             )
 
     @property
-    def markers(self) -> Markers:
-        return MARKERS
+    def special_tokens(self) -> SpecialTokens:
+        return SPECIAL_TOKENS
 
     @property
     def vocab_size(self) -> int:
@@ -147,8 +147,8 @@ class _ListTokenizer(ABC):
         return cls(tokens)
 
     @property
-    def markers(self) -> Markers:
-        return MARKERS
+    def special_tokens(self) -> SpecialTokens:
+        return SPECIAL_TOKENS
 
     @property
     def vocab_size(self) -> int:

@@ -1,9 +1,6 @@
 """Decoding: beam search, greedy search, sampling and streaming over `step_fn(tokens, cache) -> (logits, cache)`."""
 
-from transformer_jax.decoding.conventions import CONVENTIONS, Conventions, conventions_named, length_penalty
-from transformer_jax.decoding.core import StepFn
-from transformer_jax.decoding.filters import keep_top_k, keep_top_p, scale_temperature
-from transformer_jax.decoding.processors import (
+from transformer_jax.decoding.constraints import (
     LogitsProcessor,
     forbid_sequences,
     forbid_tokens,
@@ -11,6 +8,9 @@ from transformer_jax.decoding.processors import (
     no_repeat_ngram,
     renormalize,
 )
+from transformer_jax.decoding.core import StepFn
+from transformer_jax.decoding.options import CONVENTIONS, Conventions, conventions_named, length_penalty
+from transformer_jax.decoding.sampling import keep_top_k, keep_top_p, scale_temperature
 from transformer_jax.decoding.search import SearchResult, beam_search, greedy_search, sample
 from transformer_jax.decoding.stream import stream
 

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer_jax.decoding.constraints import Constraints, constrain
-from transformer_jax.decoding.conventions import Conventions
-from transformer_jax.decoding.processors import LogitsProcessor
-from transformer_jax.decoding.top_k import top_k
+from transformer_jax.decoding.constraints import Constraints, LogitsProcessor, constrain
+from transformer_jax.decoding.options import Conventions
+from transformer_jax.decoding.sampling import Pick, two_stage_top_k
 
 Tree = TypeVar("Tree")
 
@@ -58,9 +57,6 @@ Grow = Callable[[SearchState, Float[Array, "B K V"], Float[Array, "B K V"], Int[
 
 StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
 """`(tokens, cache) -> (logits, cache)`: the model, any pure function of the newest tokens and of what it remembers."""
-
-Pick = Callable[[Float[Array, "B K V"], Int[Array, ""]], Int[Array, "B K"]]
-"""`(allowed, step) -> tokens`: one next token of each hypothesis."""
 
 
 def initial_state(batch_size: int, beam_size: int, max_length: int, *, bos_id: int, pad_id: int) -> SearchState:
@@ -227,7 +223,7 @@ def _best_successors(
     batch_size, beam_size, vocab_size = allowed.shape
     # 2K of each hypothesis, then 2K of those: the best of all K V, without sorting K V at once.
     width = min(2 * beam_size, vocab_size)
-    scores, tokens = top_k(_successor_scores(state.alive, allowed), width)
+    scores, tokens = two_stage_top_k(_successor_scores(state.alive, allowed), width)
     scores, index = jax.lax.top_k(scores.reshape(batch_size, -1), min(2 * beam_size, beam_size * width))
     parents = index // width
     tokens = jnp.take_along_axis(tokens.reshape(batch_size, -1), index, axis=1)

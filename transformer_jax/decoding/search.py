@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from transformer_jax.decoding.constraints import make_constraints
-from transformer_jax.decoding.conventions import PAPER, Conventions, length_weights
+from transformer_jax.decoding.constraints import LogitsProcessor, make_constraints, renormalize
 from transformer_jax.decoding.core import (
     Grow,
     Hypotheses,
@@ -29,9 +28,9 @@ from transformer_jax.decoding.core import (
     initial_state,
     keep_first_alive,
 )
-from transformer_jax.decoding.picks import pick_likeliest, sampler
-from transformer_jax.decoding.processors import LogitsProcessor, renormalize
-from transformer_jax.errors import UserError
+from transformer_jax.decoding.options import PAPER, Conventions, length_weights
+from transformer_jax.decoding.sampling import pick_likeliest, sampler
+from transformer_jax.system.errors import UserError
 
 
 class SearchResult(NamedTuple):

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from transformer_jax.decoding.constraints import Constraints, make_constraints
-from transformer_jax.decoding.conventions import length_weights
+from transformer_jax.decoding.constraints import Constraints, LogitsProcessor, make_constraints
 from transformer_jax.decoding.core import SearchState, StepFn, grow_in_place, initial_state, search_step
-from transformer_jax.decoding.picks import pick_likeliest, sampler
-from transformer_jax.decoding.processors import LogitsProcessor
+from transformer_jax.decoding.options import length_weights
+from transformer_jax.decoding.sampling import pick_likeliest, sampler
 
 
 def stream(

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator, load
 from transformer_jax.data.tokenizers import PAD
-from transformer_jax.errors import UserError
-from transformer_jax.files import new_folder
 from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, WITHOUT_RULES, longest_output, tokenizer_snippet
-from transformer_jax.layers import LAYER_NORM_EPSILON
-from transformer_jax.positions import sinusoidal_positions
+from transformer_jax.nn.layers import LAYER_NORM_EPSILON
+from transformer_jax.nn.positions import sinusoidal_positions
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import new_folder
+from transformer_jax.tasks.classification.text_classifier import TextClassifier
+from transformer_jax.tasks.couplets.writer import CoupletWriter
+from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.translation.translator import Translator
 
 _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swish": "SWISH"}
 _FEWEST_POSITIONS = 1024
@@ -90,12 +93,12 @@ def _specification(model: Model, specs: Any) -> Any:
     source, target = model.tokenizer.source, model.tokenizer.target
     spec.register_source_vocabulary([source.piece(token) for token in range(source.vocab_size)])
     spec.register_target_vocabulary([target.piece(token) for token in range(target.vocab_size)])
-    markers = target.markers
+    special_tokens = target.special_tokens
     spec.config.layer_norm_epsilon = LAYER_NORM_EPSILON
-    spec.config.decoder_start_token = target.piece(markers.start)
-    spec.config.bos_token = target.piece(markers.start)
-    spec.config.eos_token = target.piece(markers.end)
-    spec.config.unk_token = target.piece(markers.unknown)
+    spec.config.decoder_start_token = target.piece(special_tokens.bos)
+    spec.config.bos_token = target.piece(special_tokens.bos)
+    spec.config.eos_token = target.piece(special_tokens.eos)
+    spec.config.unk_token = target.piece(special_tokens.unk)
     spec.config.add_source_eos = True
     return spec
 
@@ -138,10 +141,10 @@ def _set_norm(theirs: Any, ours: Any) -> None:
 def _readme(model: Model, quantization: str) -> str:
     snippet = tokenizer_snippet(model, pieces=True)
     decoding, target = model.settings.decoding, model.tokenizer.target
-    markers = target.markers
+    special_tokens = target.special_tokens
     never = dict.fromkeys(((PAD,), *model.settings.bad_words))
-    unknown = (markers.unknown,) in never
-    sequences = [[target.piece(token) for token in word] for word in never if word != (markers.unknown,)]
+    unknown = (special_tokens.unk,) in never
+    sequences = [[target.piece(token) for token in word] for word in never if word != (special_tokens.unk,)]
     imports = "".join(f"{line}\n" for line in (*snippet.imports, "import ctranslate2"))
     setup = "".join(f"\n{line}" for line in snippet.setup)
     search = (

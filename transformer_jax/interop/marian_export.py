@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from transformer_jax.bundle import Translator, load
-from transformer_jax.errors import UserError
-from transformer_jax.files import new_folder
-from transformer_jax.interop.marian_config import config_json_of
-from transformer_jax.interop.marian_generation import generation_json_of, longest_output
+from transformer_jax.interop.marian_config import config_json_of, generation_json_of, longest_output
 from transformer_jax.interop.marian_layout import BIAS, DECODER, ENCODER, POSITIONS, SHARED, sinusoids, to_marian
 from transformer_jax.interop.marian_vocabulary import sides_of, write_json, write_tokenizers
 from transformer_jax.interop.reading import WEIGHTS_FILE
 from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import new_folder
+from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.translation.translator import Translator
 
 ARCHITECTURES = {"marian": "MarianMTModel", "pegasus": "PegasusForConditionalGeneration"}
 """What can be written, and the class of transformers that loads it."""
@@ -58,9 +58,11 @@ def _write(translator: Translator, folder: Path, architecture: str) -> None:
     if architecture == "pegasus":
         # Its class would compute them, but warn that they are missing.
         tensors |= dict.fromkeys(POSITIONS, sinusoids(max_positions, config.d_model).astype(np.float32))
-    generation = generation_json_of(settings, target.markers, target.numbering)
-    markers = {name: value for name, value in generation.items() if name.endswith("token_id")}
-    write_json(folder / "config.json", config_json_of(config, architecture, max_positions=max_positions) | markers)
+    generation = generation_json_of(settings, target.special_tokens, target.numbering)
+    special_tokens = {name: value for name, value in generation.items() if name.endswith("token_id")}
+    write_json(
+        folder / "config.json", config_json_of(config, architecture, max_positions=max_positions) | special_tokens
+    )
     write_json(folder / "generation_config.json", generation)
     (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     write_tokenizers(

@@ -7,8 +7,41 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Float, Int
 
-from transformer_jax.interop.width import permute_width, sines_first
-from transformer_jax.models import ModelConfig, Seq2Seq, structure
+from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params
+
+_INPUT, _OUTPUT = -2, -1
+_READS_WIDTH = ("query", "key", "value", "wide")
+"""Linear layers whose input is D wide."""
+_WRITES_WIDTH = ("out", "narrow", "norm")
+"""Layers whose output is D wide: in a normalisation, that is all there is."""
+_ROWS_OF_WIDTH = ("table", "learned")
+
+
+def sines_first(d_model: int) -> Int[np.ndarray, " D"]:
+    """Where each place of our width (sines and cosines in turn) lies in a width with all sines first."""
+    return np.arange(d_model).reshape(2, -1).T.reshape(-1)
+
+
+def permute_width(params: Mapping[str, Any], order: Int[np.ndarray, " D"]) -> dict[str, Any]:
+    """The parameters of the same function with another order of the width.
+
+    Args:
+        params: of a `Seq2Seq` (numpy or JAX), as `models.split` gives them.
+        order: for each place of the new width, its place in the old one; `numpy.argsort(order)` undoes it.
+    """
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: _permuted(path, value, order) for path, value in flat.items()})
+
+
+def _permuted(path: tuple[Any, ...], value: Any, order: Int[np.ndarray, " D"]) -> np.ndarray:
+    array = np.asarray(value)
+    layer, name = path[-2:] if len(path) > 1 else ("", path[-1])
+    if name in _ROWS_OF_WIDTH or layer in _WRITES_WIDTH:
+        return array.take(order, axis=_OUTPUT)
+    if layer in _READS_WIDTH and name == "kernel":
+        return array.take(order, axis=_INPUT)
+    return array
+
 
 SHARED, ENCODER, DECODER, OUTPUT, BIAS = (
     "model.shared.weight",
@@ -69,7 +102,7 @@ def sinusoids(rows: int, d_model: int) -> Float[np.ndarray, "rows D"]:
 
 def marian_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of such a model."""
-    _, params = structure(Seq2Seq, config)
+    _, params = abstract_params(Seq2Seq, config)
     flat = traverse_util.flatten_dict(params)
     return {_name(path, config): _turned_shape(path, leaf.shape) for path, leaf in flat.items()}
 
@@ -78,7 +111,7 @@ def from_marian(
     tensors: Mapping[str, np.ndarray], config: ModelConfig, source: Numbering, target: Numbering
 ) -> dict[str, Any]:
     """The parameters of a `Seq2Seq` from tensors of the names and shapes of `marian_shapes`."""
-    _, params = structure(Seq2Seq, config)
+    _, params = abstract_params(Seq2Seq, config)
     flat = {path: _turned(path, tensors[_name(path, config)]) for path in traverse_util.flatten_dict(params)}
     for path in flat:
         if _counts_tokens(path):

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer_jax.data.marian_tokenizer import MarianTokenizer, processor_of
-from transformer_jax.data.markers import Markers
+from transformer_jax.data.special_tokens import SpecialTokens
 from transformer_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, TokenizerPair
-from transformer_jax.errors import UserError
-from transformer_jax.interop.fields import flag
 from transformer_jax.interop.marian_layout import Numbering
-from transformer_jax.interop.reading import printable, read_bytes, read_json
+from transformer_jax.interop.reading import flag, printable, read_bytes, read_json
+from transformer_jax.system.errors import UserError
 
 _SOURCE, _TARGET = "source.spm", "target.spm"
 _VOCABULARY, _TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
@@ -26,7 +25,7 @@ class Side(NamedTuple):
 
     model: bytes
     pieces: list[str | None]
-    markers: Markers
+    special_tokens: SpecialTokens
     numbering: Numbering
 
 
@@ -85,8 +84,8 @@ def write_tokenizers(folder: Path, source: Side, target: Side, *, max_length: in
     if separate:
         write_json(folder / _TARGET_VOCABULARY, _numbered(target))
     named = {
-        "eos_token": source.markers.end,
-        "unk_token": source.markers.unknown,
+        "eos_token": source.special_tokens.eos,
+        "unk_token": source.special_tokens.unk,
         "pad_token": 0,
     }
     tokenizer_config = {
@@ -119,7 +118,9 @@ def _read_side(
             raise UserError(f"{path} lacks {printable(token)}, the {name}; copy it again from its origin.")
     if len(set(names.values())) < len(names):
         given = ", ".join(printable(f"{name} {token}") for name, token in names.items())
-        raise UserError(f"{folder / TOKENIZER_CONFIG}: markers must be three pieces, but are {given}; mend them.")
+        raise UserError(
+            f"{folder / TOKENIZER_CONFIG}: special tokens must be three pieces, but are {given}; mend them."
+        )
     pieces: list[str | None] = [None] * size
     for piece, token_id in vocabulary.items():
         if type(token_id) is not int or not 0 <= token_id < size:
@@ -132,8 +133,8 @@ def _read_side(
         pieces[token_id] = piece
     end, unknown, padding = (vocabulary[names[name]] for name in _MARKERS)
     numbering = Numbering(padding, size)
-    markers = Markers(*map(numbering.here, (padding if start is None else start, end, unknown)))
-    return MarianTokenizer(model, [pieces[token_id] for token_id in numbering.order()], markers, padding)
+    special_tokens = SpecialTokens(*map(numbering.here, (padding if start is None else start, end, unknown)))
+    return MarianTokenizer(model, [pieces[token_id] for token_id in numbering.order()], special_tokens, padding)
 
 
 def _token(folder: Path, tokenizer_config: Mapping[str, Any], name: str) -> str:
@@ -147,12 +148,12 @@ def _token(folder: Path, tokenizer_config: Mapping[str, Any], name: str) -> str:
 
 def _side(tokenizer: Tokenizer, last: int) -> Side:
     if isinstance(tokenizer, MarianTokenizer):
-        return Side(tokenizer.model, tokenizer.pieces, tokenizer.markers, numbering_of(tokenizer))
+        return Side(tokenizer.model, tokenizer.pieces, tokenizer.special_tokens, numbering_of(tokenizer))
     if isinstance(tokenizer, SentencePieceTokenizer):
         size = tokenizer.vocab_size
         pieces: list[str | None] = [tokenizer.piece(token_id) for token_id in range(size)]
         (model,) = tokenizer.files().values()
-        return Side(model, pieces, tokenizer.markers, Numbering(last, size))
+        return Side(model, pieces, tokenizer.special_tokens, Numbering(last, size))
     raise UserError(
         "The model's tokenizer is a list of words or characters, which MarianMT cannot hold; "
         "train with config.tokenizer.kind=bpe or unigram."

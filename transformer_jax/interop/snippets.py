@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
-from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator
 from transformer_jax.data.marian_tokenizer import MarianTokenizer
 from transformer_jax.data.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer, WordTokenizer
-from transformer_jax.errors import UserError
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.classification.text_classifier import TextClassifier
+from transformer_jax.tasks.couplets.writer import CoupletWriter
+from transformer_jax.tasks.translation.translator import Translator
 
 FOLDER = "path/of/this/folder"
 """What stands for the exported folder in a README."""
@@ -115,4 +117,4 @@ def _listed(name: str, pieces: str) -> list[str]:
 
 
 def _looked_up(name: str, tokenizer: Tokenizer, cut: str) -> str:
-    return f"[{name}_ids.get(piece, {tokenizer.markers.unknown}) for piece in {cut}]"
+    return f"[{name}_ids.get(piece, {tokenizer.special_tokens.unk}) for piece in {cut}]"

@@ -12,13 +12,16 @@ import jax.numpy as jnp
 from jax import export
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.bundle import CoupletWriter, TextClassifier, Translator, load
-from transformer_jax.errors import UserError
-from transformer_jax.files import new_folder
 from transformer_jax.interop import stablehlo_reader
 from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, WITHOUT_RULES, longest_output, tokenizer_snippet
 from transformer_jax.interop.stablehlo_reader import FORMAT, FORMAT_VERSION, SIGNATURE_FILE
-from transformer_jax.models import Cache, Memory
+from transformer_jax.nn import Cache, Memory
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import new_folder
+from transformer_jax.tasks.classification.text_classifier import TextClassifier
+from transformer_jax.tasks.couplets.writer import CoupletWriter
+from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.translation.translator import Translator
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 READER_FILE = "stablehlo_reader.py"
@@ -129,16 +132,16 @@ def _facts(model: Model) -> dict[str, Any]:
     """What a reader must know of the model."""
     config = model.model_config
     if isinstance(model, TextClassifier):
-        markers = model.tokenizer.markers
+        special_tokens = model.tokenizer.special_tokens
         return {
             "kind": "classifier",
-            "markers": markers._asdict(),
+            "markers": special_tokens.to_json(),
             "classes": model.settings.classes,
             "max_length": min(model.settings.max_length, config.position_limit or math.inf),
         }
     return {
         "kind": "seq2seq",
-        "markers": model.tokenizer.target.markers._asdict(),
+        "markers": model.tokenizer.target.special_tokens.to_json(),
         "never": sorted({0, *(word[0] for word in model.settings.bad_words if len(word) == 1)}),
         "max_source_length": min(model.settings.max_source_length, config.position_limit or math.inf),
         "max_positions": config.position_limit,
@@ -161,13 +164,13 @@ def _readme(model: Model) -> str:
     if isinstance(model, TextClassifier):
         use = f"""def classify(texts):
     classes, longest = model.signature["classes"], model.signature["max_length"]
-    tokens = [[{model.tokenizer.markers.start}, *{snippet.encode}][:longest] for text in texts]
+    tokens = [[{model.tokenizer.special_tokens.bos}, *{snippet.encode}][:longest] for text in texts]
     return [classes[row.argmax()] for row in model.probabilities(tokens)]"""
         programs = "`classifier.stablehlo`: token ids [B, S], 0 where padded, to probabilities [B, C]."
     else:
         use = f"""def translate(texts):
     sources = [{snippet.encode} for text in texts]
-    ended = [[*source, {model.tokenizer.source.markers.end}] for source in sources]
+    ended = [[*source, {model.tokenizer.source.special_tokens.eos}] for source in sources]
     outputs = model.greedy(ended, max_length={longest_output(model)})
     return [{snippet.decode} for output in outputs]"""
         programs = """`encoder.stablehlo`: source ids [B, S], each with its end, 0 where padded, to what decoding needs.
@@ -206,7 +209,7 @@ model = load(folder){setup}
 
 {programs}
 
-The parameters are inside. B, K, S and L may be any sizes; `{SIGNATURE_FILE}` has the shapes and the ids of the markers.
+The parameters are inside. B, K, S and L may be any sizes; `{SIGNATURE_FILE}` has the shapes and special-token ids.
 A program is code: load only folders that you trust.{remarks}
 
 ## Limits

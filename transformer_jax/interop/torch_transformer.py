@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from transformer_jax.bundle import save_bundle
-from transformer_jax.data.text import encodable
-from transformer_jax.errors import UserError
-from transformer_jax.files import new_folder
+from transformer_jax.data.readers import encodable
 from transformer_jax.interop.reading import check_tensors, read_tensors
-from transformer_jax.layers import ACTIVATIONS
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
+from transformer_jax.nn.layers import ACTIVATIONS
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import new_folder
+from transformer_jax.tasks.model_folder import save
 
 Tensors = dict[str, np.ndarray]
 
@@ -61,7 +61,7 @@ def import_torch(
     check_tensors(path, tensors, dict(_shapes(config, tensors)))
     params = {side: _stack(tensors, side, config) for side in _ATTENTIONS}
     with new_folder(out) as folder:
-        save_bundle(
+        save(
             folder,
             task="transformer",
             model_config=config,

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from flax import nnx
 from jaxtyping import Array, Key
 
-from transformer_jax import processes
 from transformer_jax.config import Config
-from transformer_jax.data.batching import ALONE, Batches, Example, Share
-from transformer_jax.models import ModelConfig
+from transformer_jax.data.pipeline import ALONE, Batches, Example, Share
+from transformer_jax.nn import ModelConfig
+from transformer_jax.nn.losses import Batch, Params, Sums
 from transformer_jax.sharding import make_mesh, own_rows, row_shards
-from transformer_jax.steps import Batch, Params, Sums
+from transformer_jax.system import distributed
 
 
 class Evaluation(NamedTuple):
@@ -94,9 +94,11 @@ def make_batches(
     data = config.data
     mesh = make_mesh(config.mesh)
     share = ALONE
-    if processes.count() > 1:
-        exchange = processes.Exchange()
-        share = Share(processes.index(), processes.count(), partial(own_rows, mesh), exchange.gather, exchange.close)
+    if distributed.count() > 1:
+        exchange = distributed.Exchange()
+        share = Share(
+            distributed.index(), distributed.count(), partial(own_rows, mesh), exchange.gather, exchange.close
+        )
     slots = data.tokens_per_batch
     if longest is not None:
         slots = max(slots, longest, data.row_length)

@@ -1,5 +1,5 @@
 """Everything with side effects: the loop, checkpoints, logs."""
 
-from transformer_jax.training.loop import run
+from transformer_jax.training.run import run
 
 __all__ = ["run"]

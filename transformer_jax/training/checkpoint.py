@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import jax
 from jaxtyping import PyTree
 
-from transformer_jax.errors import UserError
-from transformer_jax.files import write_atomically
-from transformer_jax.paths import AnyPath, os_errors, resolved
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import AnyPath, os_errors, resolved, write_atomically
 
 JSON = Any
 """What `json` can write: numbers, strings, booleans, None, lists and dicts of those."""

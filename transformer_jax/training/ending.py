@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from transformer_jax import processes
-from transformer_jax.steps import Sums
+from transformer_jax.nn.losses import Sums
+from transformer_jax.system import distributed
 from transformer_jax.training.progress import Clock, Stop
 
 COUNTS = ("fill", "flops")
@@ -32,7 +32,7 @@ def tell(values: Mapping[str, float], mesh: Mesh) -> Told:
         values: of this process; those of `COUNTS` and `FLAGS` are told, and missing ones are 0.
         mesh: all devices of the run.
     """
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return None
     row = np.array([values.get(name, 0.0) for name in COUNTS + FLAGS], np.float32)
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -72,7 +72,7 @@ class Ending:
 
     def is_due(self, step: int) -> bool:
         """Whether the run is to end after `step`; the same at all processes."""
-        if processes.count() == 1:
+        if distributed.count() == 1:
             return self._stop.signal is not None or self._clock.is_late()
         for number in (signal.SIGTERM, signal.SIGINT):
             if self._heard[number.name]:

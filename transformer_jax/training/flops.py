@@ -15,7 +15,7 @@ counted: no softmax, dropout, optimiser, nor what rematerialisation computes aga
 from typing import Any
 
 from transformer_jax.data.collate import Seq2SeqBatch, TextBatch
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
 
 BACKWARD_AND_FORWARD = 3
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 
-from transformer_jax.bundle import TransformerStacks, load
-from transformer_jax.bundle.kinds import MODELS
-from transformer_jax.bundle.storage import task_of
 from transformer_jax.config import Config, build
-from transformer_jax.errors import UserError
-from transformer_jax.models import ModelConfig, Seq2Seq
-from transformer_jax.steps import Params
-from transformer_jax.tasks import Task, make_task
+from transformer_jax.nn import ModelConfig, Seq2Seq
+from transformer_jax.nn.losses import Params
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.base import Task
+from transformer_jax.tasks.model_folder import load, task_of
+from transformer_jax.tasks.registry import MODELS, make_task
+from transformer_jax.tasks.transformer_stacks import TransformerStacks
 
 OF_THE_RUN = (
     "dropout_rate",

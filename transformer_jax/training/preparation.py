@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 
-from transformer_jax import processes
 from transformer_jax.config import Config
-from transformer_jax.errors import UserError
-from transformer_jax.files import write_atomically
-from transformer_jax.paths import AnyPath
-from transformer_jax.tasks import Task
+from transformer_jax.system import distributed
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import AnyPath, write_atomically
+from transformer_jax.tasks.base import Task
 from transformer_jax.training.origin import Origin, task_from
 from transformer_jax.training.workdir import claim, has_begun
 
@@ -43,16 +42,16 @@ def agree_on(config: Config, workdir: AnyPath) -> None:
     Raises:
         UserError: at all of them alike.
     """
-    if jax.process_count() != processes.count():
+    if jax.process_count() != distributed.count():
         raise UserError(
-            f"JAX finds {jax.process_count()} processes here, but only {processes.count()} met; start all of them with "
-            "--distributed, or with --coordinator, --num_processes and --process_id."
+            f"JAX finds {jax.process_count()} processes here, but only {distributed.count()} met; start all of them "
+            "with --distributed, or with --coordinator, --num_processes and --process_id."
         )
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return
-    processes.agree({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
+    distributed.agree({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
     _wait_to_share(
-        lambda: len(set(processes.gather(has_begun(workdir)))) == 1, f"{workdir} holds a run at some processes only"
+        lambda: len(set(distributed.gather(has_begun(workdir)))) == 1, f"{workdir} holds a run at some processes only"
     )
 
 
@@ -62,15 +61,15 @@ def common_task(config: Config, origin: Origin) -> Task:
     Raises:
         UserError: if the data can't be read, or is not the same everywhere.
     """
-    if origin.tokenizer_files is None and not processes.is_first():
-        origin = dataclasses.replace(origin, tokenizer_files=processes.files_of_first(None))
+    if origin.tokenizer_files is None and not distributed.is_first():
+        origin = dataclasses.replace(origin, tokenizer_files=distributed.files_of_first(None))
         task = task_from(config, origin)
     else:
         task = task_from(config, origin)
         if origin.tokenizer_files is None:
-            processes.files_of_first(task.tokenizer_files)
-    if processes.count() > 1:
-        processes.agree({"The data": task.notes, "The digest of the training data": task.batches.digest()})
+            distributed.files_of_first(task.tokenizer_files)
+    if distributed.count() > 1:
+        distributed.agree({"The data": task.notes, "The digest of the training data": task.batches.digest()})
     return task
 
 
@@ -80,18 +79,18 @@ def claim_for_all(workdir: AnyPath, config: Config, task: Task, origin: Origin) 
     Raises:
         UserError: if the folder can't be used, or is not shared by all.
     """
-    if processes.is_first():
+    if distributed.is_first():
         claim(workdir, config, task, origin)
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return
     # Under a name that no other folder has.
-    mark = workdir / processes.first_says(f".{secrets.token_hex(8)}")
-    if processes.is_first():
+    mark = workdir / distributed.first_says(f".{secrets.token_hex(8)}")
+    if distributed.is_first():
         write_atomically(mark, b"")
-    processes.wait_for_all()
+    distributed.wait_for_all()
     _wait_to_share(mark.exists, f"{workdir} of this process is not that of process 0")
-    processes.wait_for_all()
-    if processes.is_first():
+    distributed.wait_for_all()
+    if distributed.is_first():
         mark.unlink(missing_ok=True)
 
 

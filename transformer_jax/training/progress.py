@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from transformer_jax.data.batching import Position
+from transformer_jax.data.pipeline import Position
 
 TIME_RESERVE = 0.04
 """Share of `max_minutes` kept free for what nobody foresaw."""

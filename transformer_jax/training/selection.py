@@ -7,12 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax import processes
-from transformer_jax.models import unstack_layers
-from transformer_jax.steps import Params, TrainState
-from transformer_jax.tasks import Evaluation, Task
+from transformer_jax.nn import unstack_layers
+from transformer_jax.nn.losses import Params
+from transformer_jax.system import distributed
+from transformer_jax.tasks.base import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.progress import Clock
+from transformer_jax.training.step import TrainState
 
 
 class Judged(NamedTuple):
@@ -34,7 +35,7 @@ class Choice(NamedTuple):
 def judge(task: Task, metric: str, params: Params, *, final: bool) -> Judged:
     """The task's evaluation, with the scores of the first process, so that all decide alike."""
     evaluation = task.evaluate(params, final=final)
-    evaluation = evaluation._replace(scores=processes.first_says(evaluation.scores))
+    evaluation = evaluation._replace(scores=distributed.first_says(evaluation.scores))
     value = float(evaluation.scores[metric])
     return Judged(-value if metric in task.lower_is_better else value, evaluation)
 
@@ -56,7 +57,7 @@ def choose(
     best: Choice | None = None
     seconds = 0.0
     for name, params_of in candidates.items():
-        if best is not None and not processes.first_says(clock.has(1.5 * seconds)):
+        if best is not None and not distributed.first_says(clock.has(1.5 * seconds)):
             tell(name, None)
             continue
         started = time.monotonic()
@@ -72,7 +73,7 @@ def choose(
 
 def to_evaluate(state: TrainState) -> Params:
     """The average of the parameters, where a state has one, and the parameters otherwise."""
-    return unstack_layers(state.params if state.average is None else state.average)
+    return unstack_layers(state.params if state.ema_params is None else state.ema_params)
 
 
 def mean_of(checkpoints: Checkpoints, steps: Sequence[int], like: Params) -> Params:

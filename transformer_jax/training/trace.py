@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from transformer_jax.paths import AnyPath
-from transformer_jax.training.mirror import Mirror
+from transformer_jax.system.files import AnyPath
+from transformer_jax.training.logging import Mirror
 
 WARM_UP = 10
 """Steps before the trace: programs are compiled and queues filled."""

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from transformer_jax.data.collate import real_token_share
-from transformer_jax.models import ModelConfig
+from transformer_jax.nn import ModelConfig
 from transformer_jax.sharding import own_rows, row_shards
 from transformer_jax.training.flops import chip_flops, step_flops
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from transformer_jax.config import Config
-from transformer_jax.errors import UserError
-from transformer_jax.files import replace_folder, write_atomically
-from transformer_jax.paths import AnyPath, os_errors
-from transformer_jax.tasks import Task
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import AnyPath, os_errors, replace_folder, write_atomically
+from transformer_jax.tasks.base import Task
 from transformer_jax.training.origin import Origin, read_origin, stored_origin
 
 ORIGIN_FILE = "init_from.json"

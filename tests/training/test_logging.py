@@ -1,0 +1,165 @@
+import io
+import json
+import math
+import re
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from transformer_jax.training.logging import RunLog
+
+NAMES = ("log.jsonl", "timing.jsonl", "samples.jsonl")
+
+
+def write(log, steps):
+    for step in steps:
+        log.train(step, {"loss": 1 / step, "lr": 0.1 * step, "epoch": 0}, {"tokens_per_second": 1000.5, "minutes": 0.1})
+        if step % 2 == 0:
+            evaluate(log, step)
+
+
+def evaluate(log, step):
+    log.evaluation(step, {"bleu": 3.0 * step, "signature": "größe"}, {"seconds": 2.0})
+    log.samples(step, [("zwölf", "twelve", "twelve"), ("对联", "[bold]a[/bold]", "b")])
+
+
+def records(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def events(folder):
+    """All events below `folder`, by reading the record format: length, its checksum, data, their checksum."""
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            yield Event.FromString(data[at + 12 : at + 12 + length])
+            at += 16 + length
+
+
+def scalars(folder):
+    return {(value.tag, event.step): value.simple_value for event in events(folder) for value in event.summary.value}
+
+
+def test_files(tmp_path):
+    with RunLog(tmp_path, first_step=0, num_steps=2) as log:
+        write(log, [1, 2])
+    assert records(tmp_path / "log.jsonl") == [
+        {"step": 1, "kind": "train", "loss": 1.0, "lr": 0.1, "epoch": 0},
+        {"step": 2, "kind": "train", "loss": 0.5, "lr": 0.2, "epoch": 0},
+        {"step": 2, "kind": "evaluation", "bleu": 6.0, "signature": "größe"},
+    ]
+    assert [set(record) for record in records(tmp_path / "timing.jsonl")] == [
+        {"step", "kind", "tokens_per_second", "minutes"},
+        {"step", "kind", "tokens_per_second", "minutes"},
+        {"step", "kind", "seconds"},
+    ]
+    assert records(tmp_path / "samples.jsonl")[0] == {
+        "step": 2,
+        "source": "zwölf",
+        "output": "twelve",
+        "reference": "twelve",
+    }
+    curves = scalars(tmp_path / "tensorboard")
+    assert curves["train/loss", 2] == 0.5
+    assert curves["evaluation/bleu", 2] == 6.0
+    assert curves["train/tokens_per_second", 1] == 1000.5
+    assert not any("signature" in tag for tag, _ in curves)
+
+
+def test_the_compiled_step_is_described(tmp_path, capsys):
+    with RunLog(tmp_path, first_step=3, num_steps=5) as log:
+        log.program(4, ["8 MB", "no collectives"])
+    assert records(tmp_path / "timing.jsonl") == [{"step": 4, "kind": "program", "description": "8 MB; no collectives"}]
+    assert capsys.readouterr().out == "8 MB\nno collectives\n"
+
+
+def test_lines_are_there_at_once(tmp_path):
+    with RunLog(tmp_path, first_step=0, num_steps=2) as log:
+        write(log, [1, 2])
+        assert len(records(tmp_path / "log.jsonl")) == 3
+        assert len(records(tmp_path / "samples.jsonl")) == 2
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    with RunLog(tmp_path, first_step=0, num_steps=1) as log:
+        log.train(1, {"loss": math.nan, "best": -math.inf, "lr": 1.0}, {"speed": math.inf})
+    assert records(tmp_path / "log.jsonl") == [{"step": 1, "kind": "train", "loss": None, "best": None, "lr": 1.0}]
+    assert records(tmp_path / "timing.jsonl") == [{"step": 1, "kind": "train", "speed": None}]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": 7, "kind": "tra', '{"step": 7, "source": "ö'.encode()[:-1], b"\n\n"])
+def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path, torn):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with RunLog(whole, first_step=0, num_steps=8) as log:
+        write(log, range(1, 9))
+    with RunLog(parts, first_step=0, num_steps=8) as log:
+        write(log, range(1, 7))
+    for name in NAMES:
+        with (parts / name).open("ab") as file:
+            file.write(torn)
+    # The last checkpoint was of step 4, and the evaluation comes after saving.
+    with RunLog(parts, first_step=4, num_steps=8) as log:
+        left = [(record["step"], record["kind"]) for record in records(parts / "log.jsonl")]
+        assert left == [(1, "train"), (2, "train"), (2, "evaluation"), (3, "train"), (4, "train")]
+        evaluate(log, 4)
+        write(log, range(5, 9))
+    for name in NAMES:
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+        assert (whole / name).read_bytes()
+    assert sorted(path.name for path in parts.iterdir()) == sorted([*NAMES, "tensorboard"])
+
+
+def test_a_line_that_only_lacks_its_end_stays(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}')
+    RunLog(tmp_path, first_step=3, num_steps=4).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_tensorboard_hides_what_was_cut(tmp_path):
+    with RunLog(tmp_path, first_step=0, num_steps=8) as log:
+        write(log, range(1, 7))
+    with RunLog(tmp_path, first_step=4, num_steps=8) as log:
+        write(log, range(5, 9))
+    starts = [event for event in events(tmp_path / "tensorboard") if event.HasField("session_log")]
+    assert [(event.step, event.session_log.status) for event in starts] == [(5, 1)]
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
+    with RunLog(tmp_path, first_step=0, num_steps=2000) as log:
+        log.say("Good [morning]")
+        log.train(1000, {"loss": 1.23456, "lr": 5e-4}, {"tokens_per_second": 12345.6})
+        log.evaluation(1000, {"bleu": 30.123}, {"seconds": 1.0})
+        log.samples(1000, [("a", "b", "c")])
+    assert capsys.readouterr().out.splitlines() == [
+        "Good [morning]",
+        "Step 1,000/2,000: loss 1.235, lr 0.0005, tokens per second 12,346",
+        "Step 1,000, validation: bleu 30.12",
+        "  source     a",
+        "  output     b",
+        "  reference  c",
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with RunLog(tmp_path, first_step=500, num_steps=2000) as log:
+        log.say("Good [morning]")
+        log.train(1000, {"loss": 1.23456, "lr": 5e-4}, {"tokens_per_second": 12345.6})
+        log.train(1500, {"loss": 1.11111, "lr": 5e-4}, {"tokens_per_second": 12345.6})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "Good [morning]" in shown
+    assert re.search(r"500/2,000 ", shown)
+    assert re.search(r"1,500/2,000 .*loss 1\.111, tokens per second 12,346 +0:00:0\d left", shown)
+    assert "lr" not in shown

@@ -1,0 +1,261 @@
+"""The encoder-decoder Transformer (section 3.1, figure 1)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from transformer_jax.nn.attention import causal_mask, segment_mask
+from transformer_jax.nn.layers import DropoutKey, split_key
+from transformer_jax.nn.model_config import ModelConfig, check_seq2seq
+from transformer_jax.nn.stacks import (
+    Decoder,
+    Embedder,
+    Encoder,
+    positions_of,
+    segments_of,
+    shifted_segments_of,
+    token_embedding,
+)
+
+
+class Memory(NamedTuple):
+    """What decoding needs of the encoder: fixed while the hypotheses grow."""
+
+    keys_values: tuple[tuple[Float[Array, "B N H S"], Float[Array, "B N S H"]], ...]
+    """Of the cross-attention of each decoder layer."""
+    mask: Bool[Array, "B 1 1 S"]
+
+
+class Cache(NamedTuple):
+    """What decoding remembers of the tokens before: grows with the hypotheses, and stays where it is when they move."""
+
+    keys_values: tuple[tuple[Float[Array, "B N H M"], Float[Array, "B N M H"]], ...]
+    """Of the self-attention of each decoder layer, in M = L K places: K places a slot, one slot a token."""
+    length: Int[Array, ""]
+    """How many slots are filled."""
+    ancestors: Int[Array, "B K L"]
+    """The place in each slot of the token that a hypothesis has there. When hypotheses move, only these numbers do."""
+
+    @property
+    def slots(self) -> int:
+        """L."""
+        return self.ancestors.shape[2]
+
+    def lengthened(self, slots: int) -> "Cache":
+        """The same with `slots` slots, which are no fewer than L."""
+        more = slots - self.slots
+        places = more * self.ancestors.shape[1]
+        keys_values = tuple(
+            (
+                jnp.pad(keys, ((0, 0), (0, 0), (0, 0), (0, places))),
+                jnp.pad(values, ((0, 0), (0, 0), (0, places), (0, 0))),
+            )
+            for keys, values in self.keys_values
+        )
+        return Cache(keys_values, self.length, jnp.pad(self.ancestors, ((0, 0), (0, 0), (0, more))))
+
+    def reordered(self, parents: Int[Array, "B K"]) -> "Cache":
+        """The same where each hypothesis goes on from that in slot `parents`."""
+        return self._replace(ancestors=jnp.take_along_axis(self.ancestors, parents[:, :, None], axis=1))
+
+    def with_newest(self) -> "Cache":
+        """The same where one more slot holds the token of each hypothesis, once its keys and values are written."""
+        own = jnp.arange(self.ancestors.shape[1])[:, None]
+        own = jnp.broadcast_to(own, (*self.ancestors.shape[:2], 1))
+        ancestors = jax.lax.dynamic_update_slice_in_dim(self.ancestors, own, self.length, 2)
+        return self._replace(length=self.length + 1, ancestors=ancestors)
+
+    def mask(self) -> Bool[Array, "B 1 K M"]:
+        """True where the token in a place is one of the hypothesis."""
+        batch_size, beam_size, slots = self.ancestors.shape
+        own = self.ancestors[..., None] == jnp.arange(beam_size)
+        filled = (jnp.arange(slots) < self.length)[:, None]
+        return (own & filled).reshape(batch_size, 1, beam_size, slots * beam_size)
+
+
+class AttentionWeights(NamedTuple):
+    """Every attention weight of one pass; the second axis counts layers."""
+
+    encoder: Float[Array, "B layers N S S"]
+    decoder: Float[Array, "B layers N T T"]
+    cross: Float[Array, "B layers N T S"]
+
+
+class Seq2Seq(nnx.Module):
+    """The Transformer of figure 1.
+
+    Used functionally: `graphdef, params = split(model)` once, then `nnx.merge(graphdef, params)(...)` inside `jax.jit`.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        """Draw the parameters.
+
+        Raises:
+            UserError: if two fields of `config` contradict each other.
+        """
+        check_seq2seq(config)
+        self.config = config
+        sizes = config.source_vocab_size, config.target_vocab_size
+        own_output = config.tie_embeddings in ("inputs", "none")
+        self.source_embedding = None if config.one_vocabulary else token_embedding(config, sizes[0], rngs)
+        self.target_embedding = token_embedding(config, sizes[1], rngs)
+        self.output_embedding = token_embedding(config, sizes[1], rngs) if own_output else None
+        self.output_bias = nnx.Param(jnp.zeros(sizes[1])) if config.output_bias else None
+        self.source_embedder, self.target_embedder = (Embedder(config, rngs=rngs) for _ in range(2))
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    def __call__(
+        self,
+        source: Int[Array, "B S"],
+        target: Int[Array, "B T"],
+        *,
+        source_segments: Int[Array, "B S"] | None = None,
+        target_segments: Int[Array, "B T"] | None = None,
+        source_positions: Int[Array, "B S"] | None = None,
+        target_positions: Int[Array, "B T"] | None = None,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B T V"]:
+        """Logits of the token after each target token.
+
+        Args:
+            source: source tokens, 0 where padded.
+            target: target tokens, shifted right: the first is the start token, the rest 0 where padded.
+            source_segments: which sentence of its row a token belongs to, from 1; 0 is padding. None: one a row.
+            target_segments: the same for the target; equal numbers belong together.
+            source_positions: place of each token in its sentence. None: counted from the start of the row.
+            target_positions: the same for the target.
+            dropout_key: source of dropout; None for none.
+            record: see `transformer_jax.nn.layers`.
+        """
+        return self.logits(
+            self.hidden(
+                source,
+                target,
+                source_segments=source_segments,
+                target_segments=target_segments,
+                source_positions=source_positions,
+                target_positions=target_positions,
+                dropout_key=dropout_key,
+                record=record,
+            )
+        )
+
+    def hidden(
+        self,
+        source: Int[Array, "B S"],
+        target: Int[Array, "B T"],
+        *,
+        source_segments: Int[Array, "B S"] | None = None,
+        target_segments: Int[Array, "B T"] | None = None,
+        source_positions: Int[Array, "B S"] | None = None,
+        target_positions: Int[Array, "B T"] | None = None,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """What the output layer makes logits of; arguments as of `__call__`."""
+        source_segments = segments_of(source) if source_segments is None else source_segments
+        target_segments = shifted_segments_of(target) if target_segments is None else target_segments
+        encoder_key, decoder_key = split_key(dropout_key, 2)
+        encoded = self.encode(source, source_segments, source_positions, dropout_key=encoder_key, record=record)
+        return self.decode(
+            target,
+            encoded,
+            target_segments,
+            source_segments,
+            target_positions,
+            dropout_key=decoder_key,
+            record=record,
+        )
+
+    def encode(
+        self,
+        source: Int[Array, "B S"],
+        segments: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | None = None,
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The encoder's output."""
+        embedding_key, layers_key = split_key(dropout_key, 2)
+        embedding = self.target_embedding if self.source_embedding is None else self.source_embedding
+        x = self.source_embedder(embedding, source, positions_of(source, positions), embedding_key)
+        return self.encoder(x, segment_mask(segments, segments), dropout_key=layers_key, record=record)
+
+    def decode(
+        self,
+        target: Int[Array, "B T"],
+        encoded: Float[Array, "B S D"],
+        segments: Int[Array, "B T"],
+        source_segments: Int[Array, "B S"],
+        positions: Int[Array, "B T"] | None = None,
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The decoder's output for all target positions at once."""
+        embedding_key, layers_key = split_key(dropout_key, 2)
+        x = self.target_embedder(self.target_embedding, target, positions_of(target, positions), embedding_key)
+        mask = segment_mask(segments, segments) & causal_mask(target.shape[1])
+        memory_mask = segment_mask(segments, source_segments)
+        return self.decoder(x, encoded, mask, memory_mask, dropout_key=layers_key, record=record)
+
+    @property
+    def output_table(self) -> Float[Array, "V D"]:
+        """The rows of the output layer: the embedding matrix of the target, unless untied (section 3.4)."""
+        embedding = self.target_embedding if self.output_embedding is None else self.output_embedding
+        return embedding.table[...]
+
+    def logits(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """The output layer: float32 logits of every word of the vocabulary."""
+        table = self.output_table.astype(x.dtype)
+        flat = jnp.dot(x.reshape(-1, x.shape[-1]), table.T, preferred_element_type=jnp.float32)
+        if self.output_bias is not None:
+            flat += self.output_bias[...]
+        return flat.reshape(*x.shape[:-1], table.shape[0])
+
+    def attention_weights(self, source: Int[Array, "B S"], target: Int[Array, "B T"]) -> AttentionWeights:
+        """The weights of every attention when `target` (shifted right) is read beside `source`."""
+        record: list[Array] = []
+        self(source, target, record=record)
+        layers = len(self.encoder.layers)
+        parts = record[:layers], record[layers::2], record[layers + 1 :: 2]
+        return AttentionWeights(*(jnp.stack(part, axis=1) for part in parts))
+
+    def remember(self, source: Int[Array, "B S"]) -> Memory:
+        """Read the source, one sentence a row, and project the encoder's output once for all steps of decoding."""
+        segments = segments_of(source)
+        encoded = self.encode(source, segments)
+        projected = tuple(layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers)
+        kept = tuple((keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)) for keys, values in projected)
+        return Memory(kept, (segments != 0)[:, None, None, :])
+
+    def empty_cache(self, batch_size: int, beam_size: int, max_length: int) -> Cache:
+        """A cache of `max_length` slots for `beam_size` hypotheses of each sentence."""
+        heads, places = self.config.num_heads, max_length * beam_size
+        head_width = self.config.d_model // heads
+        keys = jnp.zeros((batch_size, heads, head_width, places), self.config.dtype)
+        return Cache(
+            keys_values=tuple((keys, keys.swapaxes(2, 3)) for _ in self.decoder.layers),
+            length=jnp.zeros((), jnp.int32),
+            ancestors=jnp.zeros((batch_size, beam_size, max_length), jnp.int32),
+        )
+
+    def step(self, tokens: Int[Array, "B K"], cache: Cache, memory: Memory) -> tuple[Float[Array, "B K V"], Cache]:
+        """Logits after one more token of every hypothesis; equal to those of `__call__`, at the cost of one token."""
+        x = self.target_embedder(self.target_embedding, tokens, jnp.broadcast_to(cache.length, tokens.shape))
+        place = cache.length * tokens.shape[1]
+        cache = cache.with_newest()
+        mask = cache.mask()
+        keys_values = []
+        for layer, cached, remembered in zip(self.decoder.layers, cache.keys_values, memory.keys_values, strict=True):
+            x, cached = layer.step(x, cached, place, mask, remembered, memory.mask)
+            keys_values.append(cached)
+        if self.decoder.norm is not None:
+            x = self.decoder.norm(x)
+        return self.logits(x), cache._replace(keys_values=tuple(keys_values))

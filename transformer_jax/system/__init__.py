@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, the runtime, and processes that work together."""

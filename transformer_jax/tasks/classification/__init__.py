@@ -1,0 +1,1 @@
+"""Text classification: labelled texts, accuracy, a `TextClassifier`."""

@@ -1,0 +1,164 @@
+"""A trained classifier: texts in, classes and their probabilities out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from transformer_jax.data.collate import batches_by_length, padded
+from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
+from transformer_jax.nn import Classifier, ModelConfig, abstract_params
+from transformer_jax.sharding import spread
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
+
+
+class Predictor:
+    """Asks a classifier. What comes out for a text does not depend on what else is asked."""
+
+    def __init__(self, graphdef: nnx.GraphDef, *, num_classes: int, batch_size: int = 64) -> None:
+        """Make a predictor of one model structure; parameters come with each call.
+
+        Args:
+            graphdef: of a `Classifier`.
+            num_classes: of it.
+            batch_size: texts at a time, at most.
+        """
+        self.graphdef = graphdef
+        self.num_classes = num_classes
+        self.batch_size = batch_size
+
+    def predict(self, params: Any, texts: Sequence[Sequence[int]]) -> Float[np.ndarray, "n C"]:
+        """The probability of each class for each text, given as token ids, at least one.
+
+        Raises:
+            UserError: if the model's outputs are not numbers.
+        """
+        probabilities = np.zeros((len(texts), self.num_classes), np.float32)
+
+        def ask(params: Any, batch: tuple[int, int, list[int]]) -> tuple[list[int], Float[np.ndarray, "n C"]]:
+            length, rows, chosen = batch
+            tokens = padded([texts[i] for i in chosen], rows, length)
+            return chosen, np.asarray(_probabilities(self.graphdef, params, tokens))[: len(chosen)]
+
+        batches = list(batches_by_length([len(text) for text in texts], self.batch_size))
+        for chosen, found in spread(ask, batches, params):
+            probabilities[chosen] = found
+        if not np.isfinite(probabilities).all():
+            raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
+        return probabilities
+
+
+@partial(jax.jit, static_argnums=0)
+def _probabilities(graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "B S"]) -> Float[Array, "B C"]:
+    model: Classifier = nnx.merge(graphdef, params)
+    return jax.nn.softmax(model(tokens)[:, 0])
+
+
+@dataclass(frozen=True)
+class TextClassifierSettings:
+    """What a classifier knows beside its sizes, vocabulary and parameters."""
+
+    classes: tuple[str, ...] = ("no", "yes")
+    """In the order of the model's outputs."""
+    lowercase: bool = False
+    """It was trained on lower-cased text, so what it reads is lower-cased too."""
+    max_length: int = 128
+    """Tokens of a text that it reads; what comes after them is left out."""
+
+    @property
+    def title(self) -> str:
+        """Of the model's card."""
+        return f"A model for text classification: {', '.join(self.classes)}"
+
+    @property
+    def limits(self) -> str:
+        """Of the model, for its card."""
+        return (
+            f"It reads the first {self.max_length:,} tokens of a text, and knows only what is in the data that it was "
+            "trained on.\nIt always names one of its classes, also for texts that belong to none."
+        )
+
+
+class Classification(NamedTuple):
+    """What a classifier says of one text."""
+
+    label: str
+    """The likeliest class."""
+    probabilities: dict[str, float]
+    """Of every class, in the order of the model's outputs."""
+
+
+class TextClassifier:
+    """A trained classifier: texts in, classes out. Safe to call from several threads."""
+
+    settings_type = TextClassifierSettings
+    model_type = Classifier
+
+    def __init__(
+        self, model_config: ModelConfig, params: Any, tokenizer: TokenizerPair, settings: TextClassifierSettings
+    ) -> None:
+        """Put the parts together; `params` is the nested dict of `models.split`.
+
+        Raises:
+            UserError: if the model has not as many outputs as there are classes.
+        """
+        if model_config.num_classes != len(settings.classes):
+            raise UserError(
+                f"The model has {model_config.num_classes} outputs, but its settings name {len(settings.classes)} "
+                "classes; copy the model again from its origin."
+            )
+        self.model_config = model_config
+        self.params = params
+        self.tokenizer = tokenizer.source
+        self.settings = settings
+        self.graphdef, _ = abstract_params(Classifier, model_config)
+
+    @property
+    def model(self) -> Classifier:
+        """The model as a Flax NNX module with its parameters."""
+        model: Classifier = nnx.merge(self.graphdef, self.params)
+        return model
+
+    def classify(self, texts: Sequence[str], *, batch_size: int = 64) -> list[Classification]:
+        """The class of each text, and the probabilities of all classes, in order.
+
+        Args:
+            texts: any texts but blank ones; what is longer than the model reads is cut.
+            batch_size: texts at a time; it changes speed and memory, not results.
+
+        Raises:
+            TypeError: if a text is no string.
+            UserError: if a text is blank, or the batch size below 1.
+        """
+        classes = self.settings.classes
+        return [
+            Classification(classes[int(row.argmax())], dict(zip(classes, map(float, row), strict=True)))
+            for row in self.probabilities(texts, batch_size=batch_size)
+        ]
+
+    def probabilities(self, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "n C"]:
+        """The probability of each class for each text; arguments and errors are those of `classify`."""
+        self.check(texts)
+        check_batch_size(batch_size)
+        normalised = [text.lower() if self.settings.lowercase else text for text in texts]
+        ids = encode_texts(self.tokenizer, normalised, self.settings.max_length)
+        predictor = Predictor(self.graphdef, num_classes=len(self.settings.classes), batch_size=batch_size)
+        return predictor.predict(self.params, ids)
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Do nothing, unless `classify` would not take one of these texts.
+
+        Raises:
+            TypeError: if a text is no string.
+            UserError: if a text is blank.
+        """
+        check_texts(texts)
+        for number, text in enumerate(texts, start=1):
+            if not text.strip():
+                raise UserError(f"Line {number:,} is blank, so it has no class; leave it out.")

@@ -1,0 +1,62 @@
+"""Couplets (对联): upper lines to lower lines, cross-entropy over characters, rules."""
+
+from collections.abc import Sequence
+
+from transformer_jax.config import Config
+from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.nn.losses import Params
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.base import Evaluation
+from transformer_jax.tasks.couplets.generate import write
+from transformer_jax.tasks.couplets.judge import couplet_scores, rule_shares
+from transformer_jax.tasks.couplets.rules import NAMES, Rules
+from transformer_jax.tasks.couplets.sources import load_training_data
+from transformer_jax.tasks.seq2seq_task import Seq2SeqTask
+
+
+class CoupletTask(Seq2SeqTask):
+    """Upper lines to lower lines; see `tasks.base.Task`."""
+
+    TOKENIZER_PAIRS = 2_000_000  # counting characters is quick, and every rare one counts
+    metrics: tuple[str, ...] = (
+        "loss",
+        "perplexity",
+        "exact_match",
+        "bleu",
+        "distinct_1",
+        "distinct_2",
+        *(f"keeps_{name}" for name in NAMES),
+    )
+
+    def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None:
+        """Load the data, and make a list of its characters unless given one.
+
+        Raises:
+            UserError: if the data can't be read or the fields of the config contradict each other.
+        """
+        if config.tokenizer.kind != "char" or not config.tokenizer.joint:
+            raise UserError(
+                "config.tokenizer must be kind='char', joint=True for couplets: their rules are about characters."
+            )
+        if config.data.lowercase:
+            raise UserError("config.data.lowercase is True, but couplets are read as they are; drop it.")
+        self.rules = Rules.parse(config.decoding.rules)
+        data = load_training_data(config.data)
+        super().__init__(config, data.train, data.validation, tokenizer_files, data.notes)
+        self.data_name = config.data.name
+
+    def evaluate(self, params: Params, *, final: bool) -> Evaluation:
+        """Perplexity, BLEU and the share of kept rules on the validation data; greedy search unless `final`."""
+        uppers, references = (list(side) for side in zip(*self.validation, strict=True))
+        outputs = self.outputs(params, final=final)
+        scores = {
+            **self.likelihood(params),
+            **couplet_scores(outputs, references),
+            **{f"keeps_{name}": share for name, share in rule_shares(uppers, outputs).items()},
+        }
+        return Evaluation(scores, list(zip(uppers, outputs, references, strict=True)))
+
+    def _search(self, params: Params, options: SearchOptions, numbers: Sequence[int]) -> list[str]:
+        uppers = [self.validation[number][0] for number in numbers]
+        found = write(self.generator, params, self.tokenizer.target, uppers, options, self.rules)
+        return [best.text for best, *_ in found]

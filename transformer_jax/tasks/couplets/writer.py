@@ -1,0 +1,112 @@
+"""A trained couplet model: the upper line in, lower lines out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+from transformer_jax.data.tokenizers import UNK
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.couplets.generate import Reply, write
+from transformer_jax.tasks.couplets.rules import Rules
+from transformer_jax.tasks.couplets.sources import without_spaces
+from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
+
+
+@dataclass(frozen=True)
+class CoupletWriterSettings(Seq2SeqSettings):
+    """What a couplet model knows beside its sizes, vocabulary and parameters."""
+
+    @property
+    def title(self) -> str:
+        """Of the model's card."""
+        return "A model for Chinese couplets (对联)"
+
+    @property
+    def limits(self) -> str:
+        """Of the model, for its card."""
+        return (
+            f"It takes one upper line at a time, of at most {self.max_source_length - 1:,} characters, and answers "
+            "with a lower line.\nIt knows only what is in the data that it was trained on, which nobody has read "
+            "through: its\nlines can be meaningless or improper. The rules are kept by the search, not by the model."
+        )
+
+
+class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
+    """A trained couplet model: the upper line in, lower lines out. Safe to call from several threads."""
+
+    settings_type = CoupletWriterSettings
+
+    @overload
+    def reply(self, uppers: Sequence[str], *, n_best: Literal[1] = 1, **search: Any) -> list[str]: ...
+    @overload
+    def reply(self, uppers: Sequence[str], *, n_best: int = 1, **search: Any) -> list[str] | list[list[Reply]]: ...
+    def reply(self, uppers: Sequence[str], *, n_best: int = 1, **search: Any) -> list[str] | list[list[Reply]]:
+        """The lower line to each upper line, in order.
+
+        Args:
+            uppers: one upper line each; white space in them does not count.
+            n_best: how many lower lines to each.
+            search: see `search`.
+
+        Returns:
+            One string a line or, with `n_best` above 1, what `search` returns.
+
+        Raises:
+            TypeError: if a line is no string, or `search` has an unknown name.
+            UserError: as `search`.
+        """
+        found = self.search(uppers, n_best=n_best, **search)
+        return [replies[0].text for replies in found] if n_best == 1 else found
+
+    def search(
+        self,
+        uppers: Sequence[str],
+        *,
+        rules: Rules | str | None = None,
+        beam_size: int | None = None,
+        alpha: float | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> list[list[Reply]]:
+        """The best lower lines to each upper line, best first, with what they gave up.
+
+        Args:
+            uppers: one upper line each; white space in them does not count.
+            rules: what lower lines keep to, or the text of it as `Rules.parse` reads it; None: as the model's settings
+                say, like the next three.
+            beam_size: hypotheses kept.
+            alpha: exponent of the length penalty, which matters only without a rule of length.
+            batch_size: lines at a time with a beam of 4, and as many hypotheses with any other; it changes speed and
+                memory, not results.
+            options: further fields of `search_options.SearchOptions`.
+
+        Raises:
+            TypeError: if a line is no string, or an option is unknown.
+            UserError: if a line is blank or longer than the model takes, or an option is out of range.
+        """
+        rules = self.settings.decoding.rules if rules is None else rules
+        rules = Rules.parse(rules) if isinstance(rules, str) else rules
+        search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
+        self.check(uppers)
+        lines = [self._normalised(upper) for upper in uppers]
+        return write(self._generator(batch_size), self.params, self.tokenizer.target, lines, search_options, rules)
+
+    def check(self, uppers: Sequence[str]) -> None:
+        """Do nothing, unless `search` would not take one of these lines.
+
+        Raises:
+            TypeError: if a line is no string.
+            UserError: if a line is blank or longer than the model takes.
+        """
+        self._encode(self.tokenizer.source, uppers, "Line")
+        for number, upper in enumerate(uppers, start=1):
+            if not self._normalised(upper):
+                raise UserError(f"Line {number:,} is blank; write an upper line of at least one character.")
+
+    def known_share(self, upper: str) -> float:
+        """Share of the characters of a line, which is not blank, that are in the model's vocabulary."""
+        ids = self.tokenizer.source.encode(self._normalised(upper))
+        return sum(token != UNK for token in ids) / len(ids)
+
+    def _normalised(self, text: str) -> str:
+        return without_spaces(text)

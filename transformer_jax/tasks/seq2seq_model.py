@@ -1,0 +1,183 @@
+"""What all trained encoder-decoder models share: texts to tokens, search options, scores of given outputs."""
+
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from transformer_jax.config import DecodingConfig
+from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
+from transformer_jax.decoding.generator import BAD_WORDS, Generator
+from transformer_jax.decoding.options import SearchOptions
+from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params
+from transformer_jax.system.errors import UserError
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is no list of texts.
+
+    Raises:
+        TypeError: if it is one string, or holds something else than strings.
+    """
+    if isinstance(texts, str):
+        raise TypeError("texts is one string, but must be a list of strings")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"a text is of type {type(text).__name__}, but must be a str")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse batches that hold nothing.
+
+    Raises:
+        UserError: if it is below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, but must be at least 1.")
+
+
+CHARACTERS_PER_TOKEN = 32
+"""A text may have at most so many characters for each token that the model takes."""
+
+
+@dataclass(frozen=True)
+class Seq2SeqSettings:
+    """What every encoder-decoder model knows beside its sizes, vocabulary and parameters."""
+
+    max_source_length: int = 1024
+    """Tokens of the longest text taken, end of sentence included."""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    """How to search unless a call says otherwise."""
+    bad_words: tuple[tuple[int, ...], ...] = BAD_WORDS
+    """Sequences of token ids that are never produced."""
+    renormalizes: bool = False
+    """The probabilities of what may be produced add up to 1 while it searches."""
+
+
+Settings = TypeVar("Settings", bound=Seq2SeqSettings)
+
+
+class Score(NamedTuple):
+    """How likely a model holds a given output."""
+
+    log_prob: float
+    tokens: list[str]
+    """The pieces of the target, end of sentence included."""
+    token_log_probs: Float[np.ndarray, " T"]
+
+
+class Seq2SeqModel(Generic[Settings]):
+    """A trained encoder-decoder model. Safe to call from several threads."""
+
+    settings_type: type[Settings]
+    model_type = Seq2Seq
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        params: Any,
+        tokenizer: TokenizerPair,
+        settings: Settings | None = None,
+    ) -> None:
+        """Put the parts together; `params` is the nested dict of `models.split`.
+
+        Raises:
+            UserError: if the settings forbid tokens that the model does not have.
+        """
+        self.model_config = model_config
+        self.params = params
+        self.tokenizer = tokenizer
+        self.settings = self.settings_type() if settings is None else settings
+        size = model_config.target_vocab_size
+        for word in self.settings.bad_words:
+            if not word or not all(0 <= token < size for token in word):
+                raise UserError(
+                    f"settings.bad_words has {reprlib.repr(word)}, but each must be one or more token ids from 0 to "
+                    f"{size - 1:,}; copy the model again from its origin."
+                )
+        self.graphdef, _ = abstract_params(Seq2Seq, model_config)
+
+    @property
+    def model(self) -> Seq2Seq:
+        """The model as a Flax NNX module with its parameters."""
+        model: Seq2Seq = nnx.merge(self.graphdef, self.params)
+        return model
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Score]:
+        """The log-probability of each target as the answer to its source.
+
+        Raises:
+            TypeError: if a text is no string.
+            UserError: if a text is longer than the model takes, or there are more of one than of the other.
+        """
+        source_ids, target_ids = self._encode_pairs(sources, targets)
+        scores = self._generator(None).score(self.params, source_ids, target_ids)
+        piece = self.tokenizer.target.piece
+        return [
+            Score(float(log_probs.sum(dtype=np.float64)), [piece(token) for token in ids], log_probs)
+            for ids, log_probs in zip(target_ids, scores, strict=True)
+        ]
+
+    def check_pairs(self, sources: Sequence[str], targets: Sequence[str]) -> None:
+        """Do nothing, unless `score` would not take these; errors are those of `score`."""
+        self._encode_pairs(sources, targets)
+
+    def _generator(self, batch_size: int | None) -> Generator:
+        size = self.settings.decoding.batch_size if batch_size is None else batch_size
+        check_batch_size(size)
+        return Generator(
+            self.graphdef,
+            batch_size=size,
+            max_positions=self.model_config.position_limit,
+            special_tokens=self.tokenizer.target.special_tokens,
+            bad_words=self.settings.bad_words,
+            renormalizes=self.settings.renormalizes,
+        )
+
+    def _search_options(self, *, beam_size: int | None, alpha: float | None, **options: Any) -> SearchOptions:
+        decoding = self.settings.decoding
+        options = {
+            "max_extra_tokens": decoding.max_extra_tokens,
+            "max_length": decoding.max_length or None,
+            "conventions": decoding.conventions,
+        } | {name: value for name, value in options.items() if value is not None}
+        return SearchOptions(
+            beam_size=decoding.beam_size if beam_size is None else beam_size,
+            alpha=decoding.alpha if alpha is None else alpha,
+            **options,
+        )
+
+    def _normalised(self, text: str) -> str:
+        """A text as the model is to read it."""
+        return text
+
+    def _encode_pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        if len(sources) != len(targets):
+            raise UserError(f"There are {len(sources):,} sources, but {len(targets):,} targets; give one for each.")
+        return (
+            self._encode(self.tokenizer.source, sources, "Source line"),
+            self._encode(self.tokenizer.target, targets, "Target line"),
+        )
+
+    def _encode(self, tokenizer: Tokenizer, texts: Sequence[str], what: str) -> list[list[int]]:
+        check_texts(texts)
+        longest = self.settings.max_source_length
+        if self.model_config.position_limit is not None:
+            longest = min(longest, self.model_config.position_limit)
+        for number, text in enumerate(texts, start=1):
+            # sentencepiece makes one token of any run of unknown characters, so tokens alone would not bound a line.
+            if len(text) > longest * CHARACTERS_PER_TOKEN:
+                raise UserError(
+                    f"{what} {number:,} has {len(text):,} characters, but the limit is "
+                    f"{longest * CHARACTERS_PER_TOKEN:,}; split it."
+                )
+        end = tokenizer.special_tokens.eos
+        encoded = [[*ids, end] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
+        for number, ids in enumerate(encoded, start=1):
+            if len(ids) > longest:
+                raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; split it.")
+        return encoded

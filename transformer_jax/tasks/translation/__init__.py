@@ -1,0 +1,1 @@
+"""Translation: sentence pairs, BLEU, a `Translator`."""
