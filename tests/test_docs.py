@@ -52,7 +52,7 @@ def test_every_field_is_documented_once_with_its_default():
 def test_the_fields_that_may_change_are_documented():
     from transformer_jax.training.workdir import MAY_CHANGE
 
-    text = read(REPOSITORY / "docs" / "configuration.md").partition("## Going on with a run")[2].partition("\n## ")[0]
+    text = read(REPOSITORY / "docs" / "training.md").partition("## Interrupt and resume")[2].partition("\n## ")[0]
     assert set(re.findall(r"`([a-z_.]+)`", text)) == {name.removesuffix(".") for name in MAY_CHANGE}
 
 
@@ -121,8 +121,22 @@ def test_flags_of_the_command_exist(command, capsys):
     assert set() < used <= known
 
 
+def tree():
+    """Paths of the modules in the tree of docs/architecture.md: a folder is a line `NAME/ ...`, its files follow."""
+    found, folders = set(), [(-1, Path())]
+    for line in fences(read(REPOSITORY / "docs" / "architecture.md"), "text")[0].splitlines():
+        indent = len(line) - len(line.lstrip())
+        folder = re.match(r"\s*(\w+)/ ", line)
+        if folder:
+            folders = [(depth, path) for depth, path in folders if depth < indent]
+            folders.append((indent, folders[-1][1] / folder[1]))
+        parent = [path for depth, path in folders if depth < indent or (folder and depth == indent)][-1]
+        found |= {str(parent / name) for name in re.findall(r"\b\w+\.py\b", line)}
+    return found
+
+
 def test_the_architecture_names_every_module_and_no_other():
-    named = set(re.findall(r"`([\w/]+\.py)`", read(REPOSITORY / "docs" / "architecture.md")))
+    named = tree() | set(re.findall(r"`([\w/]+\.py)`", read(REPOSITORY / "docs" / "architecture.md")))
     package = REPOSITORY / "transformer_jax"
     assert [name for name in named if not ((REPOSITORY / name).exists() or (package / name).exists())] == []
     modules = {str(path.relative_to(REPOSITORY)) for path in package.rglob("*.py")}
@@ -130,11 +144,12 @@ def test_the_architecture_names_every_module_and_no_other():
     assert described <= named
 
 
-def test_the_paper_names_what_exists():
-    dotted = re.findall(r"`([a-z0-9_]+(?:\.\w+)+)`", read(REPOSITORY / "docs" / "paper.md"))
+@pytest.mark.parametrize(("document", "most"), [("paper.md", 40), ("architecture.md", 20)])
+def test_the_paper_and_the_architecture_name_what_exists(document, most):
+    dotted = re.findall(r"`([a-z0-9_]+(?:\.\w+)+)`", read(REPOSITORY / "docs" / document))
     ours = {path.stem for path in (REPOSITORY / "transformer_jax").iterdir()}
-    names = {name for name in dotted if name.split(".")[0] in ours} - set(fields())
-    assert len(names) > 40
+    names = {name for name in dotted if name.split(".")[0] in ours and not name.endswith(".py")} - set(fields())
+    assert len(names) > most
     for name in names:
         resolve(name)
 
