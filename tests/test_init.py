@@ -15,10 +15,11 @@ NAMES = transformer_jax.__all__
 
 
 def imports_for_type_checkers():
-    """(module, name, name it is given) of the imports under `if TYPE_CHECKING`."""
-    tree = ast.parse(Path(transformer_jax.__file__).read_text(encoding="utf-8"))
-    [block] = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    return [(node.module, alias.name, alias.asname) for node in block.body for alias in node.names]
+    """(module, name, name it is given) of the imports in the stub."""
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert {node.level for node in imports} == {1}
+    return [(f"transformer_jax.{node.module}", alias.name, alias.asname) for node in imports for alias in node.names]
 
 
 def test_the_interpreter_finds_what_type_checkers_see():
@@ -26,13 +27,14 @@ def test_the_interpreter_finds_what_type_checkers_see():
     assert sorted(name for _, name, _ in listed) == NAMES
     assert len(set(NAMES)) == len(NAMES) > 60
     assert [name for _, name, given in listed if given != name] == []  # what PEP 484 asks of a re-export
+    assert listed == sorted(listed), "by module, then by name"
     for module, name, _ in listed:
         assert getattr(transformer_jax, name) is getattr(importlib.import_module(module), name)
         assert name in dir(transformer_jax)
 
 
 def test_unknown_names_are_attribute_errors():
-    with pytest.raises(AttributeError, match="no attribute 'paint'"):
+    with pytest.raises(AttributeError, match="No transformer_jax attribute paint"):
         _ = transformer_jax.paint
 
 
@@ -84,6 +86,7 @@ def test_the_library_page_lists_every_public_name_once_with_its_module():
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
+        ("import transformer_jax", ["jax", "flax", "sentencepiece", "sacrebleu", "tensorflow_datasets"]),
         ("import transformer_jax.cli", ["jax", "flax", "sentencepiece", "sacrebleu"]),
         ("import transformer_jax; transformer_jax.load", ["tensorflow_datasets", "orbax", "tensorflow", "torch"]),
     ],

@@ -1,7 +1,7 @@
 """The encoder-decoder Transformer of *Attention Is All You Need* in JAX.
 
-The public names are those of `__init__.pyi`, which type checkers read. Each is imported when first used, so that
-`transformer-jax --help` does not wait for JAX.
+The stub `__init__.pyi` lists the public names. Each is imported when it is first used, so that `transformer-jax --help`
+does not wait for JAX.
 """
 
 import importlib.metadata

@@ -1,18 +1,22 @@
 # The public names and the modules that define them; `__init__.py` imports each when it is first used.
 
-from .config import Config as Config
-from .config import OptimConfig as OptimConfig
-from .config import default_config as default_config
-from .decoding import LogitsProcessor as LogitsProcessor
-from .decoding import SearchResult as SearchResult
-from .decoding import StepFn as StepFn
-from .decoding import beam_search as beam_search
-from .decoding import forbid_tokens as forbid_tokens
-from .decoding import greedy_search as greedy_search
-from .decoding import min_length as min_length
-from .decoding import no_repeat_ngram as no_repeat_ngram
-from .decoding import sample as sample
-from .decoding import stream as stream
+from .config import (
+    Config as Config,
+    OptimConfig as OptimConfig,
+    default_config as default_config,
+)
+from .decoding import (
+    LogitsProcessor as LogitsProcessor,
+    SearchResult as SearchResult,
+    StepFn as StepFn,
+    beam_search as beam_search,
+    forbid_tokens as forbid_tokens,
+    greedy_search as greedy_search,
+    min_length as min_length,
+    no_repeat_ngram as no_repeat_ngram,
+    sample as sample,
+    stream as stream,
+)
 from .decoding.generator import Generator as Generator
 from .decoding.options import SearchOptions as SearchOptions
 from .interop.ctranslate2_export import export_ctranslate2 as export_ctranslate2
@@ -20,69 +24,95 @@ from .interop.marian_export import export_marian as export_marian
 from .interop.marian_import import import_marian as import_marian
 from .interop.stablehlo_export import export_stablehlo as export_stablehlo
 from .interop.torch_transformer import import_torch as import_torch
-from .nn import Classifier as Classifier
-from .nn import Decoder as Decoder
-from .nn import Encoder as Encoder
-from .nn import ModelConfig as ModelConfig
-from .nn import Seq2Seq as Seq2Seq
-from .nn import Transformer as Transformer
-from .nn import split as split
-from .nn.attention import causal_mask as causal_mask
-from .nn.attention import dot_product_attention as dot_product_attention
-from .nn.attention import merge_heads as merge_heads
-from .nn.attention import padding_mask as padding_mask
-from .nn.attention import scaled_dot_product_attention as scaled_dot_product_attention
-from .nn.attention import segment_mask as segment_mask
-from .nn.attention import split_heads as split_heads
-from .nn.layers import DecoderLayer as DecoderLayer
-from .nn.layers import Embedding as Embedding
-from .nn.layers import EncoderLayer as EncoderLayer
-from .nn.layers import FeedForward as FeedForward
-from .nn.layers import LayerNorm as LayerNorm
-from .nn.layers import Linear as Linear
-from .nn.layers import MultiHeadAttention as MultiHeadAttention
-from .nn.layers import Residual as Residual
-from .nn.losses import chunked_cross_entropy as chunked_cross_entropy
-from .nn.losses import smoothed_cross_entropy as smoothed_cross_entropy
+from .nn import (
+    Classifier as Classifier,
+    Decoder as Decoder,
+    Encoder as Encoder,
+    ModelConfig as ModelConfig,
+    Seq2Seq as Seq2Seq,
+    Transformer as Transformer,
+    split as split,
+)
+from .nn.attention import (
+    causal_mask as causal_mask,
+    dot_product_attention as dot_product_attention,
+    merge_heads as merge_heads,
+    padding_mask as padding_mask,
+    scaled_dot_product_attention as scaled_dot_product_attention,
+    segment_mask as segment_mask,
+    split_heads as split_heads,
+)
+from .nn.layers import (
+    DecoderLayer as DecoderLayer,
+    Embedding as Embedding,
+    EncoderLayer as EncoderLayer,
+    FeedForward as FeedForward,
+    LayerNorm as LayerNorm,
+    Linear as Linear,
+    MultiHeadAttention as MultiHeadAttention,
+    Residual as Residual,
+)
+from .nn.losses import (
+    chunked_cross_entropy as chunked_cross_entropy,
+    smoothed_cross_entropy as smoothed_cross_entropy,
+)
 from .nn.positions import sinusoidal_positions as sinusoidal_positions
 from .system.errors import UserError as UserError
-from .tasks.base import Evaluation as Evaluation
-from .tasks.base import Task as Task
+from .tasks.base import (
+    Evaluation as Evaluation,
+    Task as Task,
+)
 from .tasks.classification.ag_news import AgNews as AgNews
 from .tasks.classification.metrics import classification_scores as classification_scores
-from .tasks.classification.text_classifier import Classification as Classification
-from .tasks.classification.text_classifier import Predictor as Predictor
-from .tasks.classification.text_classifier import TextClassifier as TextClassifier
+from .tasks.classification.text_classifier import (
+    Classification as Classification,
+    Predictor as Predictor,
+    TextClassifier as TextClassifier,
+)
 from .tasks.couplets.couplet_dataset import Couplet as Couplet
 from .tasks.couplets.generate import Reply as Reply
-from .tasks.couplets.judge import Verdict as Verdict
-from .tasks.couplets.judge import couplet_scores as couplet_scores
-from .tasks.couplets.judge import explain as explain
-from .tasks.couplets.judge import judge as judge
+from .tasks.couplets.judge import (
+    Verdict as Verdict,
+    couplet_scores as couplet_scores,
+    explain as explain,
+    judge as judge,
+)
 from .tasks.couplets.rules import Rules as Rules
 from .tasks.couplets.writer import CoupletWriter as CoupletWriter
-from .tasks.metrics import exact_match as exact_match
-from .tasks.metrics import perplexity as perplexity
-from .tasks.model_folder import load as load
-from .tasks.model_folder import save as save
-from .tasks.registry import ModelClass as ModelClass
-from .tasks.registry import TaskClass as TaskClass
-from .tasks.registry import register_task as register_task
+from .tasks.metrics import (
+    exact_match as exact_match,
+    perplexity as perplexity,
+)
+from .tasks.model_folder import (
+    load as load,
+    save as save,
+)
+from .tasks.registry import (
+    ModelClass as ModelClass,
+    TaskClass as TaskClass,
+    register_task as register_task,
+)
 from .tasks.seq2seq_model import Score as Score
 from .tasks.seq2seq_task import Seq2SeqTask as Seq2SeqTask
 from .tasks.transformer_stacks import TransformerStacks as TransformerStacks
 from .tasks.translation.metrics import translation_scores as translation_scores
 from .tasks.translation.multi30k import Multi30k as Multi30k
-from .tasks.translation.translator import Alignment as Alignment
-from .tasks.translation.translator import Translation as Translation
-from .tasks.translation.translator import Translator as Translator
+from .tasks.translation.translator import (
+    Alignment as Alignment,
+    Translation as Translation,
+    Translator as Translator,
+)
 from .training import run as run
-from .training.optim import make_optimizer as make_optimizer
-from .training.optim import make_schedule as make_schedule
-from .training.optim import noam_schedule as noam_schedule
-from .training.step import TrainState as TrainState
-from .training.step import init_state as init_state
-from .training.step import train_step as train_step
+from .training.optim import (
+    make_optimizer as make_optimizer,
+    make_schedule as make_schedule,
+    noam_schedule as noam_schedule,
+)
+from .training.step import (
+    TrainState as TrainState,
+    init_state as init_state,
+    train_step as train_step,
+)
 
 __version__: str
 __all__: list[str]

@@ -4,24 +4,27 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from transformer_jax.system.distributed import exchange, store
+from transformer_jax.system.distributed import exchange
 
 
 class Fellows:
-    """So many processes, with a store of their own in place of JAX's."""
+    """Processes with a key-value store of their own in place of JAX's."""
 
     def __init__(self, monkeypatch, count):
         self.count, self.keys, self.here = count, {}, threading.local()
-        replacements = {"put": self._put, "find": self.keys.get, "delete": self._delete, "count": lambda: count}
+        replacements = {
+            "put": self._put,
+            "get": lambda key: self.keys[key],
+            "get_all": self._get_all,
+            "delete": self._delete,
+            "process_count": lambda: count,
+            "process_index": lambda: self.here.index,
+        }
         for name, replacement in replacements.items():
-            monkeypatch.setattr(store, name, replacement)
-        monkeypatch.setattr(store, "index", lambda: self.here.index)
-        for module, names in ((exchange, ("count", "index")),):
-            for name in names:
-                monkeypatch.setattr(module, name, getattr(store, name))
+            monkeypatch.setattr(exchange, name, replacement)
 
     def do(self, work):
-        """What `work(index)` gives or raises in each of them, in order."""
+        """What `work(index)` returns or raises in each of them, in order."""
 
         def one(index):
             self.here.index = index
@@ -37,6 +40,11 @@ class Fellows:
         assert key not in self.keys
         time.sleep(0.001 * self.here.index)
         self.keys[key] = value
+
+    def _get_all(self, key):
+        return {
+            name.removeprefix(f"{key}/"): value for name, value in list(self.keys.items()) if name.startswith(f"{key}/")
+        }
 
     def _delete(self, key):
         for each in [each for each in list(self.keys) if f"{each}/".startswith(f"{key}/")]:

@@ -29,8 +29,8 @@ def test_every_process_gathers_the_values_of_all_in_order(three):
     assert len(three.keys) <= 12, "what all have read is forgotten"
 
 
-def test_large_values_travel_in_pieces(three, monkeypatch):
-    monkeypatch.setattr("transformer_jax.system.distributed.exchange.PIECE", 7)
+def test_large_values_travel_in_chunks(three, monkeypatch):
+    monkeypatch.setattr("transformer_jax.system.distributed.exchange.CHUNK_BYTES", 7)
     exchanges = [distributed.Exchange() for _ in range(3)]
     for exchange in exchanges:
         exchange._name = "one"
@@ -53,29 +53,29 @@ def test_an_exchange_that_is_closed_waits_no_more(three):
 
 def test_with_one_process_everything_is_its_own():
     value = {"anything": (1, 2)}
-    assert distributed.gather(value) == [value]
-    assert distributed.first_says(value) is value
-    assert distributed.deal(lambda own: [2 * item for item in own], (1, 2, 3)) == [2, 4, 6]
-    assert distributed.files_of_first({"a": b"\xff"}) == {"a": b"\xff"}
+    assert distributed.all_gather(value) == [value]
+    assert distributed.broadcast(value) is value
+    assert distributed.parallel_map(lambda own: [2 * item for item in own], (1, 2, 3)) == [2, 4, 6]
+    assert distributed.broadcast_files({"a": b"\xff"}) == {"a": b"\xff"}
     tree = {"a": jnp.ones(3)}
     assert distributed.local_copy(tree) is tree
-    distributed.agree({"anything": value})
-    distributed.wait_for_all()
-    assert (distributed.count(), distributed.index(), distributed.is_first()) == (1, 0, True)
+    distributed.assert_equal({"anything": value})
+    distributed.barrier()
+    assert (distributed.process_count(), distributed.process_index(), distributed.is_main()) == (1, 0, True)
 
 
 def test_messages_name_what_differs(monkeypatch):
-    told = [{"config.seed": 0, "--workdir": "a"}, {"config.seed": 0, "--workdir": "a"}, {"config.seed": 7}]
-    monkeypatch.setattr("transformer_jax.system.distributed.exchange.gather", lambda value: told)
+    settings = [{"config.seed": 0, "--workdir": "a"}, {"config.seed": 0, "--workdir": "a"}, {"config.seed": 7}]
+    monkeypatch.setattr("transformer_jax.system.distributed.exchange.all_gather", lambda value: settings)
     with pytest.raises(UserError, match=r"^--workdir is None at process 2, but 'a' at process 0; start all with"):
-        distributed.agree(told[0])
-    told[2]["--workdir"] = "a"
+        distributed.assert_equal(settings[0])
+    settings[2]["--workdir"] = "a"
     with pytest.raises(UserError, match=r"^config\.seed is 7 at process 2, but 0 at process 0"):
-        distributed.agree(told[0])
+        distributed.assert_equal(settings[0])
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 11])
-def test_work_is_dealt_once_and_comes_back_in_order(three, monkeypatch, size):
+def test_a_parallel_map_does_each_item_once_and_keeps_the_order(three, monkeypatch, size):
     done = []
 
     def square(own):
@@ -90,8 +90,8 @@ def test_work_is_dealt_once_and_comes_back_in_order(three, monkeypatch, size):
         barrier.wait(5)
         return list(slots)
 
-    monkeypatch.setattr("transformer_jax.system.distributed.exchange.gather", gather)
-    results = three.do(lambda _: distributed.deal(square, range(size)))
+    monkeypatch.setattr("transformer_jax.system.distributed.exchange.all_gather", gather)
+    results = three.do(lambda _: distributed.parallel_map(square, range(size)))
     assert results == [[item**2 for item in range(size)]] * 3
     assert sorted(done) == list(range(size))
 
@@ -100,7 +100,7 @@ def test_a_local_copy_is_whole_on_every_device(monkeypatch):
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     tree = {"a": jax.device_put(jnp.arange(6.0), sharding)}
-    monkeypatch.setattr("transformer_jax.system.distributed.exchange.count", lambda: 2)
+    monkeypatch.setattr("transformer_jax.system.distributed.exchange.process_count", lambda: 2)
     copy = distributed.local_copy(tree)
     assert copy["a"].sharding.is_fully_replicated
     assert copy["a"].sharding.device_set == set(jax.local_devices())

@@ -1,38 +1,44 @@
-"""Several processes as one program: how they meet, agree, exchange values and end.
+"""Several processes as one program: how they meet, exchange values and end together.
 
-With one process, which is the rule, every function returns at once. Values travel as JSON through the key-value store
-of the first process, which any thread may use. Nothing outside this package knows `jax.distributed`.
+Nothing outside this package uses `jax.distributed`.
 """
 
-from transformer_jax.system.distributed.ending import GONE, ending_together, leave, not_waiting_for_the_lost
 from transformer_jax.system.distributed.exchange import (
     Exchange,
-    agree,
-    deal,
-    files_of_first,
-    first_says,
-    gather,
+    all_gather,
+    assert_equal,
+    barrier,
+    broadcast,
+    broadcast_files,
+    is_main,
     local_copy,
-    wait_for_all,
+    parallel_map,
+    process_count,
+    process_index,
 )
-from transformer_jax.system.distributed.meeting import start
-from transformer_jax.system.distributed.store import count, index, is_first
+from transformer_jax.system.distributed.lifecycle import (
+    PEER_LOST,
+    exit_all,
+    exit_if_peer_lost,
+    exit_together,
+    initialize,
+)
 
 __all__ = [
-    "GONE",
+    "PEER_LOST",
     "Exchange",
-    "agree",
-    "count",
-    "deal",
-    "ending_together",
-    "files_of_first",
-    "first_says",
-    "gather",
-    "index",
-    "is_first",
-    "leave",
+    "all_gather",
+    "assert_equal",
+    "barrier",
+    "broadcast",
+    "broadcast_files",
+    "exit_all",
+    "exit_if_peer_lost",
+    "exit_together",
+    "initialize",
+    "is_main",
     "local_copy",
-    "not_waiting_for_the_lost",
-    "start",
-    "wait_for_all",
+    "parallel_map",
+    "process_count",
+    "process_index",
 ]
