@@ -34,7 +34,7 @@ class MarianTokenizer:
         """Combine a sentencepiece model and a vocabulary.
 
         Args:
-            model: a serialised sentencepiece model.
+            model: a serialized sentencepiece model.
             pieces: pieces in the order of their ids; None for an id without a piece.
             special_tokens: ids of the special tokens.
             padding_place: padding's id before the renumbering, for `interop.marian_export`.
@@ -135,7 +135,7 @@ class MarianTokenizer:
 
 
 def processor_of(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
-    """Load a serialised sentencepiece model; `name` is its file's name in errors.
+    """Load a serialized sentencepiece model; `name` is its file's name in errors.
 
     Raises:
         UserError: if `model` is not a sentencepiece model.

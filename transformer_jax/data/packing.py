@@ -9,7 +9,7 @@ from jaxtyping import Int
 def pack_rows(lengths: Int[np.ndarray, "n sides"], row_length: int) -> list[list[int]]:
     """Pack examples into rows so that no side overflows.
 
-    First-fit decreasing, generalised to several sides: a row repeatedly takes the example that best fills its free
+    First-fit decreasing, generalized to several sides: a row repeatedly takes the example that best fills its free
     slots on all sides. Examples of equal lengths are interchangeable, so the algorithm works on kinds of examples, and
     repeats a filling until one of its kinds is used up.
 

@@ -168,7 +168,7 @@ class Batches(Generic[Record, Batch]):
         return self._collate([], self._row_length, len(self._own_rows(self._row_length, [])))
 
     def digest(self) -> str:
-        """A hash of at most `DIGESTED` evenly spaced examples, to recognise the same data."""
+        """A hash of at most `DIGESTED` evenly spaced examples, to recognize the same data."""
         numbers = np.unique(np.linspace(0, len(self._records) - 1, DIGESTED).astype(int)).tolist()
         sides = [side for example in self._encode(read_records(self._records, numbers)) for side in example]
         return hashlib.sha256(b"".join(len(side).to_bytes(4) + side.tobytes() for side in sides)).hexdigest()[:12]

@@ -58,7 +58,7 @@ class SentencePieceTokenizer:
     FILE_NAME = "tokenizer.model"
 
     def __init__(self, model: bytes) -> None:
-        """Load a serialised sentencepiece model.
+        """Load a serialized sentencepiece model.
 
         Raises:
             UserError: if `model` is not a sentencepiece model, or was not trained with this package's special ids.
