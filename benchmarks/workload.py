@@ -144,7 +144,7 @@ def padded(workload: Workload, examples: Sequence[Example]) -> Any:
 
 
 def _collate(workload: Workload) -> Callable[..., Seq2SeqBatch | TextBatch]:
-    return collate_texts if workload.shape.num_classes else partial(collate_pairs, start=BOS)
+    return collate_texts if workload.shape.num_classes else partial(collate_pairs, bos=BOS)
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""Our `MultiHeadAttention` inside someone else's Flax NNX module, trained by NNX and optax.
+"""Use `MultiHeadAttention` in your own Flax NNX module, trained with NNX and optax.
 
-The module reads a set of (key, value) pairs, in any order and padded, and tells the value that has the largest key.
-Run `python examples/attention_in_nnx.py`: some seconds.
+The module reads a padded set of (key, value) pairs, in any order, and predicts the value with the largest key.
+Run `python examples/attention_in_nnx.py`; it takes a few seconds.
 """
 
 import jax
@@ -13,7 +13,7 @@ from transformer_jax import MultiHeadAttention
 
 
 class ValueOfLargest(nnx.Module):
-    """One question to a set, put by an attention whose query is learned."""
+    """Attention from one learned query to a set."""
 
     def __init__(self, width, *, rngs):
         self.question = nnx.Param(jax.random.normal(rngs.params(), (1, 1, width)))
@@ -22,7 +22,7 @@ class ValueOfLargest(nnx.Module):
         self.answer = nnx.Linear(width, 1, rngs=rngs)
 
     def __call__(self, items, is_there):
-        """Answers [B] for items [B, S, 2], of which those count that are there, bool [B, S]."""
+        """Answers [B] for items [B, S, 2]; `is_there`, bool [B, S], is False for padding."""
         questions = jnp.broadcast_to(self.question[...], (items.shape[0], *self.question.shape[1:]))
         found = self.attention(questions, self.embed(items), is_there[:, None, None, :])
         return self.answer(found)[:, 0, 0]
@@ -30,7 +30,7 @@ class ValueOfLargest(nnx.Module):
 
 @jax.jit
 def draw(key):
-    """256 random sets of 2 to 6 items, padded with what must not be read, and their answers."""
+    """256 random sets of 2 to 6 items, padded with values that would be wrong answers, and their answers."""
     keys = jax.random.split(key)
     items = jax.random.uniform(keys[0], (256, 6, 2))
     is_there = jnp.arange(6) < jax.random.randint(keys[1], (256, 1), 2, 7)
@@ -45,7 +45,7 @@ def loss_fn(model, items, is_there, answers):
 
 @nnx.jit
 def step(model, optimizer, batch):
-    """One update, in place, as NNX does it."""
+    """One update, in place."""
     loss, grads = nnx.value_and_grad(loss_fn)(model, *batch)
     optimizer.update(model, grads)
     return loss

@@ -1,4 +1,4 @@
-"""What each token of a translation looked at, as text: the cross-attention of one head, or the mean of all.
+"""Draw the cross-attention of a translation as text: one head, or the mean over all layers and heads.
 
 Run `python examples/attention_maps.py MODEL TEXT [LAYER HEAD]` with the folder of a translation model, such as
 `python examples/attention_maps.py runs/numerals/model einundzwanzig`.
@@ -12,7 +12,7 @@ SHADES = " .:-=+*#%@"
 
 
 def draw(source, target, weights):
-    """A row for each target piece, a column for each source piece, the darker the heavier: weights [T, S]."""
+    """A row per target piece and a column per source piece, darker for larger weights [T, S]."""
     width = max(map(len, target))
     rows = [
         f"{piece:>{width}} |{''.join(SHADES[min(int(w * len(SHADES)), len(SHADES) - 1)] * 2 for w in row)}|"
@@ -23,7 +23,7 @@ def draw(source, target, weights):
 
 
 def main(path, text, layer=None, head=None):
-    """The picture of a text and its translation; layers and heads count from 0."""
+    """Draw the attention of a text's translation; layers and heads count from 0."""
     [[best]] = load(path).translate([text], return_attention=True)
     source, target, weights = best.alignment  # weights: [layers, heads, target, source]
     chosen = weights.mean(axis=(0, 1)) if layer is None else weights[int(layer), int(head)]

@@ -1,4 +1,4 @@
-"""Our schedule and optimiser with someone else's model, a plain function, and someone else's loop.
+"""Use our schedules and optimizers with your own model, here a plain function, and your own loop.
 
 Run `python examples/schedule_elsewhere.py`.
 """
@@ -11,17 +11,17 @@ from transformer_jax import OptimConfig, make_optimizer, make_schedule, noam_sch
 
 NUM_STEPS = 400
 
-# Equation (3) is an optax schedule, for any optax optimiser ...
+# Equation (3) is an optax schedule, for any optax optimizer.
 noam = noam_schedule(d_model=512, warmup_steps=100, factor=0.5)
 adam = optax.adam(noam, b1=0.9, b2=0.98, eps=1e-9)
 
-# ... and every schedule and optimiser of the training loop can be had by its name, too.
+# The training loop's schedules and optimizers are available by name.
 config = OptimConfig(name="adamw", schedule="cosine", lr=1e-2, warmup_steps=20, weight_decay=0.01, clip_norm=1.0)
 adamw = make_optimizer(config, make_schedule(config, d_model=512, num_steps=NUM_STEPS))
 
 
 def model(params, x):
-    """A network of one hidden layer: [B, 1] to [B, 1]."""
+    """A network with one hidden layer: [B, 1] to [B, 1]."""
     return jnp.tanh(x @ params["w1"] + params["b1"]) @ params["w2"] + params["b2"]
 
 

@@ -1,7 +1,7 @@
-"""A TFDS builder of ours with someone else's loop: IBM's Model 1 (Brown et al., 1993) learns a dictionary of Multi30k.
+"""Use our TFDS builder in your own loop: IBM Model 1 (Brown et al., 1993) learns a dictionary from Multi30k.
 
 Run `python examples/tfds_elsewhere.py [FOLDER]`, where FOLDER has the raw files train.de.gz and train.en.gz. Without
-one, the example writes four sentences as such files. No TensorFlow is needed.
+a folder, the example writes such files with four sentences. TensorFlow is not needed.
 """
 
 import sys
@@ -18,15 +18,15 @@ ENGLISH = ["a dog runs", "a dog sleeps", "a child runs", "the child sleeps"]
 
 
 def read(folder, data_dir, split="train"):
-    """The records of a split, prepared in `data_dir` from the raw files in `folder`; the rest is TFDS's own."""
+    """The records of a split, prepared by TFDS in `data_dir` from the raw files in `folder`."""
     builder = Multi30k(config="de-en", data_dir=data_dir, file_format="array_record")
     tfds.disable_progress_bar()
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
-    return builder.as_data_source(split)  # a sequence: len(), [i], or what a data loader wants
+    return builder.as_data_source(split)  # a sequence with len() and [i], as data loaders expect
 
 
 def dictionary(pairs, rounds=10):
-    """Probabilities of English words given German ones, `{german: {english: p}}`, by expectation maximisation."""
+    """Probabilities of English words given German ones, `{german: {english: p}}`, by expectation maximization."""
     table = defaultdict(lambda: defaultdict(lambda: 1.0))
     for _ in range(rounds):
         counts = defaultdict(lambda: defaultdict(float))
@@ -43,7 +43,7 @@ def dictionary(pairs, rounds=10):
 
 
 def main(folder=None, num_pairs=1000):
-    """The dictionary of the first pairs of a folder, or of the sentences above."""
+    """Learn a dictionary from the first pairs of a folder, or from the sentences above."""
     with tempfile.TemporaryDirectory() as scratch:
         if folder is None:
             folder = scratch

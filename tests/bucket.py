@@ -1,4 +1,4 @@
-"""A stand-in for Google Cloud Storage: objects in memory, which can't be appended to, and no folders of their own."""
+"""A fake Google Cloud Storage: objects in memory that can't be appended to, without real folders."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 
 class Bucket(MemoryFileSystem):
-    """Takes the place of `gcsfs`; `broken` stands for what its client raises without network or credentials."""
+    """Replaces `gcsfs`; `broken` is an exception to raise, as its client does without network or credentials."""
 
     protocol = ("gcs", "gs")
     store: ClassVar = {}
@@ -29,15 +29,15 @@ class Bucket(MemoryFileSystem):
         return super().info(path, **options)
 
     def mkdir(self, path, create_parents=True, **options):
-        """There are no folders, only names that begin alike."""
+        """Does nothing: folders are only common prefixes of names."""
 
     def makedirs(self, path, exist_ok=False):
-        """As `mkdir`."""
+        """Does nothing, like `mkdir`."""
 
     def mv(self, *arguments, **options):
         raise AssertionError("folders can't be renamed")
 
 
 def objects():
-    """By name, `bucket/...`."""
+    """All objects by name, `bucket/...`."""
     return {name.lstrip("/"): file.getvalue() for name, file in Bucket.store.items()}

@@ -1,4 +1,4 @@
-"""What every test needs: eight CPU devices, annotations checked at run time, and the folder of real data."""
+"""Setup of all tests: eight CPU devices, annotations checked at run time, and fixtures for real data and for gs://."""
 
 import importlib
 import os
@@ -10,28 +10,28 @@ import pytest
 from jaxtyping import install_import_hook
 
 XLA_FLAGS = (
-    # Eight devices on one CPU make sharding testable anywhere.
+    # Simulate eight devices on one CPU, to test sharding anywhere.
     "--xla_force_host_platform_device_count=8",
-    # Tests compile much and compute little: code that is quick to make beats code that is quick.
+    # Tests compile a lot and compute little, so compile time matters more than run time.
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
 )
 
-# What is compiled again, be it by another function or in another process, is found on the disk.
+# Caches compiled programs for other functions and processes.
 COMPILED = tempfile.mkdtemp(prefix="transformer_jax-")
 
 
 def pytest_unconfigure(config):
-    # At exit would be too late for processes that xdist kills.
+    # Not at exit, which processes killed by xdist never reach.
     shutil.rmtree(COMPILED, ignore_errors=True)
 
 
-# All are read when JAX is first imported; subprocesses of tests inherit them.
+# JAX reads these when first imported; subprocesses of tests inherit them.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# No test that runs a command changes how memory is allocated in the others.
+# Set here, so that tests of commands do not change memory allocation in other tests.
 os.environ.setdefault("MALLOC_ARENA_MAX", "8")
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS)).strip()
 
@@ -45,22 +45,22 @@ def data_dir() -> Path:
     """Folder of real data sets: `TRANSFORMER_JAX_DATA`, else `../shared/data` beside the repository."""
     folder = Path(os.environ.get("TRANSFORMER_JAX_DATA") or _REPOSITORY.parent / "shared" / "data")
     if not folder.is_dir():
-        pytest.skip(f"no folder {folder} of real data; set TRANSFORMER_JAX_DATA to one that has it")
+        pytest.skip(f"{folder} with real data does not exist; set TRANSFORMER_JAX_DATA to a folder that has it")
     return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Compiled programs leave the memory with the module that they are of: a process may map only so many."""
+    """Free the compiled programs of each module, since the number of memory maps per process is limited."""
     yield
-    import jax  # not before the variables above are set
+    import jax  # only after the variables above are set
 
     jax.clear_caches()
 
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """`gs://bucket/...` within a test; gives a function that tells the objects by name, `bucket/...`."""
+    """An in-memory `gs://bucket`; the value is a function that returns its objects by name, `bucket/...`."""
     from tests.bucket import Bucket, objects
 
     monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "gcs", Bucket)

@@ -17,7 +17,7 @@ def device_of(arrays):
 
 def test_results_come_in_the_order_of_the_items():
     def work(arrays, item):
-        time.sleep(0.02 * (item == 0))  # the first is done last
+        time.sleep(0.02 * (item == 0))  # the first item finishes last
         return float(arrays.sum()) * item
 
     assert list(spread(work, range(5), ONE)) == [0, 3, 6, 9, 12]
@@ -31,7 +31,7 @@ def test_every_device_that_holds_the_arrays_works():
     together = threading.Barrier(8, timeout=20)
 
     def work(arrays, item):
-        together.wait()  # all eight are at work at the same time
+        together.wait()  # all eight run at the same time
         assert {device_of(leaf) for leaf in jax.tree.leaves(arrays)} == {device_of(arrays["a"])}
         return device_of(arrays["a"])
 

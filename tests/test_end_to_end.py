@@ -1,4 +1,4 @@
-"""Exact resume for real: `train.py` in processes of its own, killed or interrupted, against one that was left alone."""
+"""Exact resume: `train.py` processes, killed or interrupted and restarted, against an uninterrupted one."""
 
 import json
 import os
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Begins `train.py` in a work folder."""
+    """Starts `train.py` in a work folder."""
     folder = tmp_path_factory.mktemp("data")
     arguments = [sys.executable, "train.py", *FLAGS]
     for split, size in (("train", 300), ("validation", 12)):
@@ -58,7 +58,7 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(start, tmp_path_factory):
-    """The folder of a run that nobody disturbed."""
+    """The folder of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
     finish(start(workdir))
     return workdir
@@ -79,13 +79,13 @@ def wait_until(condition, process):
 
 
 def arrays(workdir):
-    """Every array of the last checkpoint by name, and its metadata."""
+    """Every array of the last checkpoint by name, and the metadata."""
     path = workdir / "checkpoints" / str(STEPS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the devices are those that it was saved from
+        warnings.simplefilter("ignore", UserWarning)  # the devices are those it was saved from
         flat, _ = jax.tree_util.tree_flatten_with_path(ocp.load(path, checkpointable_name="state"))
     metadata = json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
-    metadata["metadata"].pop("minutes", None)  # the one thing that is another each time
+    metadata["metadata"].pop("minutes", None)  # the only value that differs between runs
     return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in flat}, metadata
 
 

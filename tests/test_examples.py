@@ -1,4 +1,4 @@
-"""Every example runs, and its numbers are right."""
+"""Every example runs, and its numbers are correct."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ TESTED = {
 
 
 def example(name, run_name="example"):
-    """What a file defines; it prints something for the name `__main__` only."""
+    """The globals of an example, which prints only if run as `__main__`."""
     return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name=run_name)
 
 
@@ -54,7 +54,7 @@ def test_attention_in_nnx_reads_sets_and_learns():
     np.testing.assert_allclose(model(jnp.where(is_there[..., None], items, -7.0), is_there), said, atol=1e-5)
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
     losses = [float(it["step"](model, optimizer, it["draw"](jax.random.key(i)))) for i in range(100)]
-    assert losses[-1] < 0.6 * np.var(answers)  # what the best constant answer would get
+    assert losses[-1] < 0.6 * np.var(answers)  # the best constant answer's loss
 
 
 def test_pure_attention_is_equation_one(capsys):
@@ -75,7 +75,7 @@ def test_pure_attention_is_equation_one(capsys):
 
 
 def sentences_of(lines, longest):
-    """Every sentence that trigrams of these lines allow, and its log-probability, by enumeration."""
+    """Every sentence possible under a trigram model of these lines, with its log-probability, by enumeration."""
     counts = {}
     for line in lines.splitlines():
         words = ["<s>", "<s>", *line.split(), "</s>"]
@@ -127,7 +127,7 @@ def test_search_over_ngrams_prints_what_the_processors_ask_for(capsys):
 
 
 def repeats(text):
-    """Whether two words in turn occur twice."""
+    """Whether a bigram occurs twice."""
     words = text.split()
     return len({*itertools.pairwise(words)}) < len(words) - 1
 
@@ -151,7 +151,7 @@ def test_tfds_elsewhere_reads_our_builder_and_learns_a_dictionary(tmp_path):
     assert [(records[i]["de"].decode(), records[i]["en"].decode()) for i in range(len(records))] == list(
         zip(it["GERMAN"], it["ENGLISH"], strict=True)
     )
-    # Model 1 again, as matrices: t(e|f), expectations of the counts, normalised.
+    # Model 1 again, with matrices: t(e|f), normalized expected counts.
     german, english = (sorted({w for line in it[side] for w in line.split()}) for side in ("GERMAN", "ENGLISH"))
     table = np.ones((len(german), len(english)))
     for _ in range(10):

@@ -12,7 +12,7 @@ from transformer_jax.nn import ModelConfig, Seq2Seq, split
 from transformer_jax.nn.losses import smoothed_cross_entropy
 from transformer_jax.nn.positions import sinusoidal_positions
 
-torch = pytest.importorskip("torch", reason="parity is measured against PyTorch: pip install -e '.[peers]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[peers]'")
 
 SIZES = {"d_model": 32, "num_heads": 4, "d_ff": 48, "num_encoder_layers": 2, "num_decoder_layers": 2}
 SOURCE_VOCAB, TARGET_VOCAB = 17, 19
@@ -21,7 +21,7 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 class TorchSeq2Seq(torch.nn.Module):
-    """`nn.Transformer` between embeddings and output layer; the final norms exist in pre-norm alone, as with us."""
+    """`nn.Transformer` between embeddings and output layer, with final norms only in pre-norm models, as ours."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -73,7 +73,7 @@ class TorchSeq2Seq(torch.nn.Module):
 
 
 def layer_pairs(ours, theirs, sublayers: dict[str, str], norms: tuple[str, ...]) -> Iterator:
-    """(group of our parameters, name in it, their tensor, rows of it, transposed?) of one layer."""
+    """(our parameter group, name in it, their tensor, its rows, whether transposed) for each parameter of a layer."""
     for name, attention in sublayers.items():
         attention = getattr(theirs, attention)
         for third, projection in enumerate(("query", "key", "value")):
@@ -98,7 +98,7 @@ def norm_pairs(ours, theirs) -> Iterator:
 
 
 def pairs(ours, theirs: TorchSeq2Seq) -> Iterator:
-    """Every parameter of ours beside theirs."""
+    """Each of our parameters with theirs."""
     encoder, decoder = theirs.transformer.encoder, theirs.transformer.decoder
     for number, layer in enumerate(encoder.layers):
         group = ours["encoder"]["layers"][number]
@@ -119,7 +119,7 @@ def pairs(ours, theirs: TorchSeq2Seq) -> Iterator:
 
 
 def random_params(params):
-    """Parameters away from their initial zeros and ones, which would hide mistakes."""
+    """Parameters moved away from their initial zeros and ones, which would hide mistakes."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noise = (0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True))

@@ -1,4 +1,4 @@
-"""Which axes split what, and what the compiled step sends between eight devices for it."""
+"""Sharding rules, and the collectives of the step compiled for eight devices."""
 
 import math
 import re
@@ -88,7 +88,7 @@ def test_rules(path, spec):
 
 
 def test_rules_do_not_collide():
-    """Every matrix matches exactly one rule, other parameters at most one, and no rule is idle."""
+    """Every matrix matches exactly one rule, other parameters at most one, and every rule is used."""
     config = replace(TINY, output_bias=True, positions="learned")
     _, params = abstract_params(Seq2Seq, config)
     used = set()
@@ -106,7 +106,7 @@ def test_a_collision_is_seen(monkeypatch):
 
 
 class Step:
-    """A training step compiled for a mesh, of a loss in several chunks."""
+    """A training step compiled for a mesh, with a loss in several chunks."""
 
     def __init__(self, config, sizes, *, rows=16, length=12, chunk=8, ema=False, **options):
         mesh = make_mesh(MeshConfig(*sizes))
@@ -140,7 +140,7 @@ def test_data_parallel_training_sums_gradients_and_nothing_else():
     step = Step(TINY, (8, 1, 1))
     assert {found.kind for found in step.collectives} == {"all-reduce"}
     assert {found.times for found in step.collectives} == {1}, "none inside the loop of the loss"
-    # The table has three gradients, which XLA adds up first on accelerators.
+    # The table has three gradients, which XLA sums first on accelerators.
     table = 4 * TINY.target_vocab_size * TINY.d_model
     sent = sum(found.size for found in step.collectives)
     assert sum(step.sizes()) <= sent <= sum(step.sizes()) + 2 * table + 64
@@ -148,7 +148,7 @@ def test_data_parallel_training_sums_gradients_and_nothing_else():
 
 def test_fully_sharded_training_gathers_parameters_and_sums_gradients_and_nothing_else():
     step = Step(TINY, (1, 8, 1))
-    # The compiler for CPUs makes a sum of what others scatter.
+    # XLA:CPU uses all-reduce where other backends use reduce-scatter.
     assert {found.kind for found in step.collectives} <= {"all-gather", "all-reduce", "reduce-scatter"}
     assert {found.times for found in step.collectives} == {1}, "none inside the loop of the loss"
     matrices = [4 * leaf.size for path, leaf in paths(step.state.params).items() if "fsdp" in partition_spec(path)]
@@ -163,7 +163,7 @@ def test_tensor_parallel_training_sums_activations_and_keeps_logits_where_they_a
     in_loop = [found for found in step.collectives if found.times > 1]
     assert in_loop, "the sums over the vocabulary"
     assert {(found.kind, found.devices) for found in in_loop} == {("all-reduce", 2)}
-    # Of each chunk on a device: the gradient of what the output layer reads, never its logits.
+    # Per chunk and device: the gradient of the output layer's input, never its logits.
     assert max(found.size for found in in_loop) <= 4 * chunk * TINY.d_model
 
 
@@ -187,7 +187,7 @@ def test_the_compiled_step_takes_an_eighth_of_each_device():
     found = step.compiled.memory_analysis()
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.state))
     assert 0.999 / 8 * state <= found.argument_size_in_bytes - step.batch_bytes <= 1.05 / 8 * state
-    # Donated: what comes out takes the place of what goes in.
+    # Donated: outputs reuse the memory of inputs.
     assert found.alias_size_in_bytes == found.argument_size_in_bytes - step.batch_bytes
     assert found.output_size_in_bytes - found.alias_size_in_bytes < 4096
 

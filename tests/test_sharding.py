@@ -122,7 +122,7 @@ def test_rows_are_spread(sizes):
     assert type(placed) is Pair
     np.testing.assert_array_equal(placed.source, batch.source)
     assert {shard.data.shape for shard in placed.source.addressable_shards} == {(8 // (sizes[0] * sizes[1]), 7)}
-    # The way that several processes go gives the same.
+    # As with several processes.
     piecewise = jax.make_array_from_process_local_data(NamedSharding(mesh, partition.ROWS), batch.source)
     assert piecewise.sharding == placed.source.sharding
     np.testing.assert_array_equal(piecewise, placed.source)
@@ -135,7 +135,7 @@ def test_rows_that_do_not_divide():
 
 @pytest.fixture(scope="module")
 def loss_and_gradients(model):
-    """A loss of the model with its logits and its gradients, jitted, and what it gives on one device."""
+    """A jitted function to loss, logits and gradients, and its results on one device."""
     graphdef, params = model
 
     def loss_and_logits(params, batch):

@@ -158,7 +158,7 @@ def test_missing_data_folder_from_a_shell(tmp_path):
     assert finished.returncode == 2
     assert finished.stdout == ""
     assert finished.stderr == (
-        f"train.py: error: config.data.manual_dir is {tmp_path / 'none'}, which is no folder; "
-        "name the one with Multi30k's files.\n"
+        f"train.py: error: config.data.manual_dir is {tmp_path / 'none'}, which is not a folder; "
+        "name the folder with Multi30k's files.\n"
     )
     assert list(tmp_path.iterdir()) == []

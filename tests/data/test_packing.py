@@ -39,7 +39,7 @@ def test_no_two_rows_could_be_one(case):
 
 
 def test_repeated_fillings_equal_first_fit_decreasing():
-    """On one side the rows are those of the textbook's first-fit decreasing."""
+    """With one side, the rows equal those of textbook first-fit decreasing."""
     lengths = np.random.default_rng(0).integers(1, 30, (300, 1))
     bins: list[list[int]] = []
     for size in sorted(lengths[:, 0].tolist(), reverse=True):
@@ -70,7 +70,7 @@ def test_buckets_are_the_smallest_that_hold_both_sides():
 
 
 @pytest.mark.parametrize("length", [0, 9])
-def test_lengths_that_fit_nowhere_are_refused(length):
+def test_lengths_out_of_range_are_refused(length):
     lengths = np.array([[4, 4], [4, length]])
     with pytest.raises(ValueError, match="must lie in 1 to 8"):
         pack_rows(lengths, 8)

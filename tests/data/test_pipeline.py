@@ -15,7 +15,7 @@ from transformer_jax.system.errors import UserError
 
 
 def make_records(count, seed=0, longest=12):
-    """Pairs of id lists whose first source id tells the record."""
+    """Pairs of id lists; the first source id identifies the record."""
     random = np.random.default_rng(seed)
     return [
         (
@@ -43,7 +43,7 @@ def make_batches(records, **options):
 
 
 def sentences(batch):
-    """The (source, target) id lists of a batch, each field of it checked on the way."""
+    """The (source, target) id lists of a batch; also checks each of its fields."""
     found = []
     for r in range(len(batch.source)):
         for segment in range(1, batch.source_segments[r].max() + 1):
@@ -118,7 +118,7 @@ def test_order_depends_on_seed_and_epoch():
 
 
 def test_batches_of_a_window_are_alike():
-    """Packing sorts by length; the batches must not."""
+    """Packing sorts by length, which must not show in the batches."""
     records = make_records(2_000, longest=14)
     means = [
         np.mean([len(s) for s, _ in sentences(batch)])
@@ -151,8 +151,8 @@ def test_row_length_follows_max_length():
 
 @pytest.mark.parametrize("row_multiple", [3, 4, 64])
 @pytest.mark.parametrize("batching", ["pack", "bucket"])
-def test_rows_can_be_shared_evenly(batching, row_multiple):
-    """Below the same rows as for a single device are as few blank ones as make it a multiple."""
+def test_rows_divide_evenly(batching, row_multiple):
+    """The rows equal those for a single device, followed by the fewest blank rows that make a multiple."""
     records = make_records(100)
     options = {"batching": batching, "tokens_per_batch": 104}
     alone = take(make_batches(records, **options), 30)
@@ -168,7 +168,7 @@ def test_rows_can_be_shared_evenly(batching, row_multiple):
 
 
 def take_as_one_of(process, processes, gathering, records, **options):
-    """Batches of one of several processes, which are threads here, and how many records each `encode` was given."""
+    """Batches of one of several processes (threads here), and the number of records per call of `encode`."""
     encoded = []
 
     def gather(own):
@@ -208,12 +208,12 @@ def test_processes_share_rows_and_reading(batching, window_size):
     assert set(skipped) == {alone.skipped}
     for calls in encoded:
         window = min(window_size, len(records))
-        assert calls[0] == pytest.approx(window / 3, abs=1), "for their lengths"
-        assert sum(calls[:2]) < 0.9 * window, "and those of its rows"
+        assert calls[0] == pytest.approx(window / 3, abs=1), "to report their lengths"
+        assert sum(calls[:2]) < 0.9 * window, "and those of its own rows"
 
 
 @pytest.mark.parametrize(("batching", "row_length", "least"), [("pack", 20, 20), ("bucket", 20, 16)])
-def test_a_batch_too_small_for_a_row_is_told_before_anything_is_read(batching, row_length, least):
+def test_a_batch_too_small_for_a_row_is_refused_before_reading(batching, row_length, least):
     options = {"batching": batching, "row_length": row_length, "row_multiple": 4}
     make_batches(make_records(3), tokens_per_batch=least, **options)
     message = rf"config\.data\.tokens_per_batch is {least - 1}, but a row may take {least} tokens"
@@ -221,7 +221,7 @@ def test_a_batch_too_small_for_a_row_is_told_before_anything_is_read(batching, r
         make_batches(make_records(3), tokens_per_batch=least - 1, **options)
 
 
-def test_mistakes_are_told():
+def test_invalid_arguments():
     records = make_records(3)
     with pytest.raises(UserError, match=r"config\.data\.batching is 'none'"):
         make_batches(records, batching="none")
@@ -273,7 +273,7 @@ def test_padding_of_real_data(data_dir):
     assert batches.skipped == 0
 
 
-def test_a_blank_batch_tells_the_shape_of_all():
+def test_a_blank_batch_has_the_shape_of_all():
     batches = make_batches(make_records(50))
     blank = batches.blank()
     assert sentences(blank) == []
@@ -311,7 +311,7 @@ def test_prefetch_stays_ahead_by_depth():
     assert not prefetch_threads()
 
 
-def test_prefetch_begins_before_it_is_asked():
+def test_prefetch_starts_before_the_first_request():
     began = threading.Event()
 
     def produce():

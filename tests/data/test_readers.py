@@ -1,9 +1,24 @@
 import gzip
+import random
+from collections.abc import Sequence
 
 import pytest
 
-from transformer_jax.data.readers import drop_blank_pairs, read_lines, read_pairs
+from transformer_jax.data.readers import (
+    MappedRecords,
+    apart_from,
+    cut,
+    drop_blank_pairs,
+    find_file,
+    is_held_out,
+    read_lines,
+    read_pairs,
+    read_records,
+    spread_evenly,
+)
 from transformer_jax.system.errors import UserError
+
+TEXTS = [f"text {i}" for i in range(20_000)]
 
 
 @pytest.fixture
@@ -80,3 +95,107 @@ def test_real_files(data_dir):
     pairs = read_pairs(folder / "train.de.gz", folder / "train.en.gz")
     assert len(pairs) == 29_000
     assert pairs[0][1] == "Two young, White males are outside near many bushes."
+
+
+def test_gzip_is_found_before_plain(tmp_path):
+    assert find_file(tmp_path, "a.txt") is None
+    (tmp_path / "a.txt").touch()
+    assert find_file(tmp_path, "a.txt") == tmp_path / "a.txt"
+    (tmp_path / "a.txt.gz").touch()
+    assert find_file(tmp_path, "a.txt") == tmp_path / "a.txt.gz"
+
+
+def test_a_folder_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)"):
+        find_file(tmp_path, "a" * 300)
+
+
+class Source(Sequence):
+    """A sequence of its own indices that counts its reads."""
+
+    def __init__(self):
+        self.single, self.many = 0, 0
+
+    def __len__(self):
+        return 3_000
+
+    def __getitem__(self, index):
+        self.single += 1
+        return index
+
+    def __getitems__(self, indices):
+        self.many += 1
+        return list(indices)
+
+
+def test_records_are_read_in_bulk_where_possible():
+    source = Source()
+    assert read_records(source, [5, 3]) == [5, 3]
+    assert (source.single, source.many) == (0, 1)
+    assert read_records("abc", [2, 0]) == ["c", "a"]
+
+
+def test_mapped():
+    source = Source()
+    mapped = MappedRecords(source, str)
+    assert list(mapped) == [str(i) for i in range(3_000)]
+    assert (source.single, source.many) == (0, 3)
+    assert mapped[7] == "7"
+    assert mapped[-1] == "2999"
+    assert mapped[10:16:2] == ["10", "12", "14"]
+    assert read_records(mapped, [4, 1]) == ["4", "1"]
+
+
+@pytest.mark.parametrize(
+    ("most", "chosen"),
+    [(1, [0]), (3, [0, 4, 8]), (5, [0, 2, 4, 6, 8]), (9, [0, 2, 4, 6, 8]), (10, range(10)), (99, range(10))],
+)
+def test_records_spread_evenly(most, chosen):
+    assert spread_evenly(range(10), most) == list(chosen)
+
+
+def test_held_out_texts_are_the_same_on_every_machine():
+    # `printf text | b2sum -l 64` prints d7f35fa228381a1c, which is 0.84356 of 2**64.
+    assert is_held_out("text", 84.356)
+    assert not is_held_out("text", 84.355)
+
+
+@pytest.mark.parametrize("percent", [0.3, 5.0, 50.0])
+def test_the_held_out_share(percent):
+    count = sum(is_held_out(text, percent) for text in TEXTS)
+    expected = len(TEXTS) * percent / 100
+    assert abs(count - expected) < 4 * expected**0.5
+
+
+def test_bounds_and_growth():
+    assert not any(is_held_out(text, 0.0) for text in TEXTS)
+    assert all(is_held_out(text, 100.0) for text in TEXTS)
+    assert all(is_held_out(text, 10.0) for text in TEXTS if is_held_out(text, 5.0))
+
+
+def test_odd_texts():
+    assert [is_held_out(text, 100.0) for text in ("", "花", "\ud800")] == [True] * 3
+
+
+def test_a_cut_that_leaves_a_part_empty():
+    with pytest.raises(UserError, match=r"validation_percent is 1e-09, which holds out none of 20,000 records; raise"):
+        cut(TEXTS, str, 1e-9)
+    with pytest.raises(UserError, match=r"validation_percent is 99\.9999, which holds out all of 5 records; lower it"):
+        cut(TEXTS[:5], str, 99.9999)
+    assert cut([], str, 5.0) == ([], [])
+
+
+def test_cut_keeps_equal_keys_together_and_the_order():
+    rng = random.Random(0)
+    records = [(f"key {rng.randrange(200)}", i) for i in range(2_000)]
+    kept, held_out = cut(records, lambda record: record[0], 20.0)
+    assert sorted(kept + held_out, key=lambda record: record[1]) == records
+    assert {key for key, _ in kept}.isdisjoint(key for key, _ in held_out)
+    assert all(part == sorted(part, key=lambda record: record[1]) for part in (kept, held_out))
+    assert 20 < len({key for key, _ in held_out}) < 65
+
+
+def test_extra_records_exclude_held_out_keys():
+    held_out = [("a", 1), ("b", 2)]
+    records = [("b", 3), ("c", 4), ("a", 5), ("d", 6), ("c", 7)]
+    assert apart_from(held_out, records, lambda record: record[0]) == [("c", 4), ("d", 6), ("c", 7)]

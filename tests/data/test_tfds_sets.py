@@ -1,6 +1,7 @@
-"""What sets of translations, couplets and news share; each is tested beside its own module."""
+"""What all TFDS sets share; each set of ours is also tested beside its own module."""
 
 import importlib
+import io
 import urllib.error
 
 import pytest
@@ -9,10 +10,14 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.download.resource import get_dl_fname
 from tensorflow_datasets.proto import tf_example_pb2
 
-from transformer_jax.config import DataConfig
 from transformer_jax.data import tfds_sets
-from transformer_jax.data.tfds_sets import OWN_SETS, load_records
+from transformer_jax.data.tfds_sets import check_network, checked_folder, fingerprint, load_records
 from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.classification import sources as classification
+from transformer_jax.tasks.couplets import sources as couplets
+from transformer_jax.tasks.translation import sources as translation
+
+OWN_SETS = translation.OWN_SETS | couplets.OWN_SETS | classification.OWN_SETS
 
 
 class NotWanted(Exception):
@@ -24,7 +29,7 @@ def refuse(info):
 
 
 @pytest.mark.parametrize("name", OWN_SETS)
-def test_own_sets_register_their_builder_and_tell_their_files(name):
+def test_own_sets_register_their_builder_and_find_their_files(name):
     module = importlib.import_module(OWN_SETS[name])
     builder_class = tfds.builder_cls(name)
     assert builder_class.__module__ == module.__name__
@@ -39,7 +44,7 @@ def test_a_set_is_checked_before_anything_is_prepared(tmp_path):
         ("multi30k/fr-en", "multi30k/fr-en/1.0.0"),
     ):
         with pytest.raises(NotWanted, match=full_name):
-            load_records(DataConfig(name=name, data_dir=str(tmp_path)), "train", expected="", check=refuse)
+            load_records(name, "train", own_sets=OWN_SETS, data_dir=str(tmp_path), expected="", check=refuse)
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -51,13 +56,12 @@ def test_a_public_set_without_a_network_fails_at_once(tmp_path, monkeypatch):
         raise urllib.error.URLError("refused")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    config = DataConfig(name="imdb_reviews", data_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"aclImdb_v1\.tar\.gz cannot be reached .*in config\.data\.manual_dir"):
-        load_records(config, "train", expected="", check=lambda info: None)
+        load_records("imdb_reviews", "train", own_sets={}, data_dir=str(tmp_path), expected="", check=lambda info: None)
     assert len(asked) == 1
 
 
-def test_one_server_that_answers_will_do(tmp_path, monkeypatch):
+def test_one_reachable_server_suffices(tmp_path, monkeypatch):
     class Public:
         name, data_dir_root = "public", tmp_path
         url_infos = {  # noqa: RUF012  (TFDS's own form)
@@ -83,29 +87,28 @@ def test_one_server_that_answers_will_do(tmp_path, monkeypatch):
     tfds_sets._check_network(Public)
 
 
-def test_a_manual_folder_that_nobody_named_is_not_read(tmp_path, monkeypatch):
+def test_a_manual_folder_is_only_read_if_named(tmp_path, monkeypatch):
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     (manual / "test.csv").write_text("1,a\n")
     monkeypatch.setattr("transformer_jax.tasks.classification.ag_news.URL", "http://127.0.0.1:9/")
-    config = DataConfig(name="ag_news", data_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/test\.csv cannot be reached"):
-        load_records(config, "test", expected="", check=lambda info: None)
+        load_records("ag_news", "test", own_sets=OWN_SETS, data_dir=str(tmp_path), expected="", check=lambda info: None)
 
 
-def test_names_that_are_none(tmp_path):
+def test_unknown_names(tmp_path):
     def fails(match, name, wanted=()):
-        config = DataConfig(name=name, data_dir=str(tmp_path))
+        options = {"own_sets": OWN_SETS, "data_dir": str(tmp_path), "expected": "this or that", "check": refuse}
         with pytest.raises(UserError, match=match):
-            load_records(config, "train", expected="this or that", check=refuse, wanted=wanted)
+            load_records(name, "train", wanted=wanted, **options)
 
     fails(r"config\.data\.name is 'nothing', but must be this or that\.", "nothing")
     fails(r"'couplet/small', but couplet has no configurations; drop the slash", "couplet/small")
-    fails(r"multi30k has only de-en, .*, but de-tlh or tlh-de is asked for; name one", "multi30k", ["de-tlh", "tlh-de"])
-    fails(r"imdb_reviews has only plain_text, but html is asked for", "imdb_reviews/html")
+    fails(r"multi30k has only de-en, .*, but not de-tlh or tlh-de; name one", "multi30k", ["de-tlh", "tlh-de"])
+    fails(r"imdb_reviews has only plain_text, but not html; name one", "imdb_reviews/html")
 
 
-def test_values_are_those_that_tfds_decodes():
+def test_values_equal_those_decoded_by_tfds():
     features = tfds.features.FeaturesDict(
         {
             "text": tfds.features.Text(),
@@ -121,3 +124,45 @@ def test_values_are_those_that_tfds_decodes():
     assert values == {"text": "对联".encode(), "empty": b"", "label": 2, "many": [b"a", b"b"]}
     decoded = features.deserialize_example_np(serialized)
     assert all(values[name] == decoded[name] for name in ("text", "empty", "label"))
+
+
+def test_checked_folder(tmp_path):
+    assert checked_folder(str(tmp_path), "Any set") == tmp_path
+    with pytest.raises(
+        UserError, match=r"config\.data\.manual_dir is .*nowhere, which is not a folder.* Any set's files"
+    ):
+        checked_folder(tmp_path / "nowhere", "Any set")
+
+
+def test_fingerprint_distinguishes_contents(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("a")
+    two.write_text("b")
+    first = fingerprint({"train": (one, two)})
+    assert fingerprint({"train": (one, two)}) == first
+    assert fingerprint({"test": (two,), "train": (one,)}) == fingerprint({"train": (one,), "test": (two,)})
+    others = {
+        fingerprint(files)
+        for files in ({"train": (two, one)}, {"test": (one, two)}, {"train": (one,)}, {"train": (one,), "test": (two,)})
+    }
+    two.write_text("c")
+    assert len({first, *others, fingerprint({"train": (one, two)})}) == 6
+
+
+def test_a_file_that_cannot_be_read_has_no_fingerprint(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        fingerprint({"train": (tmp_path,)})
+
+
+def test_a_server_that_rejects_head_is_reachable(monkeypatch):
+    def refuse(request, timeout):
+        raise urllib.error.HTTPError(request.full_url, 405, "Method Not Allowed", None, io.BytesIO())
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    check_network("http://127.0.0.1/x", "Any set")
+
+
+def test_no_network():
+    # Nothing listens on port 9 of this machine.
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/x cannot be reached .*Any set's files in config\.data"):
+        check_network("http://127.0.0.1:9/x", "Any set")

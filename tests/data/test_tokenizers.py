@@ -63,7 +63,7 @@ def test_decode_stops_at_end_and_drops_the_rest(kind):
 def test_any_text_can_be_encoded(kind, text):
     tokenizer = trained(kind)
     ids = tokenizer.encode(text)
-    assert all(UNK <= i < tokenizer.vocab_size for i in ids), "special ids cannot be written in a text"
+    assert all(UNK <= i < tokenizer.vocab_size for i in ids), "no text encodes to special ids"
     assert isinstance(tokenizer.decode(ids), str)
 
 
@@ -93,7 +93,7 @@ def test_vocabulary_shrinks_with_the_text(kind, capfd):
     assert 4 < tokenizer.vocab_size < 1_000
     assert UNK not in tokenizer.encode(TEXTS[0])
     assert train_tokenizer(kind, ["a", ""], 100).vocab_size < 10
-    assert "".join(capfd.readouterr()) == "", "training says nothing"
+    assert "".join(capfd.readouterr()) == "", "training prints nothing"
 
 
 def test_word_vocabulary_keeps_the_most_frequent():
@@ -107,7 +107,7 @@ def test_char_tokenizer_keeps_spaces():
     assert tokenizer.decode(tokenizer.encode("b\ta  b")) == "b a  b"
 
 
-def test_mistakes_are_told():
+def test_invalid_arguments():
     with pytest.raises(UserError, match=r"config\.tokenizer\.kind is 'wordpiece'.*bpe"):
         train_tokenizer("wordpiece", TEXTS, 100)
     with pytest.raises(UserError, match="empty"):
@@ -122,14 +122,14 @@ def test_mistakes_are_told():
     ("files", "message"),
     [
         ({}, "missing"),
-        ({"tokenizer.model": b"nonsense"}, "tokenizer.model is no sentencepiece model"),
+        ({"tokenizer.model": b"nonsense"}, "tokenizer.model is not a sentencepiece model"),
         ({"tokenizer.model": b""}, "tokenizer.model"),
         ({"words.txt": b"\xff"}, "words.txt is not UTF-8"),
         ({"words.txt": b"a\nb\n"}, "words.txt does not begin"),
         ({"characters.txt": b"<pad>\n<s>\n</s>\n<unk>\na\na\n"}, "line 'a' twice"),
     ],
 )
-def test_broken_files_are_told(files, message):
+def test_broken_files(files, message):
     with pytest.raises(UserError, match=message):
         tokenizer_from_files(files)
 

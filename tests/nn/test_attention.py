@@ -112,7 +112,7 @@ def test_masked_values_have_no_influence():
     )
 
 
-def test_unusable_implementation_is_refused():
+def test_unsupported_implementations_are_refused():
     query, key, value = random_qkv()
     with pytest.raises(ValueError, match="'flash', but must be"):
         dot_product_attention(query, key, value, implementation="flash")
@@ -125,7 +125,7 @@ def test_unusable_implementation_is_refused():
 
 
 def test_attention_dropout_zeroes_weights_and_keeps_the_scale():
-    # With equal keys every weight is 1/S, so an output of ones counts the weights that were kept.
+    # With equal keys every weight is 1/S, so for values of one the output counts the weights kept.
     length = 1024
     query, key, value = (jnp.zeros((1, length, 1, H)), jnp.zeros((1, length, 1, H)), jnp.ones((1, length, 1, H)))
     output = dot_product_attention(query, key, value, dropout_rate=0.5, dropout_key=jax.random.key(0))
@@ -167,7 +167,7 @@ def test_dropout_keeps_the_expectation(width, rate):
     assert abs(share - exact) < 4 * deviation
     assert abs(float(dropped.mean()) / 3 - 1) < 4 * deviation / (1 - exact)
     np.testing.assert_allclose(dropped[dropped != 0], 3 / (1 - exact), rtol=1e-6)
-    # Rows and columns differ: no bit serves two elements.
+    # Rows and columns differ: no bit is used for two elements.
     assert len(np.unique(dropped == 0, axis=0)) == 512
     assert len(np.unique(dropped == 0, axis=1).T) == width
 

@@ -39,7 +39,7 @@ PACKED = {
 
 
 def build(**changes):
-    """A model with every parameter away from its initial zeros and ones."""
+    """A model with every parameter moved away from its initial zeros and ones."""
     graphdef, params = split(Classifier(dataclasses.replace(SMALL, **changes), rngs=nnx.Rngs(0)))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -63,14 +63,14 @@ def logits(built):
     return lambda tokens, num_segments=1, **kwargs: call(tokens, num_segments, **kwargs)
 
 
-def test_the_head_reads_what_is_pooled_of_real_tokens(built, logits):
+def test_the_head_reads_the_pooled_real_tokens(built, logits):
     graphdef, params = built
     model = nnx.merge(graphdef, params)
     encode = jax.jit(
         lambda tokens: model.encoder(model.embedder(model.embedding, tokens, jnp.arange(tokens.size)[None]))
     )
     for row, length in enumerate((5, 3)):
-        # Without padding nothing need be masked.
+        # Without padding no mask is needed.
         vectors = np.asarray(encode(TOKENS[row, None, :length]), np.float64)[0]
         pooled = vectors[0] if model.config.pooling == "first" else vectors.sum(axis=0) / length
         expected = pooled @ np.asarray(params["head"]["kernel"], np.float64) + np.asarray(params["head"]["bias"])
@@ -79,11 +79,11 @@ def test_the_head_reads_what_is_pooled_of_real_tokens(built, logits):
 
 def test_padding_moves_no_logit(logits):
     before = logits(TOKENS)
-    # The pads become words, and the segments still say that they are pads.
+    # Padding becomes words, but the segments still mark it as padding.
     filled = logits(jnp.where(TOKENS == 0, 12, TOKENS), segments=(TOKENS != 0).astype(int))
     np.testing.assert_array_equal(before, filled)
     np.testing.assert_allclose(before, logits(jnp.pad(TOKENS, ((0, 0), (0, 4)))), **EXACT)
-    # Counted as a word, the same token does move them.
+    # Marked as a word, the same token does move the logits.
     assert (logits(TOKENS.at[1, 3].set(12))[1] != before[1]).any()
 
 
@@ -101,8 +101,8 @@ def test_a_neighbour_in_the_row_moves_no_logit(logits):
     assert (before[0, 1] != after[0, 1]).any()
 
 
-def test_no_gradient_flows_from_a_logit_to_what_it_must_not_see(built):
-    """What is embedded is free here: padding, batch mates and neighbours could all reach the logits."""
+def test_logits_have_no_gradient_for_masked_inputs(built):
+    """Gradients of arbitrary embeddings: padding, other rows and neighbours could all affect the logits."""
     graphdef, params = built
     segments = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]])
     positions = jnp.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
@@ -113,7 +113,7 @@ def test_no_gradient_flows_from_a_logit_to_what_it_must_not_see(built):
         model = nnx.merge(graphdef, params)
         x = model.encoder(embedded, segment_mask(segments, segments))
         pooled = pool(x, segments, 2, positions if model.config.pooling == "first" else None)
-        return jnp.sum(model.head(pooled)[0, 1] ** 2)  # of the second text of the first row
+        return jnp.sum(model.head(pooled)[0, 1] ** 2)  # the second text of the first row
 
     d_embedded = gradient(jax.random.normal(jax.random.key(2), (2, 6, 16)))
     np.testing.assert_array_equal((d_embedded != 0).any(-1), [[0, 0, 0, 1, 1, 0], [0] * 6])
@@ -149,7 +149,7 @@ def test_pooling_by_hand():
     assert pool(x.astype(jnp.bfloat16), segments, 3).dtype == jnp.float32
 
 
-def test_first_token_pooling_of_untouched_embeddings_reads_the_first_alone():
+def test_first_token_pooling_without_layers_reads_only_the_first_token():
     model = nnx.merge(*build(pooling="first", num_encoder_layers=0))
     before = model(TOKENS)
     np.testing.assert_array_equal(before, model(TOKENS.at[:, 1:].set(11)))
@@ -166,8 +166,8 @@ def test_dropout_is_a_function_of_its_key():
     np.testing.assert_array_equal(never(TOKENS, dropout_key=jax.random.key(0)), never(TOKENS))
 
 
-def test_dropout_stands_before_the_head():
-    """Without embeddings or layers that drop anything, what is left is the dropout of what is pooled."""
+def test_dropout_is_applied_before_the_head():
+    """With zero embeddings and no layers, only the dropout of the pooled vector remains."""
     graphdef, params = build(num_encoder_layers=0, scale_embeddings=False)
     params["embedding"]["table"] = jnp.zeros((VOCAB, 16))
     model = nnx.merge(graphdef, params)
@@ -218,12 +218,12 @@ def test_a_classifier_has_no_decoder():
         ({"positions": "rotary"}, "positions"),
     ],
 )
-def test_contradictions_name_their_field(changes, field):
+def test_invalid_fields_are_named(changes, field):
     with pytest.raises(UserError, match=rf"config\.model\.{field} is .*, but must be "):
         abstract_params(Classifier, dataclasses.replace(SMALL, **changes))
 
 
-def test_what_only_seq2seq_needs_is_not_asked_for():
+def test_seq2seq_fields_are_not_checked():
     abstract_params(
         Classifier, dataclasses.replace(SMALL, target_vocab_size=0, tie_embeddings="any", num_decoder_layers=0)
     )

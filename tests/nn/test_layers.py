@@ -43,7 +43,7 @@ def test_layer_norm():
     centred = wide - wide.mean(-1, keepdims=True)
     expected = centred / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * f64(layer.scale[...]) + f64(layer.bias[...])
     np.testing.assert_allclose(layer(x), expected, atol=1e-5)
-    # In bfloat16 the mean and the variance of large, close numbers would be lost.
+    # In bfloat16, the mean and variance of large, close numbers would be lost.
     close = jnp.array([256.0, 258.0, 260.0, 262.0] * 2, jnp.bfloat16)
     assert layer(close).dtype == jnp.bfloat16
     np.testing.assert_allclose(layer(close).astype(jnp.float32), layer(close.astype(jnp.float32)), atol=0.02)
@@ -70,7 +70,7 @@ def attention():
 
 
 def heads_one_by_one(layer, x, memory, mask):
-    """Section 3.2.2: head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V), each with matrices of its own."""
+    """Section 3.2.2: head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V), each with its own matrices."""
     heads = []
     for i in range(N):
         columns = slice(i * D // N, (i + 1) * D // N)
@@ -91,7 +91,7 @@ def test_multi_head_attention_equals_its_heads_one_by_one(attention):
     np.testing.assert_allclose(output, heads_one_by_one(attention, x, memory, mask), atol=1e-5)
 
 
-def test_recording_leaves_the_output_and_yields_the_weights(attention):
+def test_recording_keeps_the_output_and_yields_the_weights(attention):
     x = normal(5, B, T, D)
     record = []
     np.testing.assert_allclose(attention(x, x, record=record), attention(x, x), atol=1e-6)

@@ -11,7 +11,7 @@ LABELS = jax.random.randint(jax.random.key(1), (B, T), 0, V)
 
 
 def by_definition(logits, labels, smoothing):
-    """Cross-entropy against the written-out distribution (1 - smoothing) one-hot + smoothing / V."""
+    """Cross-entropy against the explicit distribution (1 - smoothing) one-hot + smoothing / V."""
     distribution = (1 - smoothing) * jax.nn.one_hot(labels, logits.shape[-1]) + smoothing / logits.shape[-1]
     return -jnp.sum(distribution * jax.nn.log_softmax(logits), axis=-1)
 
@@ -94,11 +94,11 @@ def test_chunks_in_bfloat16_come_close_and_keep_the_dtypes():
     np.testing.assert_allclose(d_table, expected_table, atol=0.05)
 
 
-def test_bfloat16_costs_no_more_than_its_own_roundings():
-    """Near the end of training the gradient is p - 1 at the label: rounding the logits themselves would show there.
+def test_bfloat16_error_is_that_of_its_roundings():
+    """Late in training the gradient is p - 1 at the label, where rounding the logits themselves would show.
 
-    A rounding to bfloat16 is off by 2^-9 at most. The gradient of the logits is rounded once, before two products that
-    sum in float32; that of the table stays so, and that of x is rounded once more.
+    Rounding to bfloat16 has a relative error of at most 2^-9. The gradient of the logits is rounded once, before two
+    products that accumulate in float32; the gradient of the table stays float32, that of x is rounded once more.
     """
     rows, length, vocabulary, width = 8, 32, 200, 64
     keys = jax.random.split(jax.random.key(5), 3)
@@ -129,7 +129,7 @@ def test_bfloat16_costs_no_more_than_its_own_roundings():
     np.testing.assert_allclose(ours, value, rtol=1e-5)
     assert relative_error(gradients[0], expected[0]) < 2 * 2**-9
     assert relative_error(gradients[1], expected[1]) < 2**-9
-    # The bounds tell something: bfloat16 logits exceed both.
+    # The bounds are tight enough: bfloat16 logits exceed both.
     _, rounded = loss_and_gradients(plain, x, table)
     assert relative_error(rounded[0], expected[0]) > 2 * 2**-9
     assert relative_error(rounded[1], expected[1]) > 2**-9

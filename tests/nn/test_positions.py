@@ -35,8 +35,8 @@ def test_positions_may_restart_and_have_any_shape():
     np.testing.assert_allclose(sinusoidal_positions(jnp.array(3), 6), formula(4, 6)[3], atol=1e-6)
 
 
-def test_a_step_is_a_rotation_that_does_not_depend_on_the_place():
-    # The reason that section 3.5 gives for sinusoids: PE(pos + k) is linear in PE(pos).
+def test_an_offset_is_a_rotation_independent_of_the_position():
+    # Section 3.5's reason for sinusoids: PE(pos + k) is a linear function of PE(pos).
     encoding = np.asarray(sinusoidal_positions(jnp.arange(40), 4), np.float64)
     step, *_ = np.linalg.lstsq(encoding[:-5], encoding[5:], rcond=None)
     np.testing.assert_allclose(encoding[:-5] @ step, encoding[5:], atol=1e-5)

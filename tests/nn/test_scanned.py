@@ -1,4 +1,4 @@
-"""Layers that are scanned are the layers that are not, in another form."""
+"""Scanned layers equal unrolled ones."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ CALLS = {
 
 
 def params_of(model, config, seed=0):
-    """Parameters away from their initial zeros and ones."""
+    """Parameters moved away from their initial zeros and ones."""
     _, params = split(model(config, rngs=nnx.Rngs(seed)))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -53,7 +53,7 @@ def assert_same(actual, expected, **tolerance):
 
 @functools.cache
 def loss_and_gradients(model, config):
-    """The loss of the same parameters, with its outputs, and its gradients, dropout on, with a set for each layer."""
+    """Outputs and unstacked gradients of the same parameters, with dropout."""
     graphdef, _ = abstract_params(model, config)
     params = params_of(model, dataclasses.replace(config, scan_layers=False))
 
@@ -72,13 +72,13 @@ def changed(**changes):
 
 @pytest.mark.parametrize(("model", "norm_first"), [(Seq2Seq, False), (Classifier, True)])
 def test_scanned_equals_unrolled(model, norm_first):
-    """Dropout too: the same keys go to the same layers."""
+    """Including dropout: the same keys go to the same layers."""
     expected = loss_and_gradients(model, changed(norm_first=norm_first))
     actual = loss_and_gradients(model, changed(norm_first=norm_first, scan_layers=True))
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-5)
     assert_same(actual[1], expected[1], rtol=1e-4, atol=1e-5)
     without = CALLS[model](nnx.merge(abstract_params(model, UNROLLED)[0], params_of(model, UNROLLED)))
-    assert np.abs(without - expected[0]).max() > 0.01, "there was dropout"
+    assert np.abs(without - expected[0]).max() > 0.01, "dropout is active"
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
@@ -91,7 +91,7 @@ def test_remat_changes_no_result(scan_layers, remat):
 
 
 def test_remat_saves_memory():
-    """Of a deep stack, where what the backward pass needs of all layers is most of what there is."""
+    """In a deep stack, where the activations kept for the backward pass dominate."""
 
     def megabytes(remat):
         config = changed(num_encoder_layers=8, scan_layers=True, remat=remat, attention_dropout_rate=0.0)
@@ -115,10 +115,10 @@ def test_scanned_models_draw_what_others_draw(model):
         split(model(config, rngs=own))[1] for config, own in zip((UNROLLED, SCANNED), rngs, strict=True)
     )
     assert_same(unstack_layers(scanned), unrolled, rtol=0, atol=1e-7)
-    assert len({int(own.params.count[...]) for own in rngs}) == 1, "what is drawn next is the same, too"
+    assert len({int(own.params.count[...]) for own in rngs}) == 1, "the next draw is the same, too"
 
 
-def test_stacking_and_back():
+def test_stacking_round_trips():
     shapes = abstract_params(Seq2Seq, SCANNED)[1]
     params = split(Seq2Seq(UNROLLED, rngs=nnx.Rngs(0)))[1]
     stacked = stack_layers(params)
@@ -136,7 +136,7 @@ def test_a_scanned_model_without_layers():
 
 
 def test_scanned_layers_look_like_a_list():
-    """So that decoding and pictures of attention need no way of their own."""
+    """So that decoding and attention weights need no special case."""
     params = params_of(Seq2Seq, UNROLLED)
     unrolled, scanned = (
         nnx.merge(abstract_params(Seq2Seq, config)[0], given)

@@ -37,7 +37,7 @@ TARGET = jnp.array([[1, 6, 7, 3], [1, 4, 0, 0]])
 
 
 def build(**changes):
-    """A model with every parameter away from its initial zeros and ones."""
+    """A model with every parameter moved away from its initial zeros and ones."""
     graphdef, params = split(Seq2Seq(dataclasses.replace(SMALL, **changes), rngs=nnx.Rngs(0)))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -66,13 +66,13 @@ def test_a_later_target_token_moves_no_earlier_logit(logits):
 
 def test_a_pad_moves_no_logit(logits):
     before = logits(SOURCE, TARGET)
-    # The pads become words, and the segments still say that they are pads.
+    # Padding becomes words, but the segments still mark it as padding.
     segments = {"source_segments": (SOURCE != 0).astype(int), "target_segments": (TARGET != 0).astype(int)}
     filled = logits(jnp.where(SOURCE == 0, 12, SOURCE), jnp.where(TARGET == 0, 12, TARGET), **segments)
     np.testing.assert_array_equal(before[TARGET != 0], filled[TARGET != 0])
     wider = logits(jnp.pad(SOURCE, ((0, 0), (0, 3))), jnp.pad(TARGET, ((0, 0), (0, 3))))[:, : TARGET.shape[1]]
     np.testing.assert_allclose(before[TARGET != 0], wider[TARGET != 0], **EXACT)
-    # Counted as a word, the same token does move them.
+    # Marked as a word, the same token does move the logits.
     assert (logits(SOURCE.at[1, 3].set(12), TARGET)[1, :2] != before[1, :2]).any(-1).all()
 
 
@@ -83,7 +83,7 @@ def test_another_sentence_of_the_batch_moves_no_logit(logits):
     assert (before[1] != after[1]).any()
 
 
-def test_no_gradient_flows_from_a_logit_to_what_it_must_not_see(built):
+def test_logits_have_no_gradient_for_masked_inputs(built):
     model = nnx.merge(*built)
 
     @jax.jit
@@ -132,7 +132,7 @@ def test_cached_equals_uncached(built, logits):
     graphdef, params = built
     model = nnx.merge(graphdef, params)
     beams = jnp.stack([TARGET, jnp.array([[1, 9, 9, 8], [1, 3, 5, 10]])], axis=1)
-    # Every hypothesis as a row of its own, and without pads: a search never feeds one to a live hypothesis.
+    # One row per hypothesis, without padding, which a search never feeds to a live hypothesis.
     beams = jnp.where(beams == 0, 12, beams)
     expected = logits(jnp.repeat(SOURCE, 2, axis=0), beams.reshape(4, 4)).reshape(2, 2, 4, VOCAB)
 
@@ -189,7 +189,7 @@ def test_tying_shares_one_matrix(tie_embeddings, tables):
     assert found == tables
 
     def reads(name):
-        """Whether source, target and output depend on the matrix of that name."""
+        """Whether source, target and output depend on the matrix `name`."""
 
         def parts(table):
             model = nnx.merge(graphdef, params | {name: {"table": table}})
@@ -224,13 +224,13 @@ def test_the_bias_is_added_to_the_logits():
 
 
 @pytest.mark.parametrize(("norm_first", "final_norm"), [(False, True), (True, True), (True, False), (False, False)])
-def test_stacks_end_with_a_norm_where_they_should(norm_first, final_norm):
+def test_stacks_end_with_a_norm_if_configured(norm_first, final_norm):
     _, params = build(norm_first=norm_first, final_norm=final_norm)
     assert ["norm" in params[side] for side in ("encoder", "decoder")] == [norm_first or final_norm] * 2
 
 
 def test_a_target_may_start_with_the_id_of_padding():
-    """As Marian's do: only what stands elsewhere is padding."""
+    """As in Marian: its id is padding only at other positions."""
     model = jax.jit(nnx.merge(*build()))
     target = TARGET.at[:, 0].set(0)
     logits = model(SOURCE, target)
@@ -242,7 +242,7 @@ def test_a_target_may_start_with_the_id_of_padding():
 
 
 @pytest.mark.parametrize(("scale_embeddings", "factor"), [(True, 4.0), (False, 1.0)])
-def test_embeddings_are_scaled_and_carry_their_positions(scale_embeddings, factor):
+def test_embeddings_are_scaled_and_include_positions(scale_embeddings, factor):
     graphdef, params = build(num_encoder_layers=0, scale_embeddings=scale_embeddings)
     positions = jnp.array([[0, 1, 2, 0, 1], [4, 3, 2, 1, 0]])
     embedded = nnx.merge(graphdef, params).encode(SOURCE, jnp.ones_like(SOURCE), positions)
@@ -261,7 +261,7 @@ def test_bfloat16_keeps_float32_parameters_and_comes_close():
     np.testing.assert_allclose(narrow[real], wide[real], atol=0.05 * float(jnp.abs(wide).max()))
 
 
-def test_the_base_model_has_as_many_parameters_as_the_paper_says():
+def test_the_base_model_has_the_number_of_parameters_in_the_paper():
     config = ModelConfig(
         d_model=512,
         num_heads=8,
@@ -302,7 +302,7 @@ ATTENTION_DROPOUT = "attention_dropout_rate"
         ({"num_decoder_layers": -1}, "num_decoder_layers"),
     ],
 )
-def test_contradictions_name_their_field(changes, field):
+def test_invalid_fields_are_named(changes, field):
     with pytest.raises(UserError, match=rf"config\.model\.{field} is "):
         Seq2Seq(dataclasses.replace(SMALL, **changes), rngs=nnx.Rngs(0))
 

@@ -22,7 +22,7 @@ def model():
     return Transformer(ModelConfig(**SIZES), rngs=nnx.Rngs(0))
 
 
-def test_it_is_the_inside_of_a_seq2seq():
+def test_equals_the_stacks_of_a_seq2seq():
     config = ModelConfig(**SIZES, norm_first=True, source_vocab_size=9, target_vocab_size=9)
     whole = Seq2Seq(config, rngs=nnx.Rngs(1))
     _, params = split(whole)
@@ -37,7 +37,7 @@ def test_it_is_the_inside_of_a_seq2seq():
     np.testing.assert_allclose(found[TARGET != 0], expected[TARGET != 0], rtol=1e-5, atol=1e-6)
 
 
-def test_nothing_is_masked_unless_asked_for(model):
+def test_masks_are_explicit(model):
     source, target = vectors(1, 2, 4), vectors(2, 2, 3)
     masks = (jnp.ones((1, 1, *shape), bool) for shape in ((4, 4), (3, 3), (3, 4)))
     np.testing.assert_allclose(model(source, target), model(source, target, *masks), rtol=1e-6, atol=1e-6)
@@ -45,14 +45,14 @@ def test_nothing_is_masked_unless_asked_for(model):
     def depends(gradient):
         return (np.abs(gradient).max(axis=(0, 2)) > 1e-6).tolist()
 
-    # The sum over the width of a normed vector is constant, so the gradient is that of cubes.
+    # The sum of a normalized vector is constant, so take the gradient of its cubes.
     gradient = jax.jit(jax.grad(lambda *a, **k: jnp.sum(model(*a, **k)[:, 0] ** 3), argnums=(0, 1)))
     assert [*map(depends, gradient(source, target))] == [[True] * 4, [True] * 3]
     of_source, of_target = gradient(
         source, target, target_mask=causal_mask(3), memory_mask=jnp.array([[True, False, True, True]])[:, None, None]
     )
     assert depends(of_target) == [True, False, False]
-    assert depends(of_source) == [True] * 4, "through the encoder, every position is seen"
+    assert depends(of_source) == [True] * 4, "every position is seen through the encoder"
     alone = jnp.eye(4, dtype=bool)[None, None]
     of_source, _ = gradient(source, target, alone, memory_mask=jnp.array([[True, False, True, True]])[:, None, None])
     assert depends(of_source) == [True, False, True, True]
@@ -78,6 +78,6 @@ def test_dropout_comes_with_a_key_and_attention_is_recorded(model):
     assert np.abs(outputs[0] - plain).max() > 0.01
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_invalid_sizes_are_refused():
     with pytest.raises(UserError, match=r"num_heads is 3, but must be a divisor of d_model=8"):
         Transformer(ModelConfig(**SIZES | {"num_heads": 3}), rngs=nnx.Rngs(0))

@@ -12,12 +12,12 @@ from tests.training.test_logging import NAMES
 from tests.training.test_logging import write as write_log
 from tests.training.test_workdir import FILES, claim, task
 from transformer_jax.config import Config, DataConfig
-from transformer_jax.data import tfds_sets
 from transformer_jax.data.readers import read_lines
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import as_path
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.translation import multi30k
+from transformer_jax.tasks.translation.sources import load_pairs
 from transformer_jax.training.logging import RunLog
 from transformer_jax.training.origin import Origin
 from transformer_jax.training.workdir import find_origin
@@ -105,13 +105,12 @@ def test_the_raw_files_of_a_set(bucket):
     assert {split: [str(path) for path in paths] for split, paths in found.items()} == {
         "train": ["gs://bucket/raw/train.de", "gs://bucket/raw/train.en.gz"]
     }
-    with pytest.raises(UserError, match=r"config\.data\.manual_dir is gs://bucket/none, which is no folder"):
+    with pytest.raises(UserError, match=r"config\.data\.manual_dir is gs://bucket/none, which is not a folder"):
         multi30k.local_files("gs://bucket/none", "de-en")
 
 
 def test_a_prepared_set_must_be_local(bucket):
-    config = DataConfig(name="multi30k", data_dir="gs://bucket/sets")
     with pytest.raises(
         UserError, match=r"config\.data\.data_dir is gs://bucket/sets, but prepared sets must be on this"
     ):
-        tfds_sets.load_records(config, "train", expected="another", check=print)
+        load_pairs(DataConfig(name="multi30k", data_dir="gs://bucket/sets"), "train")

@@ -1,1 +1,1 @@
-"""From records to batches of numbers; numpy only, no jax."""
+"""The data pipeline, from records to batches of token ids, without JAX."""

@@ -1,5 +1,5 @@
 # ruff: noqa: D102  (the methods are documented once, in Tokenizer)
-"""The tokenizer of MarianMT models: sentencepiece cuts a text, a list of its own numbers the pieces."""
+"""The tokenizer of MarianMT models: a sentencepiece model, and a separate vocabulary that numbers the pieces."""
 
 import json
 import re
@@ -21,8 +21,8 @@ _FIELDS = {"pieces": list, "padding_place": int, "start": int, "end": int, "unkn
 class MarianTokenizer:
     """One side of a MarianMT vocabulary, renumbered so that padding is 0; the other pieces keep their order.
 
-    A language code such as `>>fra<<` at the beginning of a text is one token. What is spelled like a marker, such as
-    `</s>`, is text: no text can end a sentence or hide a part of it.
+    A language code such as `>>fra<<` at the start of a text is one token. Text spelled like a special token, such as
+    `</s>`, remains text: it can neither end a sentence nor hide part of it.
     """
 
     MODEL_FILE = "marian.model"
@@ -31,16 +31,17 @@ class MarianTokenizer:
     def __init__(
         self, model: bytes, pieces: Sequence[str | None], special_tokens: SpecialTokens, padding_place: int
     ) -> None:
-        """Put the parts together.
+        """Combine a sentencepiece model and a vocabulary.
 
         Args:
-            model: a serialised sentencepiece model.
-            pieces: in the order of their ids; None where an id has none.
-            special_tokens: their ids.
-            padding_place: the id of padding before the renumbering, for `interop.marian_export`.
+            model: a serialized sentencepiece model.
+            pieces: pieces in the order of their ids; None for an id without a piece.
+            special_tokens: ids of the special tokens.
+            padding_place: padding's id before the renumbering, for `interop.marian_export`.
 
         Raises:
-            UserError: if the model is none, a piece comes twice, or a marker is out of range or like another.
+            UserError: if `model` is not a sentencepiece model, a piece is repeated, or a special token's id is out of
+                range or shared.
         """
         self._model = model
         self._processor = processor_of(model, self.MODEL_FILE)
@@ -48,13 +49,15 @@ class MarianTokenizer:
         if twice:
             raise UserError(f"{self.VOCABULARY_FILE} has the piece {twice[0]!r} twice; copy it again from its origin.")
         if not all(0 <= token_id < len(pieces) for token_id in (*special_tokens, padding_place)):
-            raise UserError(f"{self.VOCABULARY_FILE} has a marker without a piece; copy it again from its origin.")
+            raise UserError(
+                f"{self.VOCABULARY_FILE} has a special token without a piece; copy it again from its origin."
+            )
         if len({PAD, special_tokens.eos, special_tokens.unk}) < 3:
             raise UserError(f"{self.VOCABULARY_FILE} has one id for two special tokens; copy it again from its origin.")
         self._pieces = list(pieces)
         self.special_tokens = special_tokens
         self.padding_place = padding_place
-        # Not the start, which may be a piece of text; where it is none, as <s>, sentencepiece is silent on it itself.
+        # BOS is not among them, as it may be an ordinary piece; sentencepiece itself decodes <s> to nothing.
         self._silent = {PAD, special_tokens.eos, special_tokens.unk}
         self._ids = {
             piece: token_id
@@ -64,21 +67,23 @@ class MarianTokenizer:
 
     @classmethod
     def from_bytes(cls, model: bytes, vocabulary: bytes) -> "MarianTokenizer":
-        """Read the files written by `files`.
+        """Read the files that `files` returns.
 
         Raises:
-            UserError: as `__init__`, or if the vocabulary is not what `files` writes.
+            UserError: as in `__init__`, or if the vocabulary file is malformed.
         """
         try:
             values: Any = json.loads(vocabulary)
             fields = {name: values[name] for name in _FIELDS}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{cls.VOCABULARY_FILE} is no vocabulary; copy it again from its origin.") from error
+            raise UserError(
+                f"{cls.VOCABULARY_FILE} is not a valid vocabulary; copy it again from its origin."
+            ) from error
         pieces = fields["pieces"]
         if not all(type(fields[name]) is kind for name, kind in _FIELDS.items()) or not all(
             piece is None or isinstance(piece, str) for piece in pieces
         ):
-            raise UserError(f"{cls.VOCABULARY_FILE} is no vocabulary; copy it again from its origin.")
+            raise UserError(f"{cls.VOCABULARY_FILE} is not a valid vocabulary; copy it again from its origin.")
         special_tokens = SpecialTokens(fields["start"], fields["end"], fields["unknown"])
         return cls(model, pieces, special_tokens, fields["padding_place"])
 
@@ -93,7 +98,7 @@ class MarianTokenizer:
 
     @property
     def pieces(self) -> list[str | None]:
-        """In the order of their ids; None where an id has none."""
+        """Pieces in the order of their ids; None for an id without a piece."""
         return list(self._pieces)
 
     def encode(self, text: str) -> list[int]:
@@ -130,14 +135,14 @@ class MarianTokenizer:
 
 
 def processor_of(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
-    """The processor of a serialised model; `name` is what an error calls its file.
+    """Load a serialized sentencepiece model; `name` is its file's name in errors.
 
     Raises:
-        UserError: if it is none.
+        UserError: if `model` is not a sentencepiece model.
     """
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(model)  # unlike the constructor, it refuses an empty one
+        processor.LoadFromSerializedProto(model)  # unlike the constructor, it rejects an empty model
     except Exception as error:  # sentencepiece has no exception class of its own
-        raise UserError(f"{name} is no sentencepiece model; copy it again from its origin.") from error
+        raise UserError(f"{name} is not a sentencepiece model; copy it again from its origin.") from error
     return processor

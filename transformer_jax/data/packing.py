@@ -1,4 +1,4 @@
-"""Which examples share a row: plans over lengths, without touching the tokens."""
+"""Assign examples to rows by their lengths, without touching the tokens."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,21 @@ from jaxtyping import Int
 
 
 def pack_rows(lengths: Int[np.ndarray, "n sides"], row_length: int) -> list[list[int]]:
-    """Put examples into rows so that no side overflows.
+    """Pack examples into rows so that no side overflows.
 
-    First-fit decreasing, widened to several sides: a row takes, again and again, the example that best fills what
-    is left of it on all sides. Examples of equal lengths are interchangeable, so the work is done on kinds of
-    examples, and a filling is repeated for as long as its kinds last.
+    First-fit decreasing, generalized to several sides: a row repeatedly takes the example that best fills its free
+    slots on all sides. Examples of equal lengths are interchangeable, so the algorithm works on kinds of examples, and
+    repeats a filling until one of its kinds is used up.
 
     Args:
-        lengths: tokens of each example on each side, each at least 1 and at most `row_length`.
-        row_length: token slots of a row, on each side.
+        lengths: tokens of each example on each side, from 1 to `row_length`.
+        row_length: token slots per row, on each side.
 
     Returns:
-        For each row the indices of its examples; among equal lengths, in the order given.
+        The indices of each row's examples; among equal lengths, in the given order.
+
+    Raises:
+        ValueError: if a length is out of range.
     """
     if not len(lengths):
         return []
@@ -41,14 +44,17 @@ def pack_rows(lengths: Int[np.ndarray, "n sides"], row_length: int) -> list[list
 
 
 def bucket_rows(lengths: Int[np.ndarray, "n sides"], bucket_lengths: Sequence[int]) -> dict[int, list[list[int]]]:
-    """Give each example a row of its own, as long as the smallest bucket that holds its longest side.
+    """Give each example its own row, of the smallest bucket length that fits its longest side.
 
     Args:
-        lengths: tokens of each example on each side, at most the largest bucket.
-        bucket_lengths: the row lengths there are.
+        lengths: tokens of each example on each side, from 1 to the largest bucket length.
+        bucket_lengths: the possible row lengths.
 
     Returns:
-        For each row length in use, in ascending order, its rows, each holding one index.
+        For each row length in use, in ascending order, its rows of one index each.
+
+    Raises:
+        ValueError: if a length is out of range.
     """
     if not len(lengths):
         return {}
@@ -59,7 +65,7 @@ def bucket_rows(lengths: Int[np.ndarray, "n sides"], bucket_lengths: Sequence[in
 
 
 def _fill_row(kinds: np.ndarray, counts: np.ndarray, row_length: int) -> list[int]:
-    """Kinds of the examples of one row, chosen greedily."""
+    """The kinds of one row's examples, chosen greedily."""
     free = np.full(kinds.shape[1], row_length)
     left = counts.copy()
     candidates = np.flatnonzero(left)
@@ -68,7 +74,7 @@ def _fill_row(kinds: np.ndarray, counts: np.ndarray, row_length: int) -> list[in
         candidates = candidates[(left[candidates] > 0) & (kinds[candidates] <= free).all(axis=1)]
         if not len(candidates):
             return filling
-        # Weighing each side by its free slots keeps the sides level, so that both fill up.
+        # Weighting each side by its free slots keeps the sides balanced, so that all fill up.
         kind = int(candidates[np.argmax(kinds[candidates] @ free)])
         filling.append(kind)
         left[kind] -= 1

@@ -1,60 +1,18 @@
-"""From records to batches of token ids, resumable at any batch (numpy only)."""
+"""Batches of token ids from records, resumable at any batch, and a thread that prefetches them (numpy only)."""
 
 import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from transformer_jax.data.packing import bucket_rows, pack_rows
+from transformer_jax.data.readers import read_records
 from transformer_jax.system.errors import UserError
 
 Record = TypeVar("Record")
-
-_CHUNK = 1024
-
-
-def read_records(records: Sequence[Record], indices: Sequence[int]) -> list[Record]:
-    """Records at some indices, by `__getitems__` where the sequence has it (as those of TFDS do)."""
-    read_many = getattr(records, "__getitems__", None)
-    return list(read_many(list(indices))) if read_many else [records[i] for i in indices]
-
-
-def spread_evenly(records: Sequence[Record], most: int) -> list[Record]:
-    """At most `most` of the records, at equal distances."""
-    return read_records(records, range(0, len(records), max(1, -(-len(records) // most))))
-
-
-class MappedRecords(Sequence[Record], Generic[Record]):
-    """A sequence whose records pass through a function as they are read."""
-
-    def __init__(self, records: Any, function: Callable[[Any], Record]) -> None:
-        """Wrap anything with a length and random access."""
-        self._records = records
-        self._function = function
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return self.__getitems__(range(*index.indices(len(self))))
-        return self._function(self._records[range(len(self))[index]])
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
-        return [self._function(record) for record in read_records(self._records, indices)]
-
-    def __iter__(self) -> Iterator[Record]:
-        for start in range(0, len(self), _CHUNK):
-            yield from self[start : start + _CHUNK]
-
-
 Batch = TypeVar("Batch")
 Item = TypeVar("Item")
 
@@ -63,11 +21,11 @@ Example = tuple[np.ndarray, ...]
 
 BATCHINGS = ("pack", "bucket")
 DIGESTED = 1000
-"""Examples that a digest is made of, at most."""
+"""Maximum number of examples in a digest."""
 
 
 class Position(NamedTuple):
-    """Names the next batch; all that a checkpoint needs to store of the data."""
+    """The next batch: all that a checkpoint stores of the data pipeline."""
 
     epoch: int = 0
     window: int = 0
@@ -75,18 +33,18 @@ class Position(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What one of several processes has to do with the data. All of them make the same plan of the same batches."""
+    """One process's part of the data pipeline. All processes plan the same batches."""
 
     process: int
-    """The number of this one, from 0."""
+    """Index of this process, from 0."""
     processes: int
-    """How many there are."""
+    """Number of processes."""
     rows: Callable[[int], Sequence[int]]
-    """Of a batch of so many rows, those that this process collates."""
+    """Maps the number of rows of a batch to the rows that this process collates."""
     gather: Callable[[list[int]], list[list[int]]]
-    """What each process gave, in order; all call it equally often."""
+    """Collects one list from each process, in order; every process must call it equally often."""
     close: Callable[[], None]
-    """Makes a `gather` that is waiting, and all to come, raise."""
+    """Makes pending and future calls of `gather` raise."""
 
 
 ALONE = Share(0, 1, range, lambda own: [own], lambda: None)
@@ -95,10 +53,11 @@ ALONE = Share(0, 1, range, lambda own: [own], lambda: None)
 class Batches(Generic[Record, Batch]):
     """The batches of a set of records, as a pure function of seed and position.
 
-    An epoch is a permutation of the records drawn from (seed, epoch) and cut into windows. A window is encoded, its
-    examples are put into rows, and the rows are shuffled by (seed, epoch, window) and cut into batches, so that no
-    batch is special. Shapes are few: `tokens_per_batch // row_length` rows of each row length, and below them
-    the blank ones that devices need to share them evenly, so that a batch holds the same examples on any devices.
+    An epoch is a permutation of the records, drawn from (seed, epoch) and cut into windows. The examples of a window
+    are packed into rows, and the rows are shuffled by (seed, epoch, window) and cut into batches, so that batches are
+    statistically alike. A batch has `tokens_per_batch // row_length` rows, followed by the blank rows needed to divide
+    it evenly among devices; so its examples do not depend on the number of devices, and there is one shape per row
+    length.
     """
 
     def __init__(
@@ -118,27 +77,27 @@ class Batches(Generic[Record, Batch]):
         shuffle: bool = True,
         window_size: int = 65_536,
     ) -> None:
-        """Check the options; nothing is read yet.
+        """Check the options, without reading any record.
 
         Args:
             records: anything with a length and random access.
-            encode: records to examples, always the same for the same records.
-            collate: rows of examples, their length and their number, blank ones included, to a batch; there may be no
-                rows at all, and with "pack" shapes and types are always the same.
-            batching: "pack", several examples a row, or "bucket", one a row, by length.
-            tokens_per_batch: token slots of a batch, on each side.
-            row_length: token slots of a packed row, on each side; at least `max_length` is taken.
-            bucket_lengths: row lengths of "bucket"; those above `max_length` are replaced by it.
-            max_length: tokens of the longest side of an example; longer examples are left out and counted.
-            row_multiple: every batch is filled up with blank rows to a multiple of so many, to be shared out evenly.
-            share: of this process in the rows. It reads and encodes the records of those, and besides every
-                `share.processes`-th record, whose length it tells the others, as a plan needs all lengths.
-            seed: of the order.
-            shuffle: False keeps the order of the records, as evaluation wants it.
-            window_size: records that are encoded and planned at a time.
+            encode: deterministic function from records to examples.
+            collate: makes a batch from rows of examples, the row length and the number of rows including blank ones.
+                The list of rows may be empty. With "pack" the batch must always have the same shapes and dtypes.
+            batching: "pack" (several examples per row) or "bucket" (one per row, rows grouped by length).
+            tokens_per_batch: token slots per batch, on each side.
+            row_length: token slots per packed row, on each side; raised to `max_length` if smaller.
+            bucket_lengths: row lengths for "bucket"; those above `max_length` are replaced by it.
+            max_length: maximum tokens on either side of an example; longer examples are skipped and counted.
+            row_multiple: blank rows are appended until the number of rows is a multiple of this.
+            share: this process's share. It encodes the records of its own rows, and every `share.processes`-th record
+                to report its length to the other processes, since planning needs all lengths.
+            seed: seed of the order.
+            shuffle: False keeps the order of the records, for evaluation.
+            window_size: number of records encoded and planned at a time.
 
         Raises:
-            UserError: for an unknown batching, no records, a negative seed, or a batch that holds no row.
+            UserError: for an unknown batching, no records, a negative seed, or a batch too small for one row.
         """
         if batching not in BATCHINGS:
             raise UserError(f"config.data.batching is {batching!r}, but must be one of {', '.join(BATCHINGS)}.")
@@ -169,17 +128,17 @@ class Batches(Generic[Record, Batch]):
         self._lengths_of_all: np.ndarray | None = None
         self._examples: dict[int, Example] = {}
         self.skipped = 0
-        """Examples left out as too long, so far in the epoch that is being read."""
+        """Number of examples skipped as too long so far in the current epoch."""
 
     def iterate(self, position: Position | None = None, epochs: int | None = None) -> Iterator[tuple[Batch, Position]]:
-        """Yield each batch with the position of the one after it, from `position` on.
+        """Yield each batch with the position of the next one, starting at `position`.
 
         Args:
-            position: where to begin; None: at the start.
-            epochs: stop before this epoch; None: never.
+            position: where to start; default: the first batch.
+            epochs: stop before this epoch; default: never.
 
         Raises:
-            UserError: if a whole epoch holds no example that is short enough.
+            UserError: if every example of an epoch is too long.
         """
         position = Position() if position is None else position
         while epochs is None or position.epoch < epochs:
@@ -203,27 +162,27 @@ class Batches(Generic[Record, Batch]):
             position = Position(position.epoch + 1)
 
     def blank(self) -> Batch | None:
-        """A batch of nothing but padding in the one shape that all have, or None if there are several."""
+        """A batch of padding in the one shape that all batches have, or None if there are several shapes."""
         if self._batching != "pack":
             return None
         return self._collate([], self._row_length, len(self._own_rows(self._row_length, [])))
 
     def digest(self) -> str:
-        """Of some of the examples, spread over all: the same for the same data."""
+        """A hash of at most `DIGESTED` evenly spaced examples, to recognize the same data."""
         numbers = np.unique(np.linspace(0, len(self._records) - 1, DIGESTED).astype(int)).tolist()
         sides = [side for example in self._encode(read_records(self._records, numbers)) for side in example]
         return hashlib.sha256(b"".join(len(side).to_bytes(4) + side.tobytes() for side in sides)).hexdigest()[:12]
 
     def close(self) -> None:
-        """Wait for other processes no more: an iterator that does, in another thread, raises."""
+        """Stop waiting for other processes: an iterator doing so in another thread raises."""
         self._share.close()
 
     def _num_rows(self, row_length: int) -> int:
-        """Rows of a batch that can hold examples."""
+        """Rows of a batch that may hold examples."""
         return self._tokens_per_batch // row_length
 
     def _own_rows(self, row_length: int, rows: list[list[int]]) -> list[list[int]]:
-        """Those of a batch that this process collates; blank ones follow those given."""
+        """The rows of a batch that this process collates; blank rows follow `rows`."""
         all_rows = -(-self._num_rows(row_length) // self._row_multiple) * self._row_multiple
         return [rows[r] if r < len(rows) else [] for r in self._share.rows(all_rows)]
 
@@ -235,7 +194,7 @@ class Batches(Generic[Record, Batch]):
         return Position(epoch + 1)
 
     def _plan(self, epoch: int, window: int) -> list[tuple[int, list[list[int]]]]:
-        """The batches of a window as (row length, rows of numbers of records)."""
+        """The batches of a window as (row length, rows of record numbers)."""
         numbers = self._numbers(epoch, window)
         lengths = self._lengths(numbers)
         fits = lengths.max(axis=1) <= self._max_length
@@ -245,7 +204,7 @@ class Batches(Generic[Record, Batch]):
             groups = {self._row_length: pack_rows(lengths, self._row_length)}
         else:
             groups = bucket_rows(lengths, self._bucket_lengths)
-        # The 1 sets this stream apart from that of the permutation: NumPy fills short seeds up with zeros.
+        # The 1 separates this stream from the permutation's: NumPy pads short seeds with zeros.
         order = np.random.default_rng((self._seed, epoch, window, 1))
         batches: list[tuple[int, list[list[int]]]] = []
         for row_length, rows in groups.items():
@@ -259,13 +218,13 @@ class Batches(Generic[Record, Batch]):
         return batches
 
     def _numbers(self, epoch: int, window: int) -> np.ndarray:
-        """Of the records of a window, in the order of the epoch."""
+        """Record numbers of a window, in the order of the epoch."""
         count = len(self._records)
         order = np.random.default_rng((self._seed, epoch)).permutation(count) if self._shuffle else np.arange(count)
         return order[window * self._window_size : (window + 1) * self._window_size]
 
     def _lengths(self, numbers: np.ndarray) -> np.ndarray:
-        """Tokens of the records of a window, side by side."""
+        """Lengths of the records of a window, [records, sides]."""
         if self._num_windows > 1:
             self._examples.clear()
             return self._gathered_lengths(numbers)
@@ -274,17 +233,17 @@ class Batches(Generic[Record, Batch]):
         return self._lengths_of_all[numbers]
 
     def _gathered_lengths(self, numbers: np.ndarray) -> np.ndarray:
-        number, count = self._share.process, self._share.processes
-        own = numbers[number::count].tolist()
+        count = self._share.processes
+        own = numbers[self._share.process :: count].tolist()
         examples = self._encoded(own)
-        told = self._share.gather([len(side) for i in own for side in examples[i]])
-        lengths = np.empty((len(numbers), sum(map(len, told)) // len(numbers)), np.int64)
-        for of_process, of_records in enumerate(told):
-            lengths[of_process::count] = np.reshape(of_records, (-1, lengths.shape[1]))
+        gathered = self._share.gather([len(side) for i in own for side in examples[i]])
+        lengths = np.empty((len(numbers), sum(map(len, gathered)) // len(numbers)), np.int64)
+        for process, theirs in enumerate(gathered):
+            lengths[process::count] = np.reshape(theirs, (-1, lengths.shape[1]))
         return lengths
 
     def _encoded(self, numbers: list[int]) -> dict[int, Example]:
-        """At least these examples by the numbers of their records; all that were encoded for this window stay."""
+        """Examples by record number: at least these, and all others encoded so far for this window."""
         missing = [i for i in numbers if i not in self._examples]
         if missing:
             self._examples.update(zip(missing, self._encode(read_records(self._records, missing)), strict=True))
@@ -296,10 +255,10 @@ class _Failure(NamedTuple):
 
 
 class Prefetched(Iterator[Item]):
-    """The items of another iterator, which a thread takes from it ahead of time."""
+    """The items of another iterator, taken ahead of time by a thread."""
 
     def __init__(self, iterator: Iterator[Item], depth: int = 2) -> None:
-        """Begin at once to take items, up to `depth` ahead. An exception of the iterator is raised here in its turn."""
+        """Start taking items at once, up to `depth` ahead; an exception of the iterator is re-raised in its turn."""
         self._iterator = iterator
         self._items: queue.Queue[Item | _Failure | None] = queue.Queue(depth)
         self._stopped = threading.Event()
@@ -317,9 +276,9 @@ class Prefetched(Iterator[Item]):
         return item
 
     def close(self) -> None:
-        """End the thread; there are no more items then."""
+        """End the thread; no more items follow."""
         self._stopped.set()
-        # At most one more item comes before the thread sees the flag, and an emptied queue has room for it.
+        # The thread puts at most one more item before it sees the flag, and the emptied queue has room for it.
         while not self._items.empty():
             self._items.get_nowait()
         self._thread.join()
@@ -331,5 +290,5 @@ class Prefetched(Iterator[Item]):
                 if self._stopped.is_set():
                     return
             self._items.put(None)
-        except BaseException as error:  # handed over, whatever it is
+        except BaseException as error:  # re-raised in the consumer
             self._items.put(_Failure(error))

@@ -1,26 +1,27 @@
-# ruff: noqa: D102  (the fields are documented in config.DataConfig)
-"""Text files, plain or gzip: lines, pairs of lines, a data set's own files, and parts held out by a hash."""
+"""Records before tokenization: text files, mapped sequences, and the split into training and held-out parts."""
 
 import gzip
 import hashlib
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar, overload
 
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, as_path, os_errors
 
+Record = TypeVar("Record")
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
+_CHUNK = 1024
+_HASH_BITS = 64
 
 
 def read_lines(path: str | AnyPath) -> list[str]:
-    r"""Read a UTF-8 text file, gzip or not as its first bytes tell.
+    r"""Read a UTF-8 text file, decompressing it if it starts like a gzip file.
 
-    Lines end at `\n` only (a `\r` before it is dropped), so that the odd separators that `str.splitlines`
-    knows cannot put two files out of step.
+    Lines end at `\n` only (a preceding `\r` is dropped), so that the other separators known to `str.splitlines`
+    cannot misalign two files.
 
     Raises:
         UserError: if the file cannot be read, is truncated, or is not UTF-8.
@@ -29,7 +30,7 @@ def read_lines(path: str | AnyPath) -> list[str]:
 
 
 def decode_lines(content: bytes, name: str) -> list[str]:
-    r"""UTF-8 text as lines, as `read_lines` cuts them; `name` is what an error calls the text.
+    r"""Split UTF-8 text into lines, as `read_lines` does; `name` identifies the text in errors.
 
     Raises:
         UserError: if the text is not UTF-8.
@@ -41,7 +42,7 @@ def decode_lines(content: bytes, name: str) -> list[str]:
         column = error.start - content.rfind(b"\n", 0, error.start)
         raise UserError(
             f"{name}, line {line}, byte {column} (0x{content[error.start]:02x}) is not UTF-8; "
-            "save the text in UTF-8 or mend the line."
+            "save the text as UTF-8 or fix the line."
         ) from error
     text = text.removeprefix(_BYTE_ORDER_MARK)
     if not text:
@@ -50,44 +51,48 @@ def decode_lines(content: bytes, name: str) -> list[str]:
 
 
 def encodable(text: str) -> str:
-    """Replace lone surrogates, which no UTF-8 can hold and sentencepiece refuses."""
+    """Replace lone surrogates, which UTF-8 cannot encode and sentencepiece rejects."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-@runtime_checkable
-class PairFilesConfig(Protocol):
-    """What `pair_files` reads of `config.DataConfig`, whose fields these are."""
-
-    @property
-    def train_source(self) -> str: ...
-    @property
-    def train_target(self) -> str: ...
-    @property
-    def validation_source(self) -> str: ...
-    @property
-    def validation_target(self) -> str: ...
-
-
-def pair_files(config: PairFilesConfig, split: str, lines: tuple[str, str]) -> tuple[str, str]:
-    """The two files of a split of `name="text"`: sources and what answers them.
-
-    Args:
-        config: names the files.
-        split: train or validation.
-        lines: what stands on a line of either, for the error that asks for a file.
+def find_file(folder: AnyPath, name: str) -> AnyPath | None:
+    """The file `name` in a folder, gzipped (`name` + `.gz`) or plain; None if neither exists.
 
     Raises:
-        UserError: if there is no such split, or one of its files is not named.
+        UserError: if the folder cannot be read.
     """
-    files = {
-        "train": (config.train_source, config.train_target),
-        "validation": (config.validation_source, config.validation_target),
-    }
+    for path in (folder / f"{name}.gz", folder / name):
+        try:
+            with os_errors(path):
+                is_file = path.is_file()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if is_file:
+            return path
+    return None
+
+
+def unreadable(path: AnyPath, error: OSError) -> UserError:
+    """The error for a file or folder of a data set that cannot be read."""
+    return UserError(f"{path} cannot be read ({error.strerror}); make it readable or name another folder.")
+
+
+def pair_files(files: Mapping[str, tuple[str, str]], split: str, lines: tuple[str, str]) -> tuple[str, str]:
+    """The source and target file of a split of `config.data.name=text`.
+
+    Args:
+        files: split to the values of `config.data.<split>_source` and `config.data.<split>_target`.
+        split: a key of `files`.
+        lines: what a line of either file is, for the error about a missing file.
+
+    Raises:
+        UserError: if the split does not exist, or one of its files is not named.
+    """
     if split not in files:
         raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
     for side, line, path in zip(("source", "target"), lines, files[split], strict=True):
         if not path:
-            raise UserError(f"config.data.{split}_{side} is empty; name a text file, one {line} a line.")
+            raise UserError(f"config.data.{split}_{side} is empty; name a text file with one {line} per line.")
     return files[split]
 
 
@@ -95,7 +100,7 @@ def read_pairs(source_path: str | AnyPath, target_path: str | AnyPath) -> list[t
     """Read two files aligned line by line.
 
     Raises:
-        UserError: if a file cannot be read, or their line counts differ.
+        UserError: if a file cannot be read, or the line counts differ.
     """
     sources, targets = read_lines(source_path), read_lines(target_path)
     if len(sources) != len(targets):
@@ -107,139 +112,65 @@ def read_pairs(source_path: str | AnyPath, target_path: str | AnyPath) -> list[t
 
 
 def drop_blank_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], int]:
-    """Leave out pairs that are blank on either side; also returns how many those were."""
+    """Drop pairs with a blank side; also returns the number dropped."""
     pairs = list(pairs)
     kept = [(source, target) for source, target in pairs if source.strip() and target.strip()]
     return kept, len(pairs) - len(kept)
 
 
-def _read_bytes(path: AnyPath) -> bytes:
-    try:
-        with os_errors(path):
-            content = path.read_bytes()
-    except FileNotFoundError as error:
-        where = "the file" if path.parent.is_dir() else "its folder"
-        raise UserError(f"{path} cannot be read, {where} does not exist; check the path.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name a readable file.") from error
-    if not content.startswith(_GZIP_MAGIC):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} is a damaged or truncated gzip file ({error}); copy or download it again.") from error
+def read_records(records: Sequence[Record], indices: Sequence[int]) -> list[Record]:
+    """The records at `indices`, fetched with `__getitems__` where the sequence has it (as TFDS data sources do)."""
+    read_many = getattr(records, "__getitems__", None)
+    return list(read_many(list(indices))) if read_many else [records[i] for i in indices]
 
 
-def checked_folder(folder: str | AnyPath, title: str) -> AnyPath:
-    """The folder of `config.data.manual_dir`.
-
-    Raises:
-        UserError: if there is no such folder; `title` is what its message calls the set.
-    """
-    found = as_path(folder)
-    try:
-        with os_errors(found):
-            is_folder = found.is_dir()
-    except OSError as error:
-        raise _unreadable(found, error) from error
-    if not is_folder:
-        raise UserError(f"config.data.manual_dir is {folder}, which is no folder; name the one with {title}'s files.")
-    return found
+def spread_evenly(records: Sequence[Record], most: int) -> list[Record]:
+    """At most `most` records, evenly spaced."""
+    return read_records(records, range(0, len(records), max(1, -(-len(records) // most))))
 
 
-def find_file(folder: AnyPath, name: str) -> AnyPath | None:
-    """The file `name` of a folder, gzip (with `.gz` after its name) or plain; None if there is neither.
+class MappedRecords(Sequence[Record], Generic[Record]):
+    """A sequence that applies a function to each record as it is read."""
 
-    Raises:
-        UserError: if that cannot be told, as the folder may not be read.
-    """
-    for path in (folder / f"{name}.gz", folder / name):
-        try:
-            with os_errors(path):
-                is_file = path.is_file()
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        if is_file:
-            return path
-    return None
+    def __init__(self, records: Any, function: Callable[[Any], Record]) -> None:
+        """Wrap anything with a length and random access."""
+        self._records = records
+        self._function = function
 
+    def __len__(self) -> int:
+        return len(self._records)
 
-def fingerprint(files: Mapping[str, tuple[AnyPath, ...]]) -> str:
-    """A short name for what files hold, by split: other splits or other text, another name.
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return self.__getitems__(range(*index.indices(len(self))))
+        return self._function(self._records[range(len(self))[index]])
 
-    Raises:
-        UserError: if a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    for split, paths in sorted(files.items()):
-        for path in paths:
-            try:
-                with os_errors(path):
-                    content = path.read_bytes()
-            except OSError as error:
-                raise _unreadable(path, error) from error
-            digest.update(f"{split} {path.name} {len(content)}\n".encode())
-            digest.update(content)
-    return digest.hexdigest()[:12]
+    def __getitems__(self, indices: Sequence[int]) -> list[Record]:
+        return [self._function(record) for record in read_records(self._records, indices)]
 
-
-def check_network(url: str, title: str) -> None:
-    """Fail at once without a network: TFDS would try again for many minutes.
-
-    Raises:
-        UserError: if the server of `url` cannot be reached; `title` is what its message calls the set.
-    """
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
-    except urllib.error.HTTPError:
-        return  # the server answers; not every one knows HEAD
-    except OSError as error:
-        raise UserError(
-            f"{url} cannot be reached ({error}); name a folder with {title}'s files in config.data.manual_dir."
-        ) from error
-
-
-def _unreadable(path: AnyPath, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be read ({error.strerror}); make it readable or name another folder.")
-
-
-Record = TypeVar("Record")
-
-_BITS = 64
-
-
-@runtime_checkable
-class TrainingPartsConfig(Protocol):
-    """What training data are put together by: fields of `config.DataConfig`."""
-
-    @property
-    def train_split(self) -> str: ...
-    @property
-    def validation_split(self) -> str: ...
-    @property
-    def validation_percent(self) -> float: ...
-    @property
-    def extra_train(self) -> str: ...
-    @property
-    def blocklist(self) -> str: ...
+    def __iter__(self) -> Iterator[Record]:
+        for start in range(0, len(self), _CHUNK):
+            yield from self[start : start + _CHUNK]
 
 
 def is_held_out(text: str, percent: float) -> bool:
-    """Whether a text is among the `percent` % of all texts that are held out; more percent only add to them.
+    """Whether a hash puts `text` among the held-out `percent` % of all texts.
 
-    Args:
-        text: any; equal texts have the same fate.
-        percent: 0 (none) to 100 (all).
+    Equal texts always fall on the same side, and raising `percent` only adds texts to the held-out part.
     """
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_BITS // 8).digest()
-    return int.from_bytes(digest, "big") < percent / 100 * 2**_BITS
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_HASH_BITS // 8).digest()
+    return int.from_bytes(digest, "big") < percent / 100 * 2**_HASH_BITS
 
 
 def cut(records: Iterable[Record], key: Callable[[Record], str], percent: float) -> tuple[list[Record], list[Record]]:
-    """Records apart as (kept, held out), in their order; those with the same key end on the same side.
+    """Split records into (kept, held out), preserving order; records with equal keys stay together.
 
     Raises:
-        UserError: if `percent` leaves nothing on either side, unless there are no records at all.
+        UserError: if `percent` leaves either part of a non-empty set empty.
     """
     if not 0 < percent < 100:
         raise UserError(
@@ -259,6 +190,23 @@ def cut(records: Iterable[Record], key: Callable[[Record], str], percent: float)
 
 
 def apart_from(held_out: Iterable[Record], records: Iterable[Record], key: Callable[[Record], str]) -> list[Record]:
-    """Those of further records whose key none of the held-out ones has."""
+    """The records that share no key with a held-out record."""
     keys = {key(record) for record in held_out}
     return [record for record in records if key(record) not in keys]
+
+
+def _read_bytes(path: AnyPath) -> bytes:
+    try:
+        with os_errors(path):
+            content = path.read_bytes()
+    except FileNotFoundError as error:
+        where = "the file" if path.parent.is_dir() else "its folder"
+        raise UserError(f"{path} cannot be read, {where} does not exist; check the path.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a readable file.") from error
+    if not content.startswith(_GZIP_MAGIC):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} is a damaged or truncated gzip file ({error}); copy or download it again.") from error

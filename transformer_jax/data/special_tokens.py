@@ -6,17 +6,17 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
 
 class SpecialTokens(NamedTuple):
-    """Special-token ids of a vocabulary; that of padding is always 0."""
+    """Special-token ids of a vocabulary. Padding is always `PAD`, 0."""
 
     bos: int = BOS
-    """What a decoder reads first; padding in Marian's vocabularies."""
+    """First decoder input; in Marian's vocabularies the padding id."""
     eos: int = EOS
     unk: int = UNK
 
     def to_json(self) -> dict[str, int]:
-        """As files hold them."""
+        """The ids by their names in model files."""
         return {"start": self.bos, "end": self.eos, "unknown": self.unk}
 
 
 SPECIAL_TOKENS = SpecialTokens()
-"""Of every vocabulary made here."""
+"""The ids in every vocabulary trained by this package."""

@@ -1,75 +1,75 @@
-# ruff: noqa: D102  (the fields are documented in config.DataConfig)
-"""TFDS sets by name, our own and public ones, as random access to raw records; no TensorFlow."""
+"""TFDS sets by name, public ones and our own, with random access to raw records and without TensorFlow."""
 
 import contextlib
+import hashlib
 import importlib
 import sys
+import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
-from transformer_jax.data.pipeline import MappedRecords
-from transformer_jax.data.readers import check_network, fingerprint
+from transformer_jax.data.readers import MappedRecords, unreadable
 from transformer_jax.system.errors import UserError
-from transformer_jax.system.files import AnyPath, as_path, is_remote
-
-OWN_SETS = {
-    "multi30k": "transformer_jax.tasks.translation.multi30k",
-    "couplet": "transformer_jax.tasks.couplets.couplet_dataset",
-    "ag_news": "transformer_jax.tasks.classification.ag_news",
-}
-"""Name of a set to the module, an `OwnSet`, that registers its builder with TFDS when imported."""
+from transformer_jax.system.files import AnyPath, as_path, is_remote, os_errors
 
 _SERVERS_TO_TRY = 3
 
 
+@runtime_checkable
 class OwnSet(Protocol):
-    """The module of a builder of ours, a TFDS builder class under the name of the set beside this function."""
+    """A module that defines a TFDS builder, which importing it registers, and this function."""
 
     def local_files(self, folder: str | AnyPath, config: str) -> Mapping[str, tuple[AnyPath, ...]]:
-        """The files of a `manual_dir` by split, for a configuration of the builder (empty: it has none).
+        """The raw files in a `manual_dir`, by split.
+
+        Args:
+            folder: the `manual_dir`.
+            config: name of the builder's configuration; empty if the builder has none.
 
         Raises:
             UserError: if the folder does not exist, or lacks files.
         """
 
 
-@runtime_checkable
-class TfdsConfig(Protocol):
-    """What is read here of `config.DataConfig`, whose fields these are."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def manual_dir(self) -> str: ...
-    @property
-    def data_dir(self) -> str: ...
-
-
 def load_records(
-    config: TfdsConfig, split: str, *, expected: str, check: Callable[[Any], None], wanted: Sequence[str] = ()
+    name: str,
+    split: str,
+    *,
+    own_sets: Mapping[str, str],
+    manual_dir: str = "",
+    data_dir: str = "",
+    wanted: Sequence[str] = (),
+    expected: str,
+    check: Callable[[Any], None],
 ) -> Sequence[Mapping[str, Any]]:
-    """A split of a set as records of its plain features (text as bytes, labels as int), prepared first if need be.
+    """Load a split as records of plain features (text as bytes, labels as int), preparing the set if necessary.
 
     Args:
-        config: `name` is one of `OWN_SETS` or any TFDS set; its configuration may follow a slash.
-        split: as TFDS writes it, such as `train`, `train[:1000]` or `train+test`.
-        expected: what `config.data.name` may be, for the error that tells it.
-        check: raises UserError if the set, given as its `DatasetInfo`, has not the features that are needed; called
-            before anything is downloaded.
-        wanted: configurations of which the first that the set has is taken where `name` has none; empty: its first one.
+        name: a key of `own_sets` or any TFDS set, optionally followed by a slash and a configuration.
+        split: in TFDS's notation, such as `train`, `train[:1000]` or `train+test`.
+        own_sets: set name to the module, an `OwnSet`, that defines its builder.
+        manual_dir: folder with the set's raw files; empty: download them.
+        data_dir: where TFDS keeps prepared sets; empty: TFDS's default.
+        wanted: configurations to choose from if `name` has none: the first that the set has. Empty: the set's first.
+        expected: valid values of `config.data.name`, for the error about an unknown set.
+        check: raises `UserError` if the set, given as its `DatasetInfo`, lacks the required features; called before
+            anything is downloaded.
 
     Raises:
-        UserError: for an unknown set, configuration or split, files that are missing or broken, and no network.
+        UserError: for an unknown set, configuration or split, missing or broken files, or no network.
     """
     import tensorflow_datasets as tfds
 
-    builder = _builder(config, expected, wanted)
+    module = own_sets.get(name.partition("/")[0])
+    own = None if module is None else cast(OwnSet, importlib.import_module(module))
+    builder = _builder(name, own, manual_dir, data_dir, wanted, expected)
     check(builder.info)
-    _prepare(builder, config.manual_dir)
+    _prepare(builder, own, manual_dir)
     splits = builder.info.splits
     if not splits:
-        raise UserError(f"{builder.data_dir} has no splits; delete that folder to have it prepared anew.")
+        raise UserError(f"{builder.data_dir} has no splits; delete that folder to prepare the set again.")
     for part in split.split("+"):
         if part.partition("[")[0].strip() not in splits:
             raise UserError(f"{builder.info.full_name} has no split {part!r}, only {', '.join(splits)}.")
@@ -78,16 +78,70 @@ def load_records(
     except (NotImplementedError, ValueError, AssertionError) as error:
         cause = str(error).partition("\n")[0]
         raise UserError(
-            f"{split!r} of {builder.data_dir} cannot be read at random ({cause}); mend the split's name, or delete "
-            "that folder to have it prepared anew."
+            f"{split!r} of {builder.data_dir} does not support random access ({cause}); correct the split, or delete "
+            "that folder to prepare the set again."
         ) from error
     return MappedRecords(examples, _values)
 
 
-def _values(serialized: bytes) -> dict[str, Any]:
-    """Feature to value of a stored `tf.train.Example`; features of other than one value as lists.
+def checked_folder(folder: str | AnyPath, title: str) -> AnyPath:
+    """The folder named by `config.data.manual_dir`; `title` is the set's name in the error.
 
-    TFDS's own decoding takes ten times as long, and has nothing more to do for text and labels.
+    Raises:
+        UserError: if it is not a folder.
+    """
+    found = as_path(folder)
+    try:
+        with os_errors(found):
+            is_folder = found.is_dir()
+    except OSError as error:
+        raise unreadable(found, error) from error
+    if not is_folder:
+        raise UserError(
+            f"config.data.manual_dir is {folder}, which is not a folder; name the folder with {title}'s files."
+        )
+    return found
+
+
+def check_network(url: str, title: str) -> None:
+    """Fail at once without a network, where TFDS would retry for minutes; `title` is the set's name in the error.
+
+    Raises:
+        UserError: if the server of `url` cannot be reached.
+    """
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
+    except urllib.error.HTTPError:
+        return  # the server answered; some reject HEAD
+    except OSError as error:
+        raise UserError(
+            f"{url} cannot be reached ({error}); name a folder with {title}'s files in config.data.manual_dir."
+        ) from error
+
+
+def fingerprint(files: Mapping[str, tuple[AnyPath, ...]]) -> str:
+    """A short hash of the splits and of the names and contents of their files.
+
+    Raises:
+        UserError: if a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for split, paths in sorted(files.items()):
+        for path in paths:
+            try:
+                with os_errors(path):
+                    content = path.read_bytes()
+            except OSError as error:
+                raise unreadable(path, error) from error
+            digest.update(f"{split} {path.name} {len(content)}\n".encode())
+            digest.update(content)
+    return digest.hexdigest()[:12]
+
+
+def _values(serialized: bytes) -> dict[str, Any]:
+    """The features of a stored `tf.train.Example`; those without exactly one value as lists.
+
+    TFDS's own decoding is ten times slower, and does nothing more for text and labels.
     """
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -98,69 +152,57 @@ def _values(serialized: bytes) -> dict[str, Any]:
     return record
 
 
-def _builder(config: TfdsConfig, expected: str, wanted: Sequence[str]) -> Any:
+def _builder(
+    full_name: str, own: OwnSet | None, manual_dir: str, data_dir: str, wanted: Sequence[str], expected: str
+) -> Any:
     import tensorflow_datasets as tfds
 
-    name, _, chosen = config.name.partition("/")
+    name, _, chosen = full_name.partition("/")
+    # TFDS registers its translation sets after others, some of which need TensorFlow and abort the registration.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tensorflow_datasets.translate")
     try:
-        builder_configs = _builder_class(name).builder_configs
+        builder_configs = tfds.builder_cls(name).builder_configs
     except (ValueError, ImportError) as error:
-        raise UserError(f"config.data.name is {config.name!r}, but must be {expected}.") from error
+        raise UserError(f"config.data.name is {full_name!r}, but must be {expected}.") from error
     if chosen and not builder_configs:
-        raise UserError(f"config.data.name is {config.name!r}, but {name} has no configurations; drop the slash.")
+        raise UserError(f"config.data.name is {full_name!r}, but {name} has no configurations; drop the slash.")
     if builder_configs:
         candidates = [chosen] if chosen else list(wanted or builder_configs)
         chosen = next((candidate for candidate in candidates if candidate in builder_configs), "")
         if not chosen:
             raise UserError(
-                f"{name} has only {', '.join(sorted(builder_configs))}, but {' or '.join(candidates)} is asked for; "
-                "name one that it has after a slash in config.data.name."
+                f"{name} has only {', '.join(sorted(builder_configs))}, but not {' or '.join(candidates)}; "
+                "name one of its configurations after a slash in config.data.name."
             )
-    data_dir = config.data_dir
-    if is_remote(_data_root(data_dir)):  # array_record reads local files only
+    root = as_path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    if is_remote(root):  # array_record reads local files only
         raise UserError(
-            f"config.data.data_dir is {_data_root(data_dir)}, but prepared sets must be on this machine; name a local "
-            "folder (the raw files may be in gs://, see config.data.manual_dir)."
+            f"config.data.data_dir is {root}, but prepared sets must be on this machine; name a local folder (the raw "
+            "files in config.data.manual_dir may be in gs://)."
         )
-    if config.manual_dir and name in OWN_SETS:
-        # TFDS prepares a set once per data folder, and would not see that the files are others now.
-        files = cast(OwnSet, importlib.import_module(OWN_SETS[name])).local_files(config.manual_dir, chosen)
-        data_dir = str(_data_root(data_dir) / f"manual-{fingerprint(files)}")
+    if manual_dir and own is not None:
+        # TFDS prepares a set once per data folder, and would not notice that the raw files have changed.
+        root /= f"manual-{fingerprint(own.local_files(manual_dir, chosen))}"
+        data_dir = str(root)
     try:
         return tfds.builder(name, config=chosen or None, data_dir=data_dir or None, file_format="array_record")
-    except ValueError as error:  # prepared there before, in TFDS's other format
+    except ValueError as error:  # prepared there before, in TFDS's default format
         raise UserError(
-            f"{name} under {_data_root(data_dir)} was not prepared as array_record; delete that folder or name another "
+            f"{name} under {root} was not prepared as array_record; delete that folder or name another "
             "in config.data.data_dir."
         ) from error
 
 
-def _builder_class(name: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    if name in OWN_SETS:
-        importlib.import_module(OWN_SETS[name])  # here and not above, as TFDS is slow to import
-    # TFDS registers its translation sets only after others, some of which need TensorFlow and stop it.
-    with contextlib.suppress(ImportError):
-        importlib.import_module("tensorflow_datasets.translate")
-    return tfds.builder_cls(name)
-
-
-def _data_root(data_dir: str) -> AnyPath:
-    import tensorflow_datasets as tfds
-
-    return as_path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-
-
-def _prepare(builder: Any, manual_dir: str) -> None:
-    """Download and write the set unless that has been done; TFDS shows it under its name only when complete."""
+def _prepare(builder: Any, own: OwnSet | None, manual_dir: str) -> None:
+    """Download and write the set unless that is done; TFDS moves it to its final folder only when complete."""
     import tensorflow_datasets as tfds
 
     if builder.is_prepared():
         return
     if not manual_dir:
-        if builder.name in OWN_SETS:
-            # TFDS would take a folder `downloads/manual` for one that was asked for; this one surely does not exist.
+        if own is not None:
+            # TFDS would use an existing folder `downloads/manual` unasked; this one is sure not to exist.
             manual_dir = str(as_path(builder.data_dir) / "no-manual-dir")
         else:
             _check_network(builder)
@@ -170,7 +212,7 @@ def _prepare(builder: Any, manual_dir: str) -> None:
             builder.download_and_prepare(download_config=settings, file_format="array_record")
     except UserError:
         raise
-    except Exception as error:  # of the network, the disk, or the builder's own code
+    except Exception as error:  # from the network, the disk, or the builder's own code
         if as_path(builder.data_dir).exists():  # another process was faster
             builder.info.read_from_directory(builder.data_dir)
             return
@@ -182,14 +224,14 @@ def _prepare(builder: Any, manual_dir: str) -> None:
 
 
 def _check_network(builder: Any) -> None:
-    """Fail at once without a network; one server that answers will do, as others may be gone for good."""
+    """Fail at once without a network; one reachable server suffices, as others may be gone for good."""
     from tensorflow_datasets.core.download.resource import get_dl_fname
 
     addresses = {url: info for url, info in (builder.url_infos or {}).items() if url.startswith("http")}
     downloads = as_path(builder.data_dir_root) / "downloads"
     names = [get_dl_fname(url, info.checksum) for url, info in addresses.items()]
     if any((folder / name).exists() for folder in (downloads, downloads / builder.name) for name in names):
-        return  # what is there may be all that is needed
+        return  # what is already downloaded may suffice
     servers = {urllib.parse.urlsplit(url).netloc: url for url in addresses}
     refusal: UserError | None = None
     for url in list(servers.values())[:_SERVERS_TO_TRY]:

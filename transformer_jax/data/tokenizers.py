@@ -1,5 +1,5 @@
 # ruff: noqa: D102  (the methods are documented once, in Tokenizer)
-"""Text to token ids and back: sentencepiece (BPE, unigram), words, characters."""
+"""Text to token ids and back: sentencepiece (BPE, unigram), words or characters."""
 
 import io
 import re
@@ -21,35 +21,35 @@ KINDS = ("bpe", "unigram", "word", "char")
 _SPECIAL_PIECES = ("<pad>", "<s>", "</s>", "<unk>")
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 _WHITE_SPACE = re.compile(r"\s")
-_LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer ones, its default is 4,192
+_LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer sentences, by default above 4,192
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to ids and back. Id 0 is padding; those trained here have `SPECIAL_TOKENS`."""
+    """Text to ids and back. Id 0 is padding; tokenizers trained here have `SPECIAL_TOKENS`."""
 
     @property
     def special_tokens(self) -> SpecialTokens:
-        """Beginning and end of a sentence, and unknown."""
+        """Ids of the beginning and the end of a sentence, and of unknown tokens."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the four special ones included."""
+        """Number of ids, including the four special ones."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without beginning or end; any text can be encoded."""
+        """Ids of a text, without BOS or EOS; any text can be encoded."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for each text."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids before the first end of sentence; padding and beginning are dropped."""
+        """Text of the ids before the first EOS; padding and BOS are dropped."""
 
     def piece(self, token_id: int) -> str:
-        """How a single id is shown."""
+        """Printable form of a single id."""
 
     def files(self) -> dict[str, bytes]:
-        """File name to content; `tokenizer_from_files` reads it back."""
+        """File name to content, as read by `tokenizer_from_files`."""
 
 
 class SentencePieceTokenizer:
@@ -58,16 +58,16 @@ class SentencePieceTokenizer:
     FILE_NAME = "tokenizer.model"
 
     def __init__(self, model: bytes) -> None:
-        """Load a serialised sentencepiece model.
+        """Load a serialized sentencepiece model.
 
         Raises:
-            UserError: if it is none, or was not trained with this package's special ids.
+            UserError: if `model` is not a sentencepiece model, or was not trained with this package's special ids.
         """
         self._model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # sentencepiece has no exception class of its own
-            raise UserError(f"{self.FILE_NAME} is no sentencepiece model; copy it again from its origin.") from error
+            raise UserError(f"{self.FILE_NAME} is not a sentencepiece model; copy it again from its origin.") from error
         processor = self._processor
         ids = (processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id())
         if ids != (PAD, BOS, EOS, UNK):
@@ -89,7 +89,7 @@ class SentencePieceTokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        # One by one: for a list sentencepiece starts threads, which costs more than it saves on short sentences.
+        # One by one: given a list, sentencepiece starts threads, which cost more than they save on short sentences.
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -103,31 +103,31 @@ class SentencePieceTokenizer:
 
 
 class _ListTokenizer(ABC):
-    """A list of tokens, stored as text with one token a line."""
+    """A list of tokens, stored as text with one token per line."""
 
     FILE_NAME: str
     SEPARATOR: str
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        """Take all tokens in the order of their ids, the four special ones first."""
+        """Take all tokens in the order of their ids, starting with the four special ones."""
         self._tokens = list(tokens)
         self._ids = {token: token_id for token_id, token in enumerate(self._tokens)}
 
     @staticmethod
     @abstractmethod
     def split(text: str) -> list[str]:
-        """Cut a text into tokens."""
+        """Split a text into tokens."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "_ListTokenizer":
-        """Keep the most frequent tokens; equally frequent ones in the order of their code points."""
+        """Keep the most frequent tokens; ties are ordered by code point."""
         counts = Counter(token for text in texts for token in cls.split(encodable(text)))
         ranked = sorted(counts, key=lambda token: (-counts[token], token))
         return cls([*_SPECIAL_PIECES, *ranked[: max(0, vocab_size - len(_SPECIAL_PIECES))]])
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "_ListTokenizer":
-        """Read the file written by `files`.
+        """Read the file that `files` returns.
 
         Raises:
             UserError: if it is not UTF-8, lacks the special tokens, or repeats one.
@@ -171,7 +171,7 @@ class _ListTokenizer(ABC):
 
 
 class WordTokenizer(_ListTokenizer):
-    """Words and punctuation marks; decoding puts one space between any two."""
+    """Words and punctuation marks; decoding joins them with spaces."""
 
     FILE_NAME = "words.txt"
     SEPARATOR = " "
@@ -182,7 +182,7 @@ class WordTokenizer(_ListTokenizer):
 
 
 class CharTokenizer(_ListTokenizer):
-    """Characters; every white-space character counts as a space."""
+    """Characters; all white-space characters become spaces."""
 
     FILE_NAME = "characters.txt"
     SEPARATOR = ""
@@ -193,15 +193,15 @@ class CharTokenizer(_ListTokenizer):
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a vocabulary from texts; the same texts give the same vocabulary.
+    """Learn a vocabulary from texts, deterministically.
 
     Args:
         kind: one of `KINDS`.
-        texts: sentences; blank ones do no harm.
-        vocab_size: ids wanted, the four special ones included; fewer if the texts do not yield so many.
+        texts: sentences; blank ones are ignored.
+        vocab_size: maximum number of ids, including the four special ones; short texts yield fewer.
 
     Raises:
-        UserError: for an unknown kind, texts without any character, or a vocabulary that is too small for them.
+        UserError: for an unknown kind, blank texts only, or a vocabulary too small for the texts.
     """
     sentences = [text for text in texts if text.strip()]
     if not sentences:
@@ -216,10 +216,10 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
 
 
 def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
-    """Rebuild a tokenizer from the files it was stored as; other files are passed over.
+    """Rebuild a tokenizer from its `files`; other files are ignored.
 
     Raises:
-        UserError: if none of a tokenizer's files is there, or it is broken.
+        UserError: if the tokenizer's file is missing or broken.
     """
     if SentencePieceTokenizer.FILE_NAME in files:
         return SentencePieceTokenizer(files[SentencePieceTokenizer.FILE_NAME])
@@ -233,20 +233,20 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Ids of texts that are to be classified: a beginning, so that none is empty, and what fits of the text."""
+    """Ids of texts for classification: BOS, so that none is empty, then as many tokens of the text as fit."""
     return [[BOS, *ids[: max_length - 1]] for ids in tokenizer.encode_batch(texts)]
 
 
 @dataclass(frozen=True)
 class TokenizerPair:
-    """The tokenizers of both sides; one and the same object if `joint`."""
+    """The tokenizers of both sides; the same object if `joint`."""
 
     source: Tokenizer
     target: Tokenizer
     joint: bool
 
     def files(self) -> dict[str, bytes]:
-        """File name to content; the names begin with `source.` and `target.` unless joint."""
+        """File name to content; unless joint, names start with `source.` or `target.`."""
         if self.joint:
             return self.source.files()
         sides = {"source": self.source, "target": self.target}
@@ -256,10 +256,10 @@ class TokenizerPair:
 def train_pair(
     kind: str, sources: Iterable[str], targets: Iterable[str], vocab_size: int, joint: bool
 ) -> TokenizerPair:
-    """Learn one vocabulary from both sides, or one from each.
+    """Learn one joint vocabulary, or one per side.
 
     Raises:
-        UserError: as `train_tokenizer`.
+        UserError: as in `train_tokenizer`.
     """
     if joint:
         tokenizer = train_tokenizer(kind, [*sources, *targets], vocab_size)

@@ -312,19 +312,19 @@ def _keys(root: Key[Array, ""], places: Int[Array, " B"]) -> Key[Array, " B"]:
     return jax.vmap(partial(jax.random.fold_in, root))(places)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _remember(graphdef: nnx.GraphDef, params: Any, source: Int[Array, "B S"]) -> Memory:
     return nnx.merge(graphdef, params).remember(source)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _step(
     graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "B K"], cache: Cache, memory: Memory
 ) -> tuple[Float[Array, "B K V"], Cache]:
     return nnx.merge(graphdef, params).step(tokens, cache, memory)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=1)
 def _score(
     graphdef: nnx.GraphDef, start: int, params: Any, source: Int[Array, "B S"], labels: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
@@ -334,7 +334,7 @@ def _score(
     return -smoothed_cross_entropy(model(source, target, target_segments=segments), labels)
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _attention(
     graphdef: nnx.GraphDef, params: Any, source: Int[Array, "B S"], target: Int[Array, "B T"]
 ) -> AttentionWeights:

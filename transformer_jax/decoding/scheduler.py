@@ -6,7 +6,7 @@ from a small set, so that little is compiled.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ FEW = 8
 class Plan:
     """What is compiled into a search: everything but the arrays."""
 
-    graphdef: nnx.GraphDef
+    graphdef: nnx.GraphDef = field(hash=False)  # takes a millisecond to hash
     special_tokens: SpecialTokens
     processors: tuple[LogitsProcessor, ...]
     renormalizes: bool

@@ -1,12 +1,9 @@
-"""The models as Flax NNX modules, and how to use one functionally."""
+"""The models as Flax NNX modules, and their functional form: a static structure and a nested dict of parameters."""
 
-from functools import cached_property
-from typing import Any
-
-import jax
 from flax import nnx
 
 from transformer_jax.nn.classifier import Classifier
+from transformer_jax.nn.losses import Params
 from transformer_jax.nn.model_config import ModelConfig
 from transformer_jax.nn.scanned import stack_layers, unstack_layers
 from transformer_jax.nn.seq2seq import AttentionWeights, Cache, Memory, Seq2Seq
@@ -29,33 +26,22 @@ __all__ = [
 ]
 
 
-@jax.tree_util.register_static
-class _GraphDef(nnx.GraphDef):
-    """Hashed once: jitted functions hash their static arguments at each call, which for a model takes a millisecond."""
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+    """Split a module into its static structure and its parameters.
 
-    def __init__(self, graphdef: nnx.GraphDef) -> None:
-        super().__init__(graphdef.nodes, graphdef.attributes, graphdef.num_leaves)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:
-        return super().__hash__()
-
-
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """A module as its static structure and its parameters, a nested dict of arrays."""
+    Pass the structure to a jitted function as an ordinary argument, a pytree without leaves, not in `static_argnums`:
+    hashing it at each call would take milliseconds.
+    """
     graphdef, state = nnx.split(model)
-    return _GraphDef(graphdef), nnx.to_pure_dict(state)
+    return graphdef, nnx.to_pure_dict(state)
 
 
 def abstract_params(
     model: type[Seq2Seq] | type[Classifier] | type[Transformer], config: ModelConfig
-) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """The graph of a model, and the shapes of its parameters in place of them; nothing is drawn.
+) -> tuple[nnx.GraphDef, Params]:
+    """`split` of a model with `jax.ShapeDtypeStruct`s in place of its parameters, without initializing any.
 
     Raises:
-        UserError: if two fields of `config` contradict each other.
+        UserError: if a field of `config` is invalid.
     """
     return split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))

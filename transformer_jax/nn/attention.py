@@ -1,7 +1,7 @@
-"""Attention as pure functions of arrays (section 3.2), and the masks that it needs.
+"""Attention as pure functions of arrays (section 3.2), and its masks.
 
 Shapes follow `jax.nn`: B batch, T query length, S key length, N heads, H head width, D = N * H.
-A mask is boolean and True where a query may attend to a key.
+Masks are boolean, and True where a query may attend to a key.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 MASKED = -1e30
-"""Stands for minus infinity in equation (1): finite, so that a row without any key gives numbers, not NaN."""
+"""Replaces minus infinity in equation (1): finite, so that a query without any keys does not yield NaN."""
 
 
 def scaled_dot_product_attention(
@@ -21,8 +21,8 @@ def scaled_dot_product_attention(
     """Equation (1) to the letter: softmax(Q K^T / sqrt(d_k)) V.
 
     Returns:
-        The output, and the attention weights, which are float32 and sum to 1 over S.
-        A query that may attend to nothing weighs all keys alike.
+        The output, and the attention weights, which are float32 and sum to 1 over S. A query without any keys weights
+        all of them equally.
     """
     d_k = query.shape[-1]
     scores = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32) / jnp.sqrt(d_k)
@@ -45,16 +45,16 @@ def dot_product_attention(
     """The fast twin of `scaled_dot_product_attention`: the same output, without the weights.
 
     Args:
-        query: the queries Q; `key` and `value` are K and V.
-        key: see `query`.
-        value: see `query`.
+        query: the queries Q.
+        key: the keys K.
+        value: the values V.
         mask: True where a query may attend to a key.
-        implementation: None or "xla" for XLA's kernels on any device, "cudnn" for the fused kernel of NVIDIA GPUs.
-        dropout_rate: share of the attention weights set to zero, if `dropout_key` is given.
-        dropout_key: source of the dropout bits; None for none.
+        implementation: None or "xla" for XLA's kernels on any device, "cudnn" for the fused kernel on NVIDIA GPUs.
+        dropout_rate: dropout rate of the attention weights.
+        dropout_key: source of dropout; None disables it.
 
     Raises:
-        ValueError: if `implementation` is unknown, or can't serve this call.
+        ValueError: if `implementation` is unknown, or does not support these arguments.
     """
     drops = dropout_key is not None and dropout_rate > 0.0
     if implementation == "cudnn":
@@ -79,10 +79,10 @@ def attention_by_head(
     value: Float[Array, "B N S H"],
     mask: Bool[Array, "#B #N #T S"] | None = None,
 ) -> Float[Array, "B N T H"]:
-    """`dot_product_attention` of few queries over keys and values that are kept for long, as in decoding.
+    """`dot_product_attention` of few queries over cached keys and values, as in decoding.
 
-    With the heads outside, what is read for one product lies together; inside, as they are projected, XLA would copy
-    everything kept into this order at every step.
+    With the head axis outside, each product reads contiguous memory. With it inside, as projected, XLA would transpose
+    the entire cache at every step.
     """
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("BNTH,BNHS->BNTS", query * scale, key, preferred_element_type=jnp.float32)
@@ -93,7 +93,7 @@ def attention_by_head(
 
 
 def split_heads(x: Float[Array, "*batch D"], num_heads: int) -> Float[Array, "*batch {num_heads} H"]:
-    """Section 3.2.2: the model width as `num_heads` heads of width H = D / num_heads, which has to be whole."""
+    """Section 3.2.2: split the width D into `num_heads` heads of width H = D / num_heads, which must be an integer."""
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 
 
@@ -103,7 +103,7 @@ def merge_heads(x: Float[Array, "*batch N H"]) -> Float[Array, "*batch D"]:
 
 
 def padding_mask(tokens: Int[Array, "B S"], pad_id: int = 0) -> Bool[Array, "B 1 1 S"]:
-    """True for every key that is a token: no query attends to padding."""
+    """True for every key that is a token, so that no query attends to padding."""
     return (tokens != pad_id)[:, None, None, :]
 
 
@@ -113,16 +113,16 @@ def causal_mask(length: int) -> Bool[Array, "1 1 {length} {length}"]:
 
 
 def segment_mask(query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
-    """Sentences packed into one row attend only to themselves; segment 0 is padding and is never attended to."""
+    """Sentences packed into one row attend only to themselves; segment 0 is padding, to which no query attends."""
     same = query_segments[:, :, None] == key_segments[:, None, :]
     return (same & (key_segments != 0)[:, None, :])[:, None]
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """Zeroes a share `rate` of `x` and scales up the rest, so that the expectation stays (section 5.4).
+    """Zero a fraction `rate` of `x` and scale up the rest to keep the expectation (section 5.4).
 
-    Eight random bits decide on one element, a quarter of the cost of 32; so `rate` is rounded to a multiple of 1/256.
-    With `key` None nothing is dropped.
+    Each element takes 8 random bits, a quarter of the cost of 32, so `rate` is rounded to a multiple of 1/256. Without
+    a `key`, `x` is returned unchanged.
     """
     threshold = round(rate * 256)
     if key is None or threshold == 0:

@@ -1,4 +1,4 @@
-"""An encoder that tells the class of a text: the left half of figure 1 under a linear layer."""
+"""A text classifier: the encoder of figure 1, pooling and a linear layer."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,13 +11,13 @@ from transformer_jax.nn.stacks import Embedder, Encoder, positions_of, segments_
 
 
 class Classifier(nnx.Module):
-    """Encoder, pooling, dropout, linear layer. Used functionally, as `Seq2Seq` is."""
+    """Encoder, pooling, dropout, linear layer. Used functionally, like `Seq2Seq`."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        """Draw the parameters.
+        """Initialize the parameters.
 
         Raises:
-            UserError: if two fields of `config` contradict each other.
+            UserError: if a field of `config` is invalid.
         """
         check_classifier(config)
         self.config = config
@@ -36,14 +36,14 @@ class Classifier(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B {num_segments} C"]:
-        """Logits of the class of each text.
+        """Class logits of each text.
 
         Args:
-            tokens: 0 where padded.
-            segments: which text of its row a token belongs to, from 1; 0 is padding. None: one text a row.
-            positions: place of each token in its text. None: counted from the start of the row.
-            num_segments: texts that a row can hold. What comes out for those that it does not hold means nothing.
-            dropout_key: source of dropout; None for none.
+            tokens: token ids, 0 where padded.
+            segments: number of each token's text within its row, from 1; 0 is padding. Default: one text per row.
+            positions: position of each token in its text. Default: counted from the start of the row.
+            num_segments: maximum number of texts in a row. Logits of missing texts are meaningless.
+            dropout_key: source of dropout; None disables it.
             record: see `transformer_jax.nn.layers`.
         """
         segments = segments_of(tokens) if segments is None else segments
@@ -61,7 +61,7 @@ class Classifier(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B S D"]:
-        """The encoder's output; arguments as of `__call__`."""
+        """The encoder's output; arguments as in `__call__`."""
         embedding_key, layers_key = split_key(dropout_key, 2)
         x = self.embedder(self.embedding, tokens, positions, embedding_key)
         return self.encoder(x, segment_mask(segments, segments), dropout_key=layers_key, record=record)
@@ -75,7 +75,7 @@ class Classifier(nnx.Module):
         num_segments: int,
         dropout_key: DropoutKey = None,
     ) -> Float[Array, "B {num_segments} C"]:
-        """Logits from the encoder's output; arguments as of `__call__`."""
+        """Logits from the encoder's output; arguments as in `__call__`."""
         pooled = pool(x, segments, num_segments, positions if self.config.pooling == "first" else None)
         return self.head(dropout(pooled, self.config.dropout_rate, dropout_key))
 
@@ -86,13 +86,13 @@ def pool(
     num_segments: int,
     positions: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B {num_segments} D"]:
-    """One vector for each text: the mean over its tokens, padding left out, in float32.
+    """One float32 vector per text: the mean over its tokens.
 
     Args:
-        x: a vector for each token.
-        segments: which text of its row a token belongs to, from 1; 0 is padding.
-        num_segments: texts that a row can hold; those that it does not hold get zeros.
-        positions: places of the tokens in their texts, to take the first token's vector instead of the mean.
+        x: a vector per token.
+        segments: number of each token's text within its row, from 1; 0 is padding.
+        num_segments: maximum number of texts in a row; missing texts get zeros.
+        positions: positions of the tokens in their texts; if given, the first token's vector replaces the mean.
     """
     weights = (segments[:, None, :] == jnp.arange(1, num_segments + 1)[None, :, None]).astype(jnp.float32)
     if positions is not None:

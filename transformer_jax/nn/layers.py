@@ -1,7 +1,7 @@
 """The layers of figure 1 as Flax NNX modules.
 
-No module owns random state: dropout happens where a call passes `dropout_key`, and only there. Every layer takes
-`record`, a list to which its attentions append their weights [B, N, T, S], for pictures and alignments.
+Modules have no random state: dropout is applied only if the call passes `dropout_key`. Every layer takes `record`, a
+list to which its attentions append their weights [B, N, T, S], for plots and alignments.
 """
 
 from collections.abc import Callable
@@ -29,13 +29,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 LAYER_NORM_EPSILON = 1e-5
-"""What variances get, PyTorch's default too."""
+"""Added to variances; also PyTorch's default."""
 
 DropoutKey = Key[Array, ""] | None
 
 
 class Linear(nnx.Module):
-    """x W + b, computed in `dtype` from float32 parameters; W is drawn as Glorot and Bengio (2010) do, b is 0."""
+    """x W + b, computed in `dtype` from float32 parameters; W is Glorot-uniform (Glorot and Bengio, 2010), b is 0."""
 
     def __init__(self, d_in: int, d_out: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(jax.nn.initializers.glorot_uniform()(rngs.params(), (d_in, d_out)))
@@ -50,7 +50,7 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis (Ba et al., 2016), computed in float32."""
+    """Layer normalization over the last axis (Ba et al., 2016), computed in float32."""
 
     def __init__(self, d_model: int, *, epsilon: float = LAYER_NORM_EPSILON) -> None:
         self.scale = nnx.Param(jnp.ones(d_model))
@@ -66,9 +66,9 @@ class LayerNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token embeddings, times sqrt(d_model) if `scale` (section 3.4).
+    """Token embeddings, multiplied by sqrt(d_model) if `scale` (section 3.4).
 
-    `table`, [V, D], is drawn with a standard deviation of d_model^-0.5, so that it also serves as the output layer.
+    `table`, [V, D], is initialized with a standard deviation of d_model^-0.5, so that it can also be the output layer.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class MultiHeadAttention(nnx.Module):
     """MultiHead(Q, K, V) = Concat(head_1, ..., head_h) W^O (section 3.2.2), all heads in one product.
 
     Args:
-        d_model: D, the width of what is read and written.
-        num_heads: N, a divisor of it.
-        dropout_rate: share of the attention weights set to zero where a call passes a key.
-        implementation: of the kernel, see `dot_product_attention`.
-        dtype: of the computation; parameters are float32.
-        rngs: of the initial parameters.
+        d_model: D, the width of inputs and outputs.
+        num_heads: N, a divisor of `d_model`.
+        dropout_rate: dropout rate of the attention weights.
+        implementation: attention kernel, see `dot_product_attention`.
+        dtype: dtype of the computation; parameters are float32.
+        rngs: source of the initial parameters.
 
     Raises:
         ValueError: if `d_model` does not divide into the heads.
@@ -125,14 +125,14 @@ class MultiHeadAttention(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Queries come from `x`, keys and values from `memory` (`x` itself in self-attention).
+        """Attend from `x` to `memory`, which is `x` itself in self-attention.
 
         Args:
-            x: what asks.
-            memory: what is asked.
-            mask: True where a token of `x` may attend to one of `memory`.
-            dropout_key: source of dropout; None for none.
-            record: a list to which the weights [B, N, T, S] are appended.
+            x: source of queries.
+            memory: source of keys and values.
+            mask: True where a token of `x` may attend to a token of `memory`.
+            dropout_key: source of dropout; None disables it.
+            record: list to which the weights [B, N, T, S] are appended.
         """
         return self.attend(self.queries(x), *self.keys_values(memory), mask, dropout_key=dropout_key, record=record)
 
@@ -141,7 +141,7 @@ class MultiHeadAttention(nnx.Module):
         return split_heads(self.query(x), self.num_heads)
 
     def keys_values(self, memory: Float[Array, "B S D"]) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
-        """The projected keys and values of all heads: what decoding caches."""
+        """The projected keys and values of all heads, which decoding caches."""
         return split_heads(self.key(memory), self.num_heads), split_heads(self.value(memory), self.num_heads)
 
     def attend(
@@ -154,7 +154,7 @@ class MultiHeadAttention(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Attention over projected heads, and the output projection."""
+        """Attention over projected heads, followed by the output projection."""
         if record is None:
             heads = dot_product_attention(
                 query,
@@ -177,12 +177,12 @@ class MultiHeadAttention(nnx.Module):
         value: Float[Array, "B N S H"],
         mask: Bool[Array, "#B #N #T S"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """The layer for decoding, where keys and values are kept head by head."""
+        """The layer in decoding, with keys and values cached head by head."""
         return self.out(merge_heads(attention_by_head(self.queries(x).swapaxes(1, 2), key, value, mask).swapaxes(1, 2)))
 
 
 class FeedForward(nnx.Module):
-    """FFN(x) = activation(x W_1 + b_1) W_2 + b_2 (section 3.3, equation 2); `activation` is a key of `ACTIVATIONS`."""
+    """FFN(x) = activation(x W_1 + b_1) W_2 + b_2 (section 3.3, equation 2), with an activation from `ACTIVATIONS`."""
 
     def __init__(
         self, d_model: int, d_ff: int, *, activation: str = "relu", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -196,7 +196,7 @@ class FeedForward(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """A residual connection with dropout and layer normalisation round a sub-layer (sections 3.1 and 5.4)."""
+    """A residual connection with dropout and layer normalization around a sub-layer (sections 3.1 and 5.4)."""
 
     def __init__(self, d_model: int, *, dropout_rate: float, norm_first: bool) -> None:
         self.norm = LayerNorm(d_model)
@@ -221,19 +221,19 @@ def split_key(key: DropoutKey, num: int) -> list[DropoutKey]:
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and a feed-forward network, each in a residual connection (figure 1, left).
+    """Self-attention and a feed-forward network, each with a residual connection (figure 1, left).
 
     Args:
-        d_model: D, the width of what is read and written.
-        num_heads: N, a divisor of it.
+        d_model: D, the width of inputs and outputs.
+        num_heads: N, a divisor of `d_model`.
         d_ff: F, the inner width of the feed-forward network.
-        dropout_rate: share of each sub-layer's output set to zero where a call passes a key (section 5.4).
-        attention_dropout_rate: the same of the attention weights.
-        norm_first: whether layer normalisation comes before each sub-layer; in the paper it comes after the sum.
+        dropout_rate: dropout rate of each sub-layer's output (section 5.4).
+        attention_dropout_rate: dropout rate of the attention weights.
+        norm_first: apply layer normalization before each sub-layer, rather than after the sum as in the paper.
         activation: relu, gelu or swish.
-        implementation: of the attention kernel, see `dot_product_attention`.
-        dtype: of the computation; parameters are float32.
-        rngs: of the initial parameters.
+        implementation: attention kernel, see `dot_product_attention`.
+        dtype: dtype of the computation; parameters are float32.
+        rngs: source of the initial parameters.
 
     Raises:
         ValueError: if `d_model` does not divide into the heads.
@@ -281,9 +281,9 @@ class EncoderLayer(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Causal self-attention, attention over the encoder's output, feed-forward network (figure 1, right).
+    """Self-attention, cross-attention to the encoder's output, feed-forward network (figure 1, right).
 
-    Arguments and errors are those of `EncoderLayer`. Causal it is by the mask of the call.
+    Arguments and errors are those of `EncoderLayer`. Causality comes from the caller's `mask`.
     """
 
     def __init__(
@@ -326,7 +326,7 @@ class DecoderLayer(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B T D"]:
-        """`record` receives the weights of self-attention, then those of cross-attention."""
+        """`record` receives the weights of self-attention first, then those of cross-attention."""
         self_key, cross_key, *keys = split_key(dropout_key, 5)
         x = self.self_attention_residual(
             x, lambda y: self.self_attention(y, y, mask, dropout_key=self_key, record=record), keys[0]
@@ -345,17 +345,17 @@ class DecoderLayer(nnx.Module):
         memory_keys_values: tuple[Float[Array, "B N H S"], Float[Array, "B N S H"]],
         memory_mask: Bool[Array, "#B 1 1 S"] | None = None,
     ) -> tuple[Float[Array, "B K D"], tuple[Float[Array, "B N H M"], Float[Array, "B N M H"]]]:
-        """One more token for each of K hypotheses of every sentence.
+        """Decode one more token of each of the K hypotheses of every sentence.
 
-        All hypotheses of a sentence attend to the keys of all, and the mask tells whose are whose: that costs less
-        than to bring together what belongs to each.
+        Queries are scored against the keys of all hypotheses of their sentence, and the mask selects their own: that
+        is cheaper than gathering each hypothesis's keys and values.
 
         Args:
-            x: the newest tokens, embedded.
-            cached: keys and values of self-attention at the tokens before, in M places.
-            place: the first of the K places of the newest tokens.
-            mask: True where the token in a place is one of the hypothesis, or its newest.
-            memory_keys_values: those of cross-attention, one for all hypotheses of a sentence.
+            x: embeddings of the newest tokens.
+            cached: keys and values of self-attention at the previous tokens, in M places.
+            place: first of the K places for the newest tokens.
+            mask: True where a place has a token of the hypothesis, the newest included.
+            memory_keys_values: keys and values of cross-attention, shared by the hypotheses of a sentence.
             memory_mask: True where the source has a token.
 
         Returns:

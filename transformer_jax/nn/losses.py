@@ -1,27 +1,29 @@
-"""Cross-entropy with label smoothing (section 5.4)."""
+"""Cross-entropy with label smoothing (section 5.4), and the types of loss functions."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transformer_jax.sharding import ROW_AXES, constrain, gathered, platform, row_parts
 
 Params = Any
-
+"""A pytree of parameters; of our models a nested dict of arrays, as `nn.split` returns it."""
 
 Batch = Any
-
+"""A pytree of arrays with one row per packed row of examples, such as `Seq2SeqBatch`."""
 
 Sums = dict[str, Float[Array, ""]]
-"""Sums over a batch, never means: `loss`, the `weight` it is to be divided by, and others to be logged."""
-
+"""Sums over a batch, never means: `loss`, the `weight` to divide it by, and others to log."""
 
 LossFn = Callable[[Params, Batch, Key[Array, ""] | None], Sums]
-"""May run the model more than once; a key of None asks for no dropout."""
+"""(parameters, batch, dropout key) to sums; a key of None disables dropout. May run the model more than once."""
+
+MOST_LOGITS = 2**27
+"""Approximate maximum number of float32 logits in a device's memory at a time: half a gigabyte."""
 
 
 def eval_step(params: Params, batch: Batch, *, loss_fn: LossFn) -> Sums:
@@ -29,25 +31,27 @@ def eval_step(params: Params, batch: Batch, *, loss_fn: LossFn) -> Sums:
     return loss_fn(gathered(params), batch, None)
 
 
-MOST_LOGITS = 2**27
-"""That a device holds at a time, about: half a gigabyte."""
-
-
 def smoothed_cross_entropy(
     logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"], smoothing: float = 0.0
 ) -> Float[Array, "*batch"]:
     """Cross-entropy, in nats, of each label against (1 - smoothing) one-hot + smoothing / V.
 
-    The smoothed distribution is never written out: what it adds is the mean of the logits.
+    The smoothed distribution is never materialized: it only adds the mean of the logits.
     """
     logits = logits.astype(jnp.float32)
     return jax.nn.logsumexp(logits, axis=-1) - _expected_logit(logits, labels, smoothing)
 
 
-def _expected_logit(logits: Array, labels: Array, smoothing: float) -> Array:
+def _expected_logit(
+    logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"], smoothing: float
+) -> Float[Array, "*batch"]:
     """The mean of the logits under the smoothed distribution."""
     at_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return (1.0 - smoothing) * at_label + smoothing * logits.mean(-1)
+
+
+_Grads = tuple[Float[Array, "B T D"], Float[Array, "V D"], Float[Array, " V"] | None]
+"""Gradients of the loss with respect to `x`, `table` and `bias`."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -60,81 +64,100 @@ def chunked_cross_entropy(
     chunk: int | None = None,
     bias: Float[Array, " V"] | None = None,
 ) -> Float[Array, ""]:
-    """Weighted sum of `smoothed_cross_entropy(x @ table.T + bias, labels, smoothing)`, never holding B x T x V logits.
+    """Weighted sum of `smoothed_cross_entropy(x @ table.T + bias, labels, smoothing)` without B x T x V logits.
 
-    Loss and gradient come from one pass over chunks of tokens, since the gradient of a sum is known up to the factor
-    that comes from outside; so each logit is computed once and used while it is in the cache.
+    Loss and gradient come from one pass over chunks of tokens, as the gradient of a sum is known up to the factor of
+    the incoming gradient; each logit is computed once, and used while in cache.
 
     Args:
-        x: the decoder's output.
-        table: the output layer's rows, one a word.
-        labels: the tokens to predict.
-        weights: 0 for padding. No gradient goes to them.
+        x: decoder output.
+        table: output layer, one row per vocabulary entry.
+        labels: tokens to predict.
+        weights: weight of each token, 0 for padding; not differentiated.
         smoothing: label smoothing.
-        chunk: tokens at a time on each device, about: some columns of all its rows, so that rows may be spread over
-            devices. The number of columns divides T, so a prime T is one chunk. None: as suits the device.
-        bias: of the output layer; None: it has none.
+        chunk: approximate tokens per chunk on each device. A chunk takes the same columns of all of a device's rows,
+            so that rows may be sharded; the number of columns divides T, so a prime T makes one chunk. Default: chosen
+            by the device's platform.
+        bias: bias of the output layer.
     """
     return _loss_and_grads(x, table, labels, weights, smoothing, chunk, bias)[0]
 
 
+class _ChunkSums(NamedTuple):
+    """Sums over chunks, for each of the P parts into which the rows of a batch are sharded."""
+
+    loss: Float[Array, " P"]
+    d_table: Float[Array, "P V D"]
+    d_bias: Float[Array, "P V"] | None
+
+
 def _loss_and_grads(
-    x: Array, table: Array, labels: Array, weights: Array, smoothing: float, chunk: int | None, bias: Array | None
-) -> tuple[Array, tuple[Array, Array, Array | None]]:
+    x: Float[Array, "B T D"],
+    table: Float[Array, "V D"],
+    labels: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    smoothing: float,
+    chunk: int | None,
+    bias: Float[Array, " V"] | None,
+) -> tuple[Float[Array, ""], _Grads]:
+    """The loss and its gradients.
+
+    A chunk is [P, N, ...]: N tokens from each of P parts, one per shard of the rows. Each part has its own sums, so
+    that devices communicate only after the loop.
+    """
     batch, length, _ = x.shape
-    # The rows of a device have sums of their own, which stay there until the loop is done.
+    vocab_size = table.shape[0]
     parts = row_parts(batch)
-    tokens = _chunk(table.shape[0]) if chunk is None else chunk
+    tokens = _chunk(vocab_size) if chunk is None else chunk
     columns = next(n for n in range(1, length + 1) if length % n == 0 and (n * batch // parts >= tokens or n == length))
-    wide = table.astype(x.dtype)
+    kernel = table.astype(x.dtype)
 
     def one_chunk(
-        carry: tuple[Array, Array, Array | None], inputs: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array, Array | None], Array]:
-        loss, d_table, d_bias = carry
+        sums: _ChunkSums, inputs: tuple[Float[Array, "P N D"], Int[Array, "P N"], Float[Array, "P N"]]
+    ) -> tuple[_ChunkSums, Float[Array, "P N D"]]:
         x, labels, weights = inputs
-        logits = jnp.einsum("ptd,vd->ptv", x, wide, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("PND,VD->PNV", x, kernel, preferred_element_type=jnp.float32)
         logits = logits if bias is None else logits + bias
-        # The softmax is not written out, so that each exponential is taken once, for the loss and for its gradient.
+        # The softmax is written out, so that each exponential is computed once for both the loss and its gradient.
         highest = logits.max(-1)
         exponentials = jnp.exp(logits - highest[..., None])
         total = exponentials.sum(-1)
         losses = highest + jnp.log(total) - _expected_logit(logits, labels, smoothing)
-        loss += jnp.sum(weights * losses, axis=1)
-        is_label = labels[..., None] == jnp.arange(table.shape[0])
-        target = (1.0 - smoothing) * is_label + smoothing / table.shape[0]
+        is_label = labels[..., None] == jnp.arange(vocab_size)
+        target = (1.0 - smoothing) * is_label + smoothing / vocab_size
         d_logits = (weights / total)[..., None] * exponentials - weights[..., None] * target
-        d_bias = None if d_bias is None else d_bias + d_logits.sum(1)
+        d_bias = None if sums.d_bias is None else sums.d_bias + d_logits.sum(1)
         d_logits = d_logits.astype(x.dtype)
-        d_table += jnp.einsum("ptv,ptd->pvd", d_logits, x, preferred_element_type=jnp.float32)
-        return (loss, d_table, d_bias), d_logits @ wide
+        d_table = jnp.einsum("PNV,PND->PVD", d_logits, x, preferred_element_type=jnp.float32)
+        sums = _ChunkSums(sums.loss + jnp.sum(weights * losses, axis=1), sums.d_table + d_table, d_bias)
+        return sums, d_logits @ kernel
 
-    def chunks(a: Array) -> Array:
+    def chunks(a: Shaped[Array, "B T *width"]) -> Shaped[Array, "chunks P N *width"]:
         cut = a.reshape(parts, batch // parts, length // columns, columns, *a.shape[2:])
         return jnp.moveaxis(cut, 2, 0).reshape(length // columns, parts, -1, *a.shape[2:])
 
-    def whole(a: Array) -> Array:
+    def whole(a: Shaped[Array, "chunks P N *width"]) -> Shaped[Array, "B T *width"]:
         cut = a.reshape(length // columns, parts, batch // parts, columns, *a.shape[3:])
         return jnp.moveaxis(cut, 0, 2).reshape(batch, length, *a.shape[3:])
 
-    zeros = (
+    zeros = _ChunkSums(
         constrain(jnp.zeros(parts), ROW_AXES),
         constrain(jnp.zeros((parts, *table.shape)), ROW_AXES, "tensor", None),
         None if bias is None else constrain(jnp.zeros((parts, *bias.shape)), ROW_AXES, "tensor"),
     )
-    (loss, d_table, d_bias), d_x = jax.lax.scan(one_chunk, zeros, (chunks(x), chunks(labels), chunks(weights)))
-    d_bias = None if d_bias is None else d_bias.sum(0)
-    return loss.sum(), (whole(d_x), d_table.sum(0).astype(table.dtype), d_bias)
+    sums, d_x = jax.lax.scan(one_chunk, zeros, (chunks(x), chunks(labels), chunks(weights)))
+    d_bias = None if sums.d_bias is None else sums.d_bias.sum(0)
+    return sums.loss.sum(), (whole(d_x), sums.d_table.sum(0).astype(table.dtype), d_bias)
 
 
 def _chunk(vocab_size: int) -> int:
-    """Tokens at a time: a CPU keeps their logits in its cache; others pay for each turn by reading the table again."""
+    """Tokens per chunk: few on a CPU, to keep the logits in cache; many elsewhere, as each chunk rereads the table."""
     return 512 if platform() == "cpu" else max(512, MOST_LOGITS // vocab_size)
 
 
 def _backward(
-    smoothing: float, chunk: int | None, grads: tuple[Array, Array, Array | None], cotangent: Array
-) -> tuple[Array, Array, None, None, Array | None]:
+    smoothing: float, chunk: int | None, grads: _Grads, cotangent: Float[Array, ""]
+) -> tuple[Float[Array, "B T D"], Float[Array, "V D"], None, None, Float[Array, " V"] | None]:
     d_x, d_table, d_bias = grads
     d_bias = None if d_bias is None else d_bias * cotangent
     return (d_x * cotangent).astype(d_x.dtype), d_table * cotangent, None, None, d_bias

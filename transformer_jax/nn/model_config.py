@@ -1,4 +1,4 @@
-"""Sizes and options of every model of this package."""
+"""Sizes and options of the models, and their checks."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +12,10 @@ TYINGS = ("all", "output", "inputs", "none")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and options of a Transformer; the defaults of the options are the paper's.
+    """Sizes and options of a Transformer; options default to the paper's.
 
-    The sizes are small enough for a laptop; the paper's base model has `d_model=512, num_heads=8,
-    d_ff=2048` and six layers on either side (table 3).
+    The default sizes suit a laptop; the paper's base model has `d_model=512, num_heads=8, d_ff=2048` and six layers per
+    stack (table 3).
     """
 
     d_model: int = 256
@@ -24,56 +24,56 @@ class ModelConfig:
     num_encoder_layers: int = 3
     num_decoder_layers: int = 3
     dropout_rate: float = 0.1
-    """On embeddings and on each sub-layer's output (section 5.4)."""
+    """Applied to embeddings and to each sub-layer's output (section 5.4)."""
     attention_dropout_rate: float = 0.0
     attention_implementation: str = "xla"
-    """xla, or cudnn for the fused kernel of NVIDIA GPUs (bfloat16, no attention dropout)."""
+    """xla, or cudnn for the fused kernel on NVIDIA GPUs (bfloat16, without attention dropout)."""
     norm_first: bool = False
-    """False: LayerNorm(x + Sublayer(x)), as in section 3.1. True: x + Sublayer(LayerNorm(x))."""
+    """Use x + Sublayer(LayerNorm(x)) instead of section 3.1's LayerNorm(x + Sublayer(x))."""
     final_norm: bool = False
-    """End post-norm stacks with a layer normalisation, as PyTorch's nn.Transformer does; pre-norm ones always do."""
+    """End post-norm stacks with a layer normalization, like PyTorch's nn.Transformer; pre-norm stacks always do."""
     activation: str = "relu"
     """One of relu, gelu, swish."""
     positions: str = "sinusoidal"
     """One of sinusoidal (section 3.5), learned (table 3, row E)."""
     max_positions: int = 1024
-    """Rows of a learned position table; sinusoids need no bound."""
+    """Rows of a learned position table; sinusoids are unbounded."""
     tie_embeddings: str = "all"
-    """all: source, target and output share one matrix (section 3.4; needs one vocabulary);
-    output: target and output share one; inputs: source and target share one (one vocabulary); none: three matrices."""
+    """Embedding matrices that are one: all (source, target and output, section 3.4), output (target and output), inputs
+    (source and target) or none. all and inputs need a joint vocabulary."""
     output_bias: bool = False
     """Add a bias to the logits."""
     scale_embeddings: bool = True
     """Multiply embeddings by sqrt(d_model) (section 3.4)."""
     dtype: str = "float32"
-    """Of the computation: float32 or bfloat16. Parameters and softmax stay float32."""
+    """Dtype of the computation: float32 or bfloat16. Parameters and softmax are always float32."""
     scan_layers: bool = False
-    """Stack the parameters of all layers of a stack and loop over them: compiles as fast however many there are."""
+    """Run each stack as a loop over stacked parameters, so that compile time does not grow with depth."""
     remat: str = "none"
-    """What of a layer's inside the backward pass computes again, to save memory: none, dots (all but the products with
-    weights), full (all)."""
+    """Activations that the backward pass recomputes to save memory: none, dots (all but products with weights), full
+    (all)."""
     source_vocab_size: int = 0
     """0: taken from the tokenizer."""
     target_vocab_size: int = 0
-    """0: taken from the tokenizer. A classifier has none."""
+    """0: taken from the tokenizer. Unused by classifiers."""
     num_classes: int = 0
-    """Of a classifier; 0: taken from the data."""
+    """Classes of a classifier; 0: taken from the data."""
     pooling: str = "mean"
-    """What a classifier makes of the encoder's output: mean (over the tokens), first (the first token's)."""
+    """A classifier's pooling of the encoder's output: mean (over tokens), first (first token)."""
 
     @property
     def one_vocabulary(self) -> bool:
-        """Whether source and target share their embeddings, and so must share their vocabulary."""
+        """Whether source and target share embeddings, which requires a joint vocabulary."""
         return self.tie_embeddings in ("all", "inputs")
 
     @property
     def position_limit(self) -> int | None:
-        """Tokens that a sentence can have at most; None: no bound."""
+        """Maximum tokens of a sentence; None if unbounded."""
         return self.max_positions if self.positions == "learned" else None
 
 
 def check_seq2seq(config: ModelConfig) -> None:
-    """Raise `UserError` if two fields contradict each other, or one is out of range, for a `Seq2Seq`."""
+    """Raise `UserError` if a field is invalid for a `Seq2Seq`, or contradicts another."""
     _check(config)
     _require(config, config.source_vocab_size > 0, "source_vocab_size", "the size of the vocabulary")
     _require(config, config.target_vocab_size > 0, "target_vocab_size", "the size of the vocabulary")
@@ -82,17 +82,17 @@ def check_seq2seq(config: ModelConfig) -> None:
         config,
         not config.one_vocabulary or config.source_vocab_size == config.target_vocab_size,
         "tie_embeddings",
-        "output or none where the languages have vocabularies of their own (tokenizer.joint=False)",
+        "output or none if the languages have separate vocabularies (tokenizer.joint=False)",
     )
 
 
 def check_transformer(config: ModelConfig) -> None:
-    """Raise `UserError` if two fields contradict each other, or one is out of range, for a `Transformer`."""
+    """Raise `UserError` if a field is invalid for a `Transformer`, or contradicts another."""
     _check(config)
 
 
 def check_classifier(config: ModelConfig) -> None:
-    """Raise `UserError` if two fields contradict each other, or one is out of range, for a `Classifier`."""
+    """Raise `UserError` if a field is invalid for a `Classifier`, or contradicts another."""
     _check(config)
     _require(config, config.source_vocab_size > 0, "source_vocab_size", "the size of the vocabulary")
     _require(config, config.num_classes > 1, "num_classes", "at least 2")

@@ -10,13 +10,13 @@ def sinusoidal_positions(
     """PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos of the same angle.
 
     Args:
-        positions: places of the tokens in their sentences, from 0.
+        positions: positions of tokens in their sentences, from 0.
         d_model: width of the encoding; even.
-        layout: "interleaved" as the paper writes it, sine and cosine in turn; "concatenated" puts all the sines before
-            all the cosines, as tensor2tensor and Marian do. One is a permutation of the other's columns.
+        layout: "interleaved", alternating sines and cosines as in the paper, or "concatenated", all sines before all
+            cosines as in tensor2tensor and Marian. They differ by a permutation of columns.
 
     Raises:
-        ValueError: if `d_model` is odd or `layout` unknown.
+        ValueError: if `d_model` is odd or `layout` is unknown.
     """
     if d_model % 2:
         raise ValueError(f"d_model is {d_model}, but sinusoids need an even width.")

@@ -1,4 +1,4 @@
-"""Layers of one kind as a single one with stacked parameters, run by a loop that compiles once however deep it is."""
+"""Stacks of layers run by `jax.lax.scan` over stacked parameters, so that compile time does not grow with depth."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -7,9 +7,10 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from transformer_jax.nn.layers import DecoderLayer, DropoutKey, EncoderLayer, split_key
+from transformer_jax.nn.losses import Params
 from transformer_jax.sharding import gathered
 
 Layer = TypeVar("Layer", EncoderLayer, DecoderLayer)
@@ -19,25 +20,25 @@ REMATS: dict[str, Callable[[Callable], Callable]] = {
     "full": jax.checkpoint,
     "dots": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
 }
-"""What the backward pass finds of the inside of a layer: all of it, nothing, the products of tokens and weights."""
+"""What the backward pass keeps of a layer's activations: all, none, or the products of tokens and weights."""
 
 _STACKED = "stacked"
 
 
 class ScannedLayers(nnx.Module, Generic[Layer]):
-    """At least one layer, the parameters of all of them stacked along a leading axis; looks like a list of layers.
+    """One or more layers with their parameters stacked along a leading axis; iterates like a list of layers.
 
-    A large model has a few large parameters instead of hundreds of small ones, which optimisers compile faster, too.
+    Optimizers compile faster too, as a large model has a few large parameters instead of hundreds of small ones.
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], Layer], num_layers: int, rngs: nnx.Rngs) -> None:
-        """Draw the parameters that `num_layers` calls of `make` would draw one after the other."""
+        """Initialize the same parameters as `num_layers` successive calls of `make`."""
         stream = rngs.params
         start = stream.count[...]
         graphdef, _ = nnx.split(make(rngs))
         draws = stream.count[...] - start
 
-        def params_of(number: Array) -> Any:
+        def params_of(number: Integer[Array, ""]) -> Params:
             own = nnx.Rngs(stream.key[...])
             own.params.count[...] = start + number * draws
             return _split(make(own))[1]
@@ -57,11 +58,13 @@ class ScannedLayers(nnx.Module, Generic[Layer]):
     def scan(
         self, x: Float[Array, "B T D"], *context: Any, dropout_key: DropoutKey, remat: str
     ) -> Float[Array, "B T D"]:
-        """`x` through all layers; arguments as of `apply_layers`."""
+        """Apply all layers to `x`; arguments as in `apply_layers`."""
         graphdef, params = _split(self.stacked)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.num_layers)
 
-        def body(x: Array, params_and_key: Any) -> tuple[Array, None]:
+        def body(
+            x: Float[Array, "B T D"], params_and_key: tuple[Params, DropoutKey]
+        ) -> tuple[Float[Array, "B T D"], None]:
             params, key = params_and_key
             return _run(graphdef, params, x, *context, dropout_key=key), None
 
@@ -76,15 +79,15 @@ def apply_layers(
     remat: str = "none",
     record: list[Array] | None = None,
 ) -> Float[Array, "B T D"]:
-    """`x` through one layer after the other; how they are held changes no result but by rounding.
+    """Apply one layer after another; a list and scanned layers give equal results up to rounding.
 
     Args:
-        layers: a list, or scanned.
-        x: what the first layer reads.
-        context: what every layer is called with besides: masks, what the encoder wrote.
-        dropout_key: source of dropout; None for none.
+        layers: a list of layers, or scanned layers.
+        x: input of the first layer.
+        context: further arguments of every layer: masks, the encoder's output.
+        dropout_key: source of dropout; None disables it.
         remat: a key of `REMATS`.
-        record: see `transformer_jax.nn.layers`; a list that is filled must be filled layer by layer, outside any loop.
+        record: see `transformer_jax.nn.layers`; if given, layers are applied one by one, as a loop cannot fill a list.
     """
     if isinstance(layers, ScannedLayers) and record is None:
         return layers.scan(x, *context, dropout_key=dropout_key, remat=remat)
@@ -95,8 +98,8 @@ def apply_layers(
     return x
 
 
-def stack_layers(params: Any) -> Any:
-    """Parameters of a model with `scan_layers`, from those of one without (nested dicts, as `models.split` gives)."""
+def stack_layers(params: Params) -> Params:
+    """Convert the parameters of a model without `scan_layers`, as `nn.split` returns them, to those of one with it."""
     if not isinstance(params, dict):
         return params
     if params and all(isinstance(name, int) for name in params):
@@ -105,8 +108,8 @@ def stack_layers(params: Any) -> Any:
     return {name: stack_layers(value) for name, value in params.items()}
 
 
-def unstack_layers(params: Any) -> Any:
-    """The inverse of `stack_layers`: a set of parameters for each layer, as model folders hold them."""
+def unstack_layers(params: Params) -> Params:
+    """The inverse of `stack_layers`: separate parameters for each layer, as in model folders."""
     if not isinstance(params, dict):
         return params
     if set(params) == {_STACKED}:
@@ -116,10 +119,12 @@ def unstack_layers(params: Any) -> Any:
     return {name: unstack_layers(value) for name, value in params.items()}
 
 
-def _split(layer: nnx.Module) -> tuple[nnx.GraphDef, Any]:
+def _split(layer: nnx.Module) -> tuple[nnx.GraphDef, Params]:
     graphdef, state = nnx.split(layer)
     return graphdef, nnx.to_pure_dict(state)
 
 
-def _run(graphdef: nnx.GraphDef, params: Any, x: Array, *context: Any, **options: Any) -> Array:
+def _run(
+    graphdef: nnx.GraphDef, params: Params, x: Float[Array, "B T D"], *context: Any, **options: Any
+) -> Float[Array, "B T D"]:
     return nnx.merge(graphdef, gathered(params, x.dtype))(x, *context, **options)

@@ -22,22 +22,26 @@ from transformer_jax.nn.stacks import (
 
 
 class Memory(NamedTuple):
-    """What decoding needs of the encoder: fixed while the hypotheses grow."""
+    """The encoder's output as decoding uses it, constant while hypotheses are extended."""
 
     keys_values: tuple[tuple[Float[Array, "B N H S"], Float[Array, "B N S H"]], ...]
-    """Of the cross-attention of each decoder layer."""
+    """Keys and values of each decoder layer's cross-attention."""
     mask: Bool[Array, "B 1 1 S"]
+    """True where the source has a token."""
 
 
 class Cache(NamedTuple):
-    """What decoding remembers of the tokens before: grows with the hypotheses, and stays where it is when they move."""
+    """Keys and values of the previous tokens of K hypotheses per sentence; reordering hypotheses does not move them.
+
+    The cache has L slots, one per token, each of K places: M = L K places in all.
+    """
 
     keys_values: tuple[tuple[Float[Array, "B N H M"], Float[Array, "B N M H"]], ...]
-    """Of the self-attention of each decoder layer, in M = L K places: K places a slot, one slot a token."""
+    """Keys and values of each decoder layer's self-attention."""
     length: Int[Array, ""]
-    """How many slots are filled."""
+    """Number of filled slots."""
     ancestors: Int[Array, "B K L"]
-    """The place in each slot of the token that a hypothesis has there. When hypotheses move, only these numbers do."""
+    """Place, within each slot, of a hypothesis's token. Reordering hypotheses only changes these numbers."""
 
     @property
     def slots(self) -> int:
@@ -45,7 +49,7 @@ class Cache(NamedTuple):
         return self.ancestors.shape[2]
 
     def lengthened(self, slots: int) -> "Cache":
-        """The same with `slots` slots, which are no fewer than L."""
+        """The cache padded to `slots` slots, at least L."""
         more = slots - self.slots
         places = more * self.ancestors.shape[1]
         keys_values = tuple(
@@ -58,18 +62,18 @@ class Cache(NamedTuple):
         return Cache(keys_values, self.length, jnp.pad(self.ancestors, ((0, 0), (0, 0), (0, more))))
 
     def reordered(self, parents: Int[Array, "B K"]) -> "Cache":
-        """The same where each hypothesis goes on from that in slot `parents`."""
+        """The cache in which hypothesis k continues hypothesis `parents[:, k]`."""
         return self._replace(ancestors=jnp.take_along_axis(self.ancestors, parents[:, :, None], axis=1))
 
     def with_newest(self) -> "Cache":
-        """The same where one more slot holds the token of each hypothesis, once its keys and values are written."""
+        """The cache with its next slot assigned to the newest token of each hypothesis; `keys_values` is unchanged."""
         own = jnp.arange(self.ancestors.shape[1])[:, None]
         own = jnp.broadcast_to(own, (*self.ancestors.shape[:2], 1))
         ancestors = jax.lax.dynamic_update_slice_in_dim(self.ancestors, own, self.length, 2)
         return self._replace(length=self.length + 1, ancestors=ancestors)
 
     def mask(self) -> Bool[Array, "B 1 K M"]:
-        """True where the token in a place is one of the hypothesis."""
+        """True where a place has a token of the hypothesis."""
         batch_size, beam_size, slots = self.ancestors.shape
         own = self.ancestors[..., None] == jnp.arange(beam_size)
         filled = (jnp.arange(slots) < self.length)[:, None]
@@ -77,7 +81,7 @@ class Cache(NamedTuple):
 
 
 class AttentionWeights(NamedTuple):
-    """Every attention weight of one pass; the second axis counts layers."""
+    """Every attention weight of one pass, stacked over layers."""
 
     encoder: Float[Array, "B layers N S S"]
     decoder: Float[Array, "B layers N T T"]
@@ -91,10 +95,10 @@ class Seq2Seq(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        """Draw the parameters.
+        """Initialize the parameters.
 
         Raises:
-            UserError: if two fields of `config` contradict each other.
+            UserError: if a field of `config` is invalid.
         """
         check_seq2seq(config)
         self.config = config
@@ -120,16 +124,17 @@ class Seq2Seq(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Logits of the token after each target token.
+        """Logits of the token that follows each target token.
 
         Args:
             source: source tokens, 0 where padded.
-            target: target tokens, shifted right: the first is the start token, the rest 0 where padded.
-            source_segments: which sentence of its row a token belongs to, from 1; 0 is padding. None: one a row.
-            target_segments: the same for the target; equal numbers belong together.
-            source_positions: place of each token in its sentence. None: counted from the start of the row.
+            target: target tokens, shifted right: BOS first, 0 where padded.
+            source_segments: number of each token's sentence within its row, from 1; 0 is padding. Default: one sentence
+                per row.
+            target_segments: the same for the target; a target attends to the source with its number.
+            source_positions: position of each token in its sentence. Default: counted from the start of the row.
             target_positions: the same for the target.
-            dropout_key: source of dropout; None for none.
+            dropout_key: source of dropout; None disables it.
             record: see `transformer_jax.nn.layers`.
         """
         return self.logits(
@@ -157,7 +162,7 @@ class Seq2Seq(nnx.Module):
         dropout_key: DropoutKey = None,
         record: list[Array] | None = None,
     ) -> Float[Array, "B T D"]:
-        """What the output layer makes logits of; arguments as of `__call__`."""
+        """The decoder's output, before the output layer; arguments as in `__call__`."""
         source_segments = segments_of(source) if source_segments is None else source_segments
         target_segments = shifted_segments_of(target) if target_segments is None else target_segments
         encoder_key, decoder_key = split_key(dropout_key, 2)
@@ -207,12 +212,12 @@ class Seq2Seq(nnx.Module):
 
     @property
     def output_table(self) -> Float[Array, "V D"]:
-        """The rows of the output layer: the embedding matrix of the target, unless untied (section 3.4)."""
+        """The rows of the output layer: the target embedding matrix, unless untied (section 3.4)."""
         embedding = self.target_embedding if self.output_embedding is None else self.output_embedding
         return embedding.table[...]
 
     def logits(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """The output layer: float32 logits of every word of the vocabulary."""
+        """The output layer: float32 logits over the vocabulary."""
         table = self.output_table.astype(x.dtype)
         flat = jnp.dot(x.reshape(-1, x.shape[-1]), table.T, preferred_element_type=jnp.float32)
         if self.output_bias is not None:
@@ -220,7 +225,7 @@ class Seq2Seq(nnx.Module):
         return flat.reshape(*x.shape[:-1], table.shape[0])
 
     def attention_weights(self, source: Int[Array, "B S"], target: Int[Array, "B T"]) -> AttentionWeights:
-        """The weights of every attention when `target` (shifted right) is read beside `source`."""
+        """Every attention weight for a `source` and a `target` that is shifted right."""
         record: list[Array] = []
         self(source, target, record=record)
         layers = len(self.encoder.layers)
@@ -228,7 +233,7 @@ class Seq2Seq(nnx.Module):
         return AttentionWeights(*(jnp.stack(part, axis=1) for part in parts))
 
     def remember(self, source: Int[Array, "B S"]) -> Memory:
-        """Read the source, one sentence a row, and project the encoder's output once for all steps of decoding."""
+        """Encode a source with one sentence per row, and project it once for all decoding steps."""
         segments = segments_of(source)
         encoded = self.encode(source, segments)
         projected = tuple(layer.cross_attention.keys_values(encoded) for layer in self.decoder.layers)
@@ -236,7 +241,7 @@ class Seq2Seq(nnx.Module):
         return Memory(kept, (segments != 0)[:, None, None, :])
 
     def empty_cache(self, batch_size: int, beam_size: int, max_length: int) -> Cache:
-        """A cache of `max_length` slots for `beam_size` hypotheses of each sentence."""
+        """A cache of `max_length` slots for `beam_size` hypotheses per sentence."""
         heads, places = self.config.num_heads, max_length * beam_size
         head_width = self.config.d_model // heads
         keys = jnp.zeros((batch_size, heads, head_width, places), self.config.dtype)
@@ -247,7 +252,7 @@ class Seq2Seq(nnx.Module):
         )
 
     def step(self, tokens: Int[Array, "B K"], cache: Cache, memory: Memory) -> tuple[Float[Array, "B K V"], Cache]:
-        """Logits after one more token of every hypothesis; equal to those of `__call__`, at the cost of one token."""
+        """Logits after one more token of every hypothesis: those of `__call__`, at the cost of one token."""
         x = self.target_embedder(self.target_embedding, tokens, jnp.broadcast_to(cache.length, tokens.shape))
         place = cache.length * tokens.shape[1]
         cache = cache.with_newest()

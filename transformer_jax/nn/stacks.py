@@ -1,4 +1,4 @@
-"""Both stacks of figure 1 over vectors that are embedded already: the counterpart of PyTorch's `nn.Transformer`."""
+"""The stacks of figure 1, and both in one module over embedded inputs, like PyTorch's `nn.Transformer`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from transformer_jax.nn.scanned import Layer, ScannedLayers, apply_layers
 
 
 class Embedder(nnx.Module):
-    """Token embeddings plus positions, with dropout on the sum (sections 3.4, 3.5 and 5.4)."""
+    """Token embeddings plus positional encodings, with dropout on the sum (sections 3.4, 3.5 and 5.4)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -40,7 +40,7 @@ class Embedder(nnx.Module):
 class Encoder(nnx.Module):
     """The stack of encoder layers (section 3.1), over embedded tokens.
 
-    A layer normalisation ends it if `config.norm_first` or `config.final_norm`.
+    It ends with a layer normalization if `config.norm_first` or `config.final_norm`.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -61,9 +61,9 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The stack of decoder layers (section 3.1), over embedded tokens, ended as `Encoder` is.
+    """The stack of decoder layers (section 3.1), over embedded tokens, ending like `Encoder`.
 
-    It does not mask by itself: pass `mask` with `causal_mask` in it.
+    Causality comes from the caller's `mask`: include `causal_mask` in it.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -86,18 +86,64 @@ class Decoder(nnx.Module):
         return x if self.norm is None else self.norm(x)
 
 
+class Transformer(nnx.Module):
+    """Encoder and decoder without embeddings and output layer (section 3.1). Used functionally, like `Seq2Seq`."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        """Initialize the parameters.
+
+        Args:
+            config: sizes and options; those of vocabularies, embeddings and positions are ignored.
+            rngs: source of the initial parameters.
+
+        Raises:
+            UserError: if a field of `config` is invalid.
+        """
+        check_transformer(config)
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    def __call__(
+        self,
+        source: Float[Array, "B S D"],
+        target: Float[Array, "B T D"],
+        source_mask: Bool[Array, "#B 1 #S S"] | None = None,
+        target_mask: Bool[Array, "#B 1 #T T"] | None = None,
+        memory_mask: Bool[Array, "#B 1 #T S"] | None = None,
+        *,
+        dropout_key: DropoutKey = None,
+        record: list[Array] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The decoder's output at each target position.
+
+        Args:
+            source: source embeddings, including positions.
+            target: target embeddings, shifted right, including positions.
+            source_mask: True where a source position may attend to another, such as `padding_mask`; by default
+                everywhere. PyTorch's boolean masks mean the opposite.
+            target_mask: the same among target positions. For a causal decoder, include `causal_mask`.
+            memory_mask: True where a target position may attend to a source position; by default everywhere.
+            dropout_key: source of dropout; None disables it.
+            record: see `transformer_jax.nn.layers`.
+        """
+        encoder_key, decoder_key = split_key(dropout_key, 2)
+        memory = self.encoder(source, source_mask, dropout_key=encoder_key, record=record)
+        return self.decoder(target, memory, target_mask, memory_mask, dropout_key=decoder_key, record=record)
+
+
 def segments_of(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """One sentence a row: 1 where there is a token, 0 where there is padding."""
+    """Segments of rows with one sentence each: 1 for tokens, 0 for padding."""
     return (tokens != 0).astype(jnp.int32)
 
 
 def shifted_segments_of(target: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """The same of a target that is shifted right: what stands first starts it, though that may be padding's id."""
+    """`segments_of` right-shifted targets, whose first token may have padding's id."""
     return ((target != 0) | (jnp.arange(target.shape[1]) == 0)).astype(jnp.int32)
 
 
 def positions_of(tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Int[Array, "B T"]:
-    """`positions` or, without, those counted from the start of each row."""
+    """`positions`, by default counted from the start of each row."""
     return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
 
 
@@ -130,49 +176,3 @@ def _layer_options(config: ModelConfig) -> dict[str, Any]:
         "dtype": jnp.dtype(config.dtype),
         "implementation": config.attention_implementation,
     }
-
-
-class Transformer(nnx.Module):
-    """Encoder and decoder, without embeddings and output layer (section 3.1). Used functionally, as `Seq2Seq` is."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        """Draw the parameters.
-
-        Args:
-            config: sizes and options; those of vocabularies, embeddings and positions mean nothing here.
-            rngs: source of the parameters.
-
-        Raises:
-            UserError: if two fields of `config` contradict each other.
-        """
-        check_transformer(config)
-        self.config = config
-        self.encoder = Encoder(config, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
-
-    def __call__(
-        self,
-        source: Float[Array, "B S D"],
-        target: Float[Array, "B T D"],
-        source_mask: Bool[Array, "#B 1 #S S"] | None = None,
-        target_mask: Bool[Array, "#B 1 #T T"] | None = None,
-        memory_mask: Bool[Array, "#B 1 #T S"] | None = None,
-        *,
-        dropout_key: DropoutKey = None,
-        record: list[Array] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """The decoder's output at each target position.
-
-        Args:
-            source: embedded source, positions added.
-            target: embedded target, shifted right, positions added.
-            source_mask: True where a source position may look at another; None: everywhere. PyTorch's boolean masks
-                mean the opposite. See `attention.padding_mask`.
-            target_mask: the same among target positions. Nothing is causal unless asked for: `attention.causal_mask`.
-            memory_mask: True where a target position may look at a source position; None: everywhere.
-            dropout_key: source of dropout; None for none.
-            record: see `transformer_jax.nn.layers`.
-        """
-        encoder_key, decoder_key = split_key(dropout_key, 2)
-        memory = self.encoder(source, source_mask, dropout_key=encoder_key, record=record)
-        return self.decoder(target, memory, target_mask, memory_mask, dropout_key=decoder_key, record=record)

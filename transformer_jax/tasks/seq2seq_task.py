@@ -13,7 +13,8 @@ from jaxtyping import Array, Key
 
 from transformer_jax.config import Config
 from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
-from transformer_jax.data.pipeline import Example, spread_evenly
+from transformer_jax.data.pipeline import Example
+from transformer_jax.data.readers import spread_evenly
 from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
@@ -75,7 +76,7 @@ class Seq2SeqTask:
         )
         self.settings: dict[str, Any] = {"decoding": asdict(config.decoding)}
         self.validation_examples = self.encode(self.validation)
-        collate = partial(collate_pairs, start=self.tokenizer.target.special_tokens.bos)
+        collate = partial(collate_pairs, bos=self.tokenizer.target.special_tokens.bos)
         self.batches = make_batches(config, train, self.encode, collate)
         self.validation_batches = make_batches(
             config, self.validation_examples, list, collate, longest=self._longest_validation()

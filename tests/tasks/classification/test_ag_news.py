@@ -102,7 +102,7 @@ def test_files_of_a_folder(tmp_path):
     assert local_files(tmp_path) == {"test": (tmp_path / "test.csv",)}
     (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b"1,a\n"))
     assert local_files(tmp_path)["train"] == (tmp_path / "train.csv.gz",)
-    with pytest.raises(UserError, match="nowhere, which is no folder; name the one with AG News's files"):
+    with pytest.raises(UserError, match="nowhere, which is not a folder; name the folder with AG News's files"):
         local_files(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty has no train\.csv or test\.csv; copy them from https://raw"):

@@ -122,9 +122,7 @@ def test_ag_news_from_a_folder(news):
     assert list(load_texts(news, "train[:1]+test")[0]) == [train[0], ("A chip", "Sci/Tech")]
     with pytest.raises(UserError, match=r"has no split 'dev', only"):
         load_texts(news, "train+dev")
-    with pytest.raises(
-        UserError, match=r"^'train\[:x\]' of .*; mend the split's name, or delete that folder"
-    ) as caught:
+    with pytest.raises(UserError, match=r"^'train\[:x\]' of .*; correct the split, or delete that folder") as caught:
         load_texts(news, "train[:x]")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"ag_news.* has no split 'validation', only train, test"):

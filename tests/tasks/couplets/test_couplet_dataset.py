@@ -52,7 +52,7 @@ def test_prepared_from_a_folder(write, tmp_path):
 def test_files_of_a_folder(write, tmp_path):
     with pytest.raises(UserError, match=r"has no couplets; it needs train/in\.txt and train/out\.txt .* unpacked from"):
         couplet.local_files(tmp_path)
-    with pytest.raises(UserError, match=r"manual_dir is .*nowhere, which is no folder"):
+    with pytest.raises(UserError, match=r"manual_dir is .*nowhere, which is not a folder"):
         couplet.local_files(tmp_path / "nowhere")
     write("test", ["山"], ["水"])
     (tmp_path / "train").mkdir()

@@ -99,7 +99,7 @@ def test_mistakes_are_told(text, write, tmp_path):
         with pytest.raises(UserError, match=match):
             load_training_data(dataclasses.replace(text, **changes))
 
-    fails(r"config\.data\.train_target is empty; name a text file, one lower line a line", train_target="")
+    fails(r"config\.data\.train_target is empty; name a text file with one lower line per line", train_target="")
     fails(r"config\.data\.name=text has no split 'dev', only train, validation", train_split="dev")
     fails(r"antitheses have no split 'dev'", name="antitheses", train_split="dev")
     fails(r"config\.data\.name is 'couplets', but must be antitheses, text or couplet\.", name="couplets")

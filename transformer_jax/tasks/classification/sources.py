@@ -1,37 +1,25 @@
-# ruff: noqa: D102  (the fields are documented in config.DataConfig)
 """Labelled texts by the name of their set: embedded, from text files, or prepared by TFDS."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformer_jax.data.pipeline import MappedRecords
-from transformer_jax.data.readers import TrainingPartsConfig, apart_from, cut
-from transformer_jax.data.tfds_sets import TfdsConfig, load_records
+from transformer_jax.data.readers import MappedRecords, apart_from, cut
+from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.classification import headlines
 from transformer_jax.tasks.classification.labelled import Labelled, join_columns, read_extra, read_labelled
+
+if TYPE_CHECKING:  # importing config imports JAX
+    from transformer_jax.config import DataConfig
+
+OWN_SETS = {"ag_news": "transformer_jax.tasks.classification.ag_news"}
+"""See `load_records`."""
 
 _EXPECTED = (
     "headlines, text, ag_news or a TFDS set with a text and one class label, such as ag_news_subset, imdb_reviews, "
     "glue/sst2"
 )
 _CLASSES_SHOWN = 10
-
-
-@runtime_checkable
-class TextsConfig(TfdsConfig, Protocol):
-    """What is read here of `config.DataConfig`, whose fields these are."""
-
-    @property
-    def train_file(self) -> str: ...
-    @property
-    def validation_file(self) -> str: ...
-
-
-@runtime_checkable
-class TrainingTextsConfig(TextsConfig, TrainingPartsConfig, Protocol):
-    """The same for `load_training_data`."""
 
 
 class TextData(NamedTuple):
@@ -44,7 +32,7 @@ class TextData(NamedTuple):
     """What was read: a sentence each, for a person to read."""
 
 
-def load_texts(config: TextsConfig, split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
+def load_texts(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
     """A split of a set of labelled texts, prepared first if need be, and the names of its classes.
 
     Args:
@@ -66,7 +54,7 @@ def load_texts(config: TextsConfig, split: str) -> tuple[Sequence[Labelled], tup
     return _from_tfds(config, split)
 
 
-def load_training_data(config: TrainingTextsConfig) -> TextData:
+def load_training_data(config: "DataConfig") -> TextData:
     """Texts for training and validation.
 
     Without a `validation_split`, `validation_percent` % of the training texts are held out, equal ones together. No
@@ -99,7 +87,7 @@ def _text(record: Labelled) -> str:
     return record.text
 
 
-def _from_files(config: TextsConfig, split: str) -> tuple[list[Labelled], tuple[str, ...]]:
+def _from_files(config: "DataConfig", split: str) -> tuple[list[Labelled], tuple[str, ...]]:
     files = {"train": config.train_file, "validation": config.validation_file}
     if split not in files:
         raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
@@ -114,15 +102,6 @@ def _from_files(config: TextsConfig, split: str) -> tuple[list[Labelled], tuple[
     return train if split == "train" else read_labelled(files[split], classes=classes), classes
 
 
-@dataclass(frozen=True)
-class _AgNews:
-    """What `load_records` wants to know, for our own builder."""
-
-    manual_dir: str
-    data_dir: str
-    name: str = "ag_news"
-
-
 class _Form(NamedTuple):
     """How a TFDS set names its parts."""
 
@@ -131,11 +110,18 @@ class _Form(NamedTuple):
     classes: tuple[str, ...]
 
 
-def _from_tfds(config: TextsConfig, split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
+def _from_tfds(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
     own = config.name == "ag_news_subset" and config.manual_dir
-    source = _AgNews(config.manual_dir, config.data_dir) if own else config
     forms: list[_Form] = []
-    records = load_records(source, split, expected=_EXPECTED, check=lambda info: forms.append(_form(info)))
+    records = load_records(
+        "ag_news" if own else config.name,
+        split,
+        own_sets=OWN_SETS,
+        manual_dir=config.manual_dir,
+        data_dir=config.data_dir,
+        expected=_EXPECTED,
+        check=lambda info: forms.append(_form(info)),
+    )
     texts, label, classes = forms[0]
 
     def labelled(record: Mapping[str, Any]) -> Labelled:

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.config import Config
 from transformer_jax.data.collate import NO_LABEL, TextBatch, collate_texts
-from transformer_jax.data.pipeline import Example, spread_evenly
+from transformer_jax.data.pipeline import Example
+from transformer_jax.data.readers import spread_evenly
 from transformer_jax.data.tokenizers import PAD, UNK, encode_texts, tokenizer_from_files, train_tokenizer
 from transformer_jax.nn import Classifier, abstract_params, split
 from transformer_jax.nn.layers import split_key

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -54,7 +53,7 @@ class Predictor:
         return probabilities
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _probabilities(graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "B S"]) -> Float[Array, "B C"]:
     model: Classifier = nnx.merge(graphdef, params)
     return jax.nn.softmax(model(tokens)[:, 0])

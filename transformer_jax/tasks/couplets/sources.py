@@ -3,22 +3,19 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformer_jax.data.readers import (
-    PairFilesConfig,
-    TrainingPartsConfig,
-    apart_from,
-    cut,
-    find_file,
-    pair_files,
-    read_lines,
-    read_pairs,
-)
-from transformer_jax.data.tfds_sets import TfdsConfig, load_records
+from transformer_jax.data.readers import apart_from, cut, find_file, pair_files, read_lines, read_pairs
+from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.tasks.couplets.antitheses import antitheses
+
+if TYPE_CHECKING:  # importing config imports JAX
+    from transformer_jax.config import DataConfig
+
+OWN_SETS = {"couplet": "transformer_jax.tasks.couplets.couplet_dataset"}
+"""See `load_records`."""
 
 Couplet = tuple[str, str]
 """Upper and lower line, without spaces."""
@@ -81,11 +78,6 @@ def leave_out_unfit(couplets: Iterable[Couplet], blocklist: Iterable[str] = ()) 
 _CHUNK = 65_536
 
 
-@runtime_checkable
-class CoupletsConfig(TfdsConfig, PairFilesConfig, TrainingPartsConfig, Protocol):
-    """What is read here of `config.DataConfig`, whose fields these are."""
-
-
 @dataclass(frozen=True)
 class CoupletData:
     """What a model learns from and is judged by."""
@@ -96,7 +88,7 @@ class CoupletData:
     """What was read, left out and held out: a sentence each, for a person to read."""
 
 
-def load_couplets(config: CoupletsConfig, split: str) -> list[Couplet]:
+def load_couplets(config: "DataConfig", split: str) -> list[Couplet]:
     """All couplets of a split, as they are in the set.
 
     Args:
@@ -109,8 +101,20 @@ def load_couplets(config: CoupletsConfig, split: str) -> list[Couplet]:
     if config.name == "antitheses":
         return list(antitheses(split))
     if config.name == "text":
-        return read_couplets(*pair_files(config, split, ("upper line", "lower line")))
-    records = load_records(config, split, expected="antitheses, text or couplet", check=_check_features)
+        files = {
+            "train": (config.train_source, config.train_target),
+            "validation": (config.validation_source, config.validation_target),
+        }
+        return read_couplets(*pair_files(files, split, ("upper line", "lower line")))
+    records = load_records(
+        config.name,
+        split,
+        own_sets=OWN_SETS,
+        manual_dir=config.manual_dir,
+        data_dir=config.data_dir,
+        expected="antitheses, text or couplet",
+        check=_check_features,
+    )
     return [
         (record["upper"].decode("utf-8"), record["lower"].decode("utf-8"))
         # Many at once, as that is faster, but not all, as that takes memory.
@@ -119,7 +123,7 @@ def load_couplets(config: CoupletsConfig, split: str) -> list[Couplet]:
     ]
 
 
-def load_training_data(config: CoupletsConfig) -> CoupletData:
+def load_training_data(config: "DataConfig") -> CoupletData:
     """Couplets for training and validation, those unfit to learn from left out of both.
 
     Without a `validation_split`, `validation_percent` % of the upper lines of the training data are held out, with all

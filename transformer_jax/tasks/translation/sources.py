@@ -1,16 +1,20 @@
-# ruff: noqa: D102  (the fields are documented in config.DataConfig)
 """Sentence pairs by the name of their set: embedded, from text files, or prepared by TFDS."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
-from transformer_jax.data.pipeline import MappedRecords
-from transformer_jax.data.readers import PairFilesConfig, pair_files, read_pairs
-from transformer_jax.data.tfds_sets import TfdsConfig, load_records
+from transformer_jax.data.readers import MappedRecords, pair_files, read_pairs
+from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.translation.numerals import Numerals
 
+if TYPE_CHECKING:  # importing config imports JAX
+    from transformer_jax.config import DataConfig
+
 Pair = tuple[str, str]
+
+OWN_SETS = {"multi30k": "transformer_jax.tasks.translation.multi30k"}
+"""See `load_records`."""
 
 _EXPECTED = (
     "numerals, text, multi30k or a TFDS translation set, such as ted_hrlr_translate, ted_multi_translate, "
@@ -18,17 +22,7 @@ _EXPECTED = (
 )
 
 
-@runtime_checkable
-class PairsConfig(TfdsConfig, PairFilesConfig, Protocol):
-    """What is read here of `config.DataConfig`, whose fields these are."""
-
-    @property
-    def source_language(self) -> str: ...
-    @property
-    def target_language(self) -> str: ...
-
-
-def load_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
+def load_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:
     """A split of a translation set as (source, target) sentences, prepared first if need be.
 
     Args:
@@ -42,11 +36,15 @@ def load_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
     if config.name == "numerals":
         return Numerals(config.source_language, config.target_language, split)
     if config.name == "text":
-        return read_pairs(*pair_files(config, split, ("sentence", "sentence")))
+        files = {
+            "train": (config.train_source, config.train_target),
+            "validation": (config.validation_source, config.validation_target),
+        }
+        return read_pairs(*pair_files(files, split, ("sentence", "sentence")))
     return _tfds_pairs(config, split)
 
 
-def _tfds_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
+def _tfds_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:
     source, target = config.source_language, config.target_language
 
     def check_languages(info: Any) -> None:
@@ -62,10 +60,13 @@ def _tfds_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
                 )
 
     records = load_records(
-        config,
+        config.name,
         split,
+        own_sets=OWN_SETS,
+        manual_dir=config.manual_dir,
+        data_dir=config.data_dir,
+        wanted=(f"{source}-{target}", f"{target}-{source}"),
         expected=_EXPECTED,
         check=check_languages,
-        wanted=(f"{source}-{target}", f"{target}-{source}"),
     )
     return MappedRecords(records, lambda record: (record[source].decode("utf-8"), record[target].decode("utf-8")))
