@@ -20,7 +20,7 @@ from typing import Any
 
 import transformer_jax
 from transformer_jax.interop.ctranslate2_export import export_ctranslate2
-from transformer_jax.interop.marian_export import export_marian
+from transformer_jax.interop.marian import export_marian
 from transformer_jax.tasks.translation.translator import Translator
 
 

@@ -70,7 +70,7 @@ def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
     """Write `model` for the other systems that are installed; measures nothing but `alpha` and `max_extra_tokens`."""
     import transformer_jax
     from transformer_jax.interop.ctranslate2_export import export_ctranslate2
-    from transformer_jax.interop.marian_export import export_marian
+    from transformer_jax.interop.marian import export_marian
     from transformer_jax.system.errors import UserError
 
     translator = transformer_jax.load(model)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.interop.marian_folders import CODES, GERMAN, make_folder
-from transformer_jax.interop.marian_import import import_marian
+from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.snippets import tokenizer_snippet
 from transformer_jax.tasks.model_folder import load
 
