@@ -1,4 +1,4 @@
-"""Translation models of Hugging Face transformers: MarianMT folders in, MarianMT and Pegasus folders out."""
+"""MarianMT folders of Hugging Face transformers in, MarianMT and Pegasus folders out."""
 
 import dataclasses
 import os
@@ -70,7 +70,7 @@ Tensors = dict[str, np.ndarray]
 def import_marian(source: str | Path, out: str | Path) -> None:
     """Make a model folder of a MarianMT folder, such as those of the OPUS-MT models.
 
-    Its translations are, token for token, those of `MarianMTModel.generate` with the folder's own settings.
+    Its outputs are, token for token, those of `MarianMTModel.generate` with the folder's own settings.
 
     Args:
         source: a folder with config.json, model.safetensors (or its shards and their index), source.spm, target.spm
