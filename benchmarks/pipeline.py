@@ -58,8 +58,8 @@ def build(name: str, settings: Settings) -> Callable[[], dict[str, float]]:
     runtime.prepare()
     config = shipped_config(name, settings)
     task = make_task(config)
-    untouched = copy.copy(task.batches)  # without the tokens that the first epoch keeps
-    # If the data fits into one window, its tokens are kept for later epochs.
+    untouched = copy.copy(task.batches)  # without the tokens that a first epoch keeps
+    # The tokens of a set of one window are kept for later epochs.
     kept = not any(after.window for _, after in task.batches.iterate(epochs=1))
     step = _training(config, task)
 
@@ -110,7 +110,7 @@ def _rate(batches: Batches[Any, Any], epoch: int) -> dict[str, float]:
 
 
 def _training(config: Config, task: Any) -> Callable[[Any], None]:
-    """A training step like that of the training loop, warmed up."""
+    """Makes one step of training on a batch, as the training loop does, after a first one to warm up."""
     schedule = make_schedule(config.optim, d_model=config.model.d_model, num_steps=config.training.num_steps)
     optimizer = make_optimizer(config.optim, schedule)
     fresh = partial(_fresh, task, optimizer, ema=config.training.ema_decay > 0)

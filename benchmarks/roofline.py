@@ -39,10 +39,10 @@ CHIP_SIDES = (4096, 8192)
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """The share at the base size and, on accelerators, at the big size.
+    """The share at the base size and, on accelerators, at the big one too.
 
     Raises:
-        Unavailable: on accelerators without a figure in `training.flops`.
+        Unavailable: never on CPUs; on others, if `training.flops` has no figure of the chip.
     """
     device = device_name(settings.threads)
     if is_accelerator(device):
@@ -80,7 +80,7 @@ def _share(name: str, size: StepSize, device: str, settings: Settings) -> Iterat
     if is_accelerator(device):
         published = chip_flops(device)
         if published is None:
-            raise Unavailable(f"training/flops.py has no published figure for {device}; add it to CHIP_FLOPS.")
+            raise Unavailable(f"training/flops.py has no published figure of {device}; add it to CHIP_FLOPS.")
         peak = published
     work = (
         f"{size}; {size.flops / 1e9:,.0f} GFLOP of matrix products as training/flops.py counts; median of {repeats}, "

@@ -47,7 +47,7 @@ class StepSize:
 
     @property
     def flops(self) -> float:
-        """Matrix-product FLOPs of the step, see `transformer_jax.training.flops`."""
+        """Of the matrix products of the step, see `transformer_jax.training.flops`."""
         return training_flops(self.model, self.rows, self.length, self.length)
 
     def __str__(self) -> str:

@@ -37,7 +37,7 @@ class MarianTokenizer:
             model: a serialised sentencepiece model.
             pieces: in the order of their ids; None where an id has none.
             special_tokens: their ids.
-            padding_place: the id of padding before the renumbering, for `interop.marian`.
+            padding_place: the id of padding before the renumbering, for `interop.marian_export`.
 
         Raises:
             UserError: if the model is none, a piece comes twice, or a marker is out of range or like another.
