@@ -221,7 +221,7 @@ def _write(model: Seq2SeqModel[Any], folder: Path, architecture: str) -> None:
     write_json(folder / _CONFIG, config_json_of(config, architecture, max_positions=max_positions) | special_tokens)
     write_json(folder / _GENERATION, generation)
     (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-    write_tokenizers(folder, source, target, max_length=settings.max_source_length, languages=settings.languages)
+    write_tokenizers(folder, source, target, max_length=settings.max_source_length, languages=model.languages)
     (folder / "README.md").write_text(_readme(model, architecture), encoding="utf-8")
 
 

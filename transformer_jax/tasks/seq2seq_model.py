@@ -57,11 +57,6 @@ class Seq2SeqSettings:
     renormalizes: bool = False
     """The probabilities of what may be produced add up to 1 while it searches."""
 
-    @property
-    def languages(self) -> tuple[str, str]:
-        """Source and target language; empty where unknown."""
-        return "", ""
-
 
 Settings = TypeVar("Settings", bound=Seq2SeqSettings)
 
@@ -113,6 +108,11 @@ class Seq2SeqModel(Generic[Settings]):
         """The model as a Flax NNX module with its parameters."""
         model: Seq2Seq = nnx.merge(self.graphdef, self.params)
         return model
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Source and target language; empty where unknown."""
+        return "", ""
 
     @property
     def normalization(self) -> str:

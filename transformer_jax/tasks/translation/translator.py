@@ -21,11 +21,6 @@ class TranslatorSettings(Seq2SeqSettings):
     """It was trained on lower-cased text, so what it reads is lower-cased too."""
 
     @property
-    def languages(self) -> tuple[str, str]:
-        """Source and target language; empty where unknown."""
-        return self.source_language, self.target_language
-
-    @property
     def title(self) -> str:
         """Of the model's card."""
         languages = f" from {self.source_language} to {self.target_language}" if self.source_language else ""
@@ -67,6 +62,11 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
     """A trained translation model: text in, text out. Safe to call from several threads."""
 
     settings_type = TranslatorSettings
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """See `Seq2SeqModel.languages`."""
+        return self.settings.source_language, self.settings.target_language
 
     @property
     def normalization(self) -> str:
