@@ -1,1 +1,1 @@
-"""Ours beside its peers: `python -m benchmarks NAME`, from a checkout."""
+"""Benchmarks against other systems: `python -m benchmarks NAME`, from a checkout."""

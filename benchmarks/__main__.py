@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [NAME...]`: measure, and print a JSON object a line."""
+"""`python -m benchmarks NAME [NAME...]`: measure, and print one JSON object per line."""
 
 import argparse
 import importlib
@@ -13,25 +13,25 @@ from benchmarks.settings import Settings, Unavailable
 from benchmarks.tpu_chips import TOPOLOGIES
 
 BENCHMARKS = ("train", "quality", "decode", "startup", "pipeline", "memory", "roofline", "scaling")
-"""Each is the module of its name, with `run(settings)` that yields records."""
+"""Module names; each has `run(settings)`, which yields records."""
 COMPILED = "tpu_compile"
-"""One more, which measures nothing, is no part of "all" and has a page of its own."""
+"""Another one, which measures nothing, is not part of "all" and has its own page."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmarks that are named; the exit status is 1 if one of them could not run or failed."""
+    """Run the named benchmarks; the exit status is 1 if one of them could not run or failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     known = (*BENCHMARKS, COMPILED)
     parser.add_argument("names", nargs="+", choices=(*known, "all"), metavar="NAME", help=", ".join(known))
-    parser.add_argument("--quick", action="store_true", help="less work; all of them within 10 minutes on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="less work: all within 10 minutes on 2 cores")
     parser.add_argument("--data", type=Path, help="folder with multi30k, ag_news, couplet [$TRANSFORMER_JAX_DATA]")
-    parser.add_argument("--threads", type=int, default=2, help="of every process that is measured [2]")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each measured process [2]")
     parser.add_argument("--model", type=Path, help="folder of a trained translator")
-    parser.add_argument("--minutes", type=float, help="quality: how long the peer trains [20, or 0.2 if --quick]")
+    parser.add_argument("--minutes", type=float, help="quality: training time of the peer [20, or 0.2 if --quick]")
     parser.add_argument("--topologies", nargs="+", default=(), choices=TOPOLOGIES, help="tpu_compile: only these")
-    parser.add_argument("--curve", type=Path, help="quality: a curve of the peer, written before, to use again")
+    parser.add_argument("--curve", type=Path, help="quality: reuse this curve of the peer from an earlier run")
     parser.add_argument("--out", type=Path, help="file to append the records to")
-    parser.add_argument("--page", type=Path, help="page to write from the records, those already in --out included")
+    parser.add_argument("--page", type=Path, help="page to write from the records, including those already in --out")
     options = parser.parse_args(argv)
     names = BENCHMARKS if "all" in options.names else options.names
     fields = ("quick", "data", "threads", "model", "minutes", "topologies", "curve")
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _published(options: argparse.Namespace) -> str:
-    """The command as the page shows it: without paths of this machine."""
+    """The command as the page shows it, without local paths."""
     words = ["python -m benchmarks", *options.names, *["--quick"] * options.quick, f"--threads {options.threads}"]
     if options.minutes is not None:
         words.append(f"--minutes {options.minutes:g}")

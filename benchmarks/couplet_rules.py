@@ -1,10 +1,10 @@
-"""How many lower lines of a trained couplet model keep the rules, over upper lines made to be hard.
+"""Share of lower lines of a trained couplet model that keep the rules, on difficult random upper lines.
 
 Command: python benchmarks/couplet_rules.py --model runs/couplet/model
 
-The upper lines are random: 1 to 32 places, characters of the model's vocabulary (common and rare ones alike),
-characters that it lacks (rare Chinese ones, Latin letters, digits), repeated characters, palindromes, punctuation. The
-lower lines are judged on their text alone, by `transformer_jax.tasks.couplets.judge`.
+The upper lines have 1 to 32 random characters: common and rare ones of the model's vocabulary, some outside it (rare
+Chinese ones, Latin letters, digits), repetitions, palindromes, punctuation. Lower lines are judged by their text alone,
+with `transformer_jax.tasks.couplets.judge`.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from transformer_jax.tasks.couplets.rules import NAMES, Rules
 
 MARKS = "，。、；：！？·《》"
 OUTSIDE = "㐀㑇㒼𠀀𠮷𡈽龘靐齉AbZ09é"
-"""Characters that the vocabulary hardly has: rare Chinese ones of three Unicode blocks, and those of other scripts."""
+"""Characters mostly outside the vocabulary: rare Chinese ones of three Unicode blocks, and other scripts."""
 
 
 def upper_lines(count: int, tokenizer: Tokenizer, seed: int) -> list[str]:
-    """So many random upper lines, always the same for a seed and a vocabulary."""
+    """`count` random upper lines, determined by seed and vocabulary."""
     draw = random.Random(seed)
     pieces = [tokenizer.piece(token) for token in range(UNK + 1, tokenizer.vocab_size)]
     lines = []
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a couplet model's folder")
     parser.add_argument("--lines", type=int, default=10_000, metavar="N", help="upper lines [10000]")
     parser.add_argument("--rules", metavar="RULES", help="see transformer-jax couplet [the model's]")
-    parser.add_argument("--seed", type=int, default=0, help="of the upper lines [0]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the upper lines [0]")
     arguments = parser.parse_args()
     writer = transformer_jax.load(arguments.model)
     rules = Rules.parse(writer.settings.decoding.rules if arguments.rules is None else arguments.rules)

@@ -1,4 +1,4 @@
-"""`decode`: Multi30k's test sentences, greedy and with a beam of 4, beside other systems with the same weights."""
+"""`decode`: Multi30k's test sentences, greedy and with a beam of 4, against other systems with the same weights."""
 
 import contextlib
 import dataclasses
@@ -19,16 +19,16 @@ from transformer_jax.system import runtime
 
 TEST_SET = "test_2016_flickr.de.gz"
 TRAINING_STEPS = 150
-"""Of the model that is made where none is given; 50 if it has to be quick."""
+"""Steps to train a model if none is given; 50 with --quick."""
 CONVENTIONS = {"ctranslate2": "CTranslate2", "transformers": "transformers"}
-"""Of searches, and whose they are."""
+"""Search conventions, and the system that has them."""
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """Times, rates and the share of equal texts of all sentences; times of one alone.
+    """Times, rates and the share of equal texts for all sentences; latency of single ones.
 
     Raises:
-        Unavailable: if the data isn't there, or the model is none that others can run.
+        Unavailable: if the data is missing, or other systems cannot run the model.
     """
     lines = read_lines(settings.folder("multi30k") / TEST_SET)
     device = device_name(settings.threads)
@@ -120,13 +120,13 @@ def _records(
 
 
 def _scaled(few: Found, tokens: int) -> Found:
-    """What all sentences would have taken, by their tokens."""
+    """The time for all sentences, extrapolated by tokens."""
     factor = tokens / few.tokens[GREEDY]
     return few._replace(seconds={GREEDY: few.seconds[GREEDY] * factor}, tokens={GREEDY: tokens})
 
 
 def _model(settings: Settings, scratch: Path) -> tuple[Path, str]:
-    """The folder of a model, and a few words on it."""
+    """The folder of a model, and where it comes from."""
     if settings.model is not None:
         return settings.model, "the model that --model names"
     with Worker(train_briefly, settings, scratch / "training", threads=settings.threads):
@@ -139,7 +139,7 @@ def _steps(settings: Settings) -> int:
 
 
 def train_briefly(settings: Settings, workdir: Path) -> Callable[[], None]:
-    """Train a model into `workdir`; the work is done when the worker is ready."""
+    """Train a model into `workdir`; finished when the worker is ready."""
     from transformer_jax.training import run as train
 
     runtime.prepare()
@@ -147,7 +147,7 @@ def train_briefly(settings: Settings, workdir: Path) -> Callable[[], None]:
     training = dataclasses.replace(
         config.training, num_steps=_steps(settings), eval_every=1000, metric="loss", num_samples=0, ema_decay=0.0
     )
-    # Hardly trained, it does not end its sentences: evaluation would take longer than training.
+    # A barely trained model does not end its sentences, so evaluation would take longer than training.
     data = dataclasses.replace(config.data, validation_split="validation[:20]")
     decoding = dataclasses.replace(config.decoding, beam_size=1)
     optim = dataclasses.replace(config.optim, warmup_steps=_steps(settings) // 4)

@@ -1,12 +1,11 @@
-"""Whether an exported model gives the text that it gives here.
+"""Compares the outputs of exported models with ours.
 
     python benchmarks/export_parity.py --model runs/multi30k/model --source test.de
 
-Exports the model for CTranslate2 (float32, and int8 for comparison) and for transformers (MarianMT or Pegasus, as the
-model's layer normalisation is), translates the lines of the file there, with the code of the exported README, and
-here, and prints a JSON object: the share of equal texts, and each difference with the scores that our model gives to
-both texts. Differences of less than `--tie` in score are ties: two outputs that rounding ranks. Needs ctranslate2,
-torch and transformers.
+Exports the model for CTranslate2 (float32, and int8 for comparison) and for transformers (MarianMT if it is post-norm,
+Pegasus if pre-norm), translates the lines of the file there, with the code of the exported README, and here, and prints
+a JSON object: the share of equal texts, and each difference with our model's scores of both texts. Score differences
+below `--tie` are ties, which rounding decides. Needs ctranslate2, torch and transformers.
 """
 
 import argparse
@@ -20,19 +19,19 @@ from typing import Any
 
 import transformer_jax
 from transformer_jax.interop.ctranslate2_export import export_ctranslate2
-from transformer_jax.interop.marian_export import export_marian
+from transformer_jax.interop.marian import export_marian
 from transformer_jax.tasks.translation.translator import Translator
 
 
 def read_lines(path: str) -> list[str]:
-    """The lines of a plain or gzip file of UTF-8."""
+    """Lines of a UTF-8 file, plain or gzipped."""
     opener: Callable[..., Any] = gzip.open if path.endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8", newline="\n") as stream:
         return [line.rstrip("\n") for line in stream]
 
 
 def from_readme(folder: Path) -> Callable[[list[str]], list[str]]:
-    """The function `translate` of the code in the README of an exported folder."""
+    """The function `translate` in the README of an exported folder."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace("path/of/this/folder", str(folder)), names)
@@ -40,7 +39,7 @@ def from_readme(folder: Path) -> Callable[[list[str]], list[str]]:
 
 
 def compare(model: Translator, texts: list[str], theirs: list[str], conventions: str, tie: float) -> dict[str, Any]:
-    """The share of texts that are equal, and the others with our scores of both."""
+    """The share of equal texts, and the different ones with our scores of both."""
     ours = model.search(texts, conventions=conventions)
     usual = model.translate(texts)
     rows = [
@@ -79,9 +78,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the folder of a translator")
     parser.add_argument("--source", required=True, help="a file of texts, one a line; plain or gzip")
-    parser.add_argument("--lines", type=int, help="only the first so many")
+    parser.add_argument("--lines", type=int, help="only the first N")
     parser.add_argument("--tie", type=float, default=1e-4, help="scores closer than this are equal [0.0001]")
-    parser.add_argument("--only", choices=("ctranslate2", "transformers"), help="one of the two systems")
+    parser.add_argument("--only", choices=("ctranslate2", "transformers"), help="only this system")
     arguments = parser.parse_args()
     model = transformer_jax.load(arguments.model)
     texts = read_lines(arguments.source)[: arguments.lines]
@@ -94,7 +93,7 @@ def main() -> None:
                 export_ctranslate2(model, folder, quantization=quantization)
                 found = from_readme(folder)(texts)
                 report[f"ctranslate2 {quantization}"] = compare(model, texts, found, "ctranslate2", arguments.tie)
-            # What int8 changes is no rounding: the share tells enough.
+            # int8 changes more than rounding: the share is enough.
             report["ctranslate2 int8"].pop("differences")
         if arguments.only != "ctranslate2":
             architecture = "pegasus" if model.model_config.norm_first else "marian"

@@ -1,6 +1,6 @@
-"""What a program compiled for TPUs computes and moves, loops counted as often as they run.
+"""FLOPs and memory traffic of a program compiled for TPUs, with loops multiplied by their trip counts.
 
-`cost_analysis()` counts the inside of a loop once, and takes what stays in the memory of the chip itself for moved.
+`cost_analysis()` counts the body of a loop once, and on-chip memory as main memory.
 """
 
 import math
@@ -14,26 +14,26 @@ from transformer_jax.training.report import computations, trip_count
 
 
 class Cost(NamedTuple):
-    """Of one run of a program, on each device."""
+    """Cost of one run of a program, per device."""
 
     flops: float
-    """Floating-point operations of its matrix products, a multiplication and an addition counted as two."""
+    """FLOPs of the matrix products; a multiply-add counts as two."""
     padded: float
-    """The same with widths rounded up to whole matrix units: what the units are busy with."""
+    """FLOPs with widths rounded up to whole matrix units."""
     moved: float
     """Bytes read from and written to the device's main memory (HBM)."""
 
     @property
     def filled(self) -> float:
-        """Share of the matrix units that has something to do while they are busy."""
+        """Utilization of the matrix units: FLOPs over padded FLOPs."""
         return self.flops / self.padded if self.padded else 1.0
 
 
 def cost(text: str, unit: int) -> Cost:
-    """Of a program.
+    """The cost of a program.
 
     Args:
-        text: `compiled.as_text()` of one compiled for TPUs.
+        text: `compiled.as_text()` of a program compiled for TPUs.
         unit: rows and columns of a matrix unit.
     """
     lines, entry = computations(text)
@@ -47,7 +47,7 @@ def cost(text: str, unit: int) -> Cost:
                 inner = run(called)
                 flops += times * inner.flops
                 padded += times * inner.padded
-                # A fusion keeps to itself what is in between.
+                # Intermediates of a fusion stay on the chip.
                 moved += times * inner.moved * (each.operation != "fusion")
             flops += _flops(each, parsed[name], 1)
             padded += _flops(each, parsed[name], unit)
@@ -63,29 +63,29 @@ class Instruction:
 
     name: str
     result: str
-    """Its type."""
+    """Type of the result."""
     operation: str
     operands: tuple[str, ...]
     line: str
 
     def attribute(self, name: str) -> str:
-        """Such as the computation that is called; empty if there is none."""
+        """Value of an attribute, such as the called computation; empty if missing."""
         found = re.search(rf", {name}=\{{?%?([^\s,}}]+)", self.line)
         return found[1] if found else ""
 
     @property
     def runs(self) -> list[str]:
-        """The computations that it runs, but for those of single numbers."""
+        """Called computations, except for scalar ones."""
         name = {"while": "body", "call": "to_apply", "fusion": "calls", "async-start": "calls"}.get(self.operation)
         called = self.attribute(name) if name else ""
         return [called] if called else []
 
 
 class Computation:
-    """Instructions in their order."""
+    """Instructions in order."""
 
     def __init__(self, lines: list[str]) -> None:
-        """Of the lines of a program's text."""
+        """Parse lines of a program's text."""
         matches = [match for line in lines if (match := _LINE.match(line))]
         self.instructions = [
             Instruction(match[2], match[3], match[4], tuple(re.findall(r"%([^\s,]+)", match[5])), match[0])
@@ -96,7 +96,7 @@ class Computation:
 
     @cached_property
     def parameters(self) -> list[str]:
-        """Their names, in their order."""
+        """Names of the parameters, in order."""
         found = [each for each in self.instructions if each.operation == "parameter"]
         return [each.name for each in sorted(found, key=lambda each: int(each.line.rpartition("(")[2].rstrip(")")))]
 
@@ -105,11 +105,11 @@ _LINE = re.compile(r"\s+(ROOT )?%?([^\s=]+) = (.*?)\s([a-z][a-z0-9-]*)\(([^)]*)\
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _SLICES = ("dynamic-slice", "slice", "gather")
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "async-done")
-"""They move nothing themselves."""
+"""Operations that move no data."""
 
 
 def _flops(each: Instruction, within: Computation, unit: int) -> float:
-    """TPUs make a `convolution` of every matrix product; a unit holds `unit` inputs by `unit` outputs of its kernel."""
+    """Matrix products are `convolution`s on TPUs; a unit holds `unit` inputs by `unit` outputs of the kernel."""
     if each.operation != "convolution":
         return 0.0
     lhs, rhs, out = re.split("_|->", each.attribute("dim_labels"))
@@ -126,7 +126,7 @@ def _flops(each: Instruction, within: Computation, unit: int) -> float:
         )
         last = (inputs[str(axis)] - 1) * gaps
         places = (at * stride - pad + tap * spread for at in range(outputs[str(axis)]) for tap in range(int(taps)))
-        # How often an element of the kernel meets one of the input, and neither padding nor a gap.
+        # Count the pairs of kernel and input elements, without padding and gaps.
         flops *= sum(0 <= place <= last and place % gaps == 0 for place in places)
     return flops
 
@@ -134,7 +134,7 @@ def _flops(each: Instruction, within: Computation, unit: int) -> float:
 def _moved(each: Instruction, within: Computation, parsed: dict[str, Computation]) -> float:
     if each.operation in _FREE or (each.runs and each.operation != "fusion") or "AllocateBuffer" in each.line:
         return 0.0
-    # What goes on in the background counts where it is done. A slice comes from main memory; copies go either way.
+    # Asynchronous operations count where they end. A slice is read from main memory; copies go in either direction.
     if each.operation.endswith(("-start", "-update")):
         return 0.0
     if each.operation == "copy-done":
@@ -154,7 +154,7 @@ def _moved(each: Instruction, within: Computation, parsed: dict[str, Computation
 
 
 def _read(fusion: Computation, parameter: str, whole: int, parsed: dict[str, Computation]) -> int:
-    """Bytes that a fusion reads of a parameter of `whole` bytes: of one that it only slices, the slices."""
+    """Bytes that a fusion reads of a parameter of `whole` bytes: the slices, if it only slices it."""
 
     def used(name: str) -> Iterator[int]:
         for user in fusion.instructions:
@@ -168,13 +168,13 @@ def _read(fusion: Computation, parameter: str, whole: int, parsed: dict[str, Com
                 inner = parsed[user.runs[0]]
                 yield _read(inner, inner.parameters[user.operands.index(name)], whole, parsed)
             elif user.operation not in ("dynamic-update-slice", "scatter") or user.operands[0] != name:
-                yield whole  # others are changed in place
+                yield whole  # the others are updated in place
 
     return min(whole, sum(used(parameter))) if whole else 0
 
 
 def _written(fusion: Computation, caller: Instruction) -> int:
-    """Bytes that a fusion writes: where it changes a part in place, that part."""
+    """Bytes that a fusion writes: only the changed part of in-place updates."""
     whole = [_filled(array) if "S(" not in (array[4] or "") else 0 for array in _ARRAY.finditer(caller.result)]
     roots = [fusion.root] if fusion.root is not None else []
     if roots and roots[0].operation == "tuple":
@@ -199,12 +199,12 @@ def _shape(result: str) -> list[int]:
 
 
 def _bytes(result: str, *, anywhere: bool = False) -> int:
-    """What a type takes of the main memory, or of any: tiles are filled up, and `S(...)` marks other memories."""
+    """Bytes of a type in main memory, or in any memory, with padded tiles; `S(...)` marks other memories."""
     return sum(_filled(array) for array in _ARRAY.finditer(result) if anywhere or "S(" not in (array[4] or ""))
 
 
 def _filled(array: re.Match[str]) -> int:
-    """Bytes of an array whose last dimensions are filled up to whole tiles, such as T(8,128)."""
+    """Bytes of an array with its last dimensions padded to whole tiles, such as T(8,128)."""
     kind, bits, shape, layout = array.groups()
     sizes = [int(size.lstrip("<=")) for size in shape.split(",") if size]
     order = re.match(r"[\d,]*", layout or "")

@@ -1,4 +1,4 @@
-"""Training of Marian, the encoder-decoder of Hugging Face transformers, to be measured."""
+"""Training of Marian, the encoder-decoder of Hugging Face transformers."""
 
 import time
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from benchmarks.workload import Tally, Workload, measured, random_batches, read_
 from transformer_jax.data.tokenizers import BOS, EOS, PAD
 
 NO_LOSS = -100
-"""The label that the model leaves out, as its users' collators set it."""
+"""Label ignored by the model's loss."""
 
 
 def trainer(workload: Workload, threads: int, num_steps: int) -> Callable[[], Tally]:
-    """A factory for a worker: `num_steps` steps a measurement, on random batches padded to the longest."""
+    """Factory for a worker: `num_steps` steps per measurement, on random batches padded to the longest."""
     limit_threads(threads)
     torch.manual_seed(0)
     shape = workload.shape

@@ -1,4 +1,4 @@
-"""`memory`: bytes that a step of training needs at once, by batch, length, loss chunk and remat. Nothing is run."""
+"""`memory`: peak bytes of a training step by batch, length, loss chunk and remat; compiled, not run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,12 +12,12 @@ from transformer_jax.system import runtime
 
 MODEL = ModelConfig(norm_first=True, source_vocab_size=8000, target_vocab_size=8000)
 SIZE = StepSize(MODEL, rows=32, length=64)
-"""The model and the batch of `train`."""
+"""Model and batch of `train`."""
 MIB = 2**20
 
 
 def sizes(*, quick: bool) -> dict[str, StepSize]:
-    """The steps to compile, by what is said of them."""
+    """Steps to compile, by subject."""
     found = {f"batch of {rows * 64:,} tokens a side": replace(SIZE, rows=rows) for rows in (16, 32, 128)}
     for length in (256, 1024, 2048):
         found[f"rows of {length:,}, batch of 2,048"] = replace(SIZE, rows=2048 // length, length=length)
@@ -33,7 +33,7 @@ def sizes(*, quick: bool) -> dict[str, StepSize]:
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """MiB of each step."""
+    """Peak MiB of each step."""
     device = device_name(settings.threads)
     steps = sizes(quick=settings.quick)
     with Worker(build, list(steps.values()), threads=settings.threads, environment=UNCACHED) as worker:
@@ -44,6 +44,6 @@ def run(settings: Settings) -> Iterator[Record]:
 
 
 def build(steps: list[StepSize]) -> Callable[[], list[int]]:
-    """Measures bytes of each step."""
+    """Measures the peak bytes of each step."""
     runtime.prepare()
     return lambda: [SyntheticStep(size).peak_bytes for size in steps]

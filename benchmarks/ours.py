@@ -1,4 +1,4 @@
-"""Our own training, put together from the parts of `transformer_jax.training`, to be stopped and measured."""
+"""Our training, built from the parts of `transformer_jax.training`, in measurable pieces."""
 
 import dataclasses
 import time
@@ -22,18 +22,18 @@ from transformer_jax.training.optim import make_optimizer, make_schedule
 from transformer_jax.training.step import TrainState, init_state, train_step
 
 COUPLETS = 65_536
-"""Of the set, as many as are planned at a time; more would change no batch that is measured."""
+"""Training pairs used: one planning window; more would not change the measured batches."""
 TEXTS = 20_000
 LANGUAGES = {"source": "de", "target": "en"}
 
 
 def config_of(name: str, data: Path, scratch: Path) -> Config:
-    """The experiment that is measured: multi30k, ag_news or couplet.
+    """The measured experiment.
 
     Args:
-        name: of the data set.
+        name: of the data set: multi30k, ag_news or couplet.
         data: its folder.
-        scratch: for what has to be written.
+        scratch: folder for temporary files.
     """
     experiments: dict[str, dict[str, Any]] = {
         "multi30k": {
@@ -69,13 +69,13 @@ def config_of(name: str, data: Path, scratch: Path) -> Config:
 
 
 def prepare(settings: Settings, name: str, folder: Path) -> Callable[[], Workload]:
-    """A factory for a worker: trains the tokenizer and writes token ids, for ours and its peers alike."""
+    """Factory for a worker: trains the tokenizer and writes token ids, for us and the peers."""
     data = settings.folder(name)
     if name == "couplet":
         for side, file in (("source", "in.txt"), ("target", "out.txt")):
             found = [path for path in (data / "train" / file, data / "train" / f"{file}.gz") if path.is_file()]
             if not found:
-                raise Unavailable(f"{data / 'train' / file} is not there; see --data.")
+                raise Unavailable(f"{data / 'train' / file} is missing; see --data.")
             lines = read_lines(found[0])[:COUPLETS]
             (folder / f"couplet.{side}").write_text("\n".join(lines) + "\n", "utf-8")
     config = config_of(name, data, folder)
@@ -101,7 +101,7 @@ def prepare(settings: Settings, name: str, folder: Path) -> Callable[[], Workloa
 
 
 class Trainer:
-    """The state of a run, and the means to go on with it."""
+    """A run that can be continued step by step."""
 
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes]) -> None:
         """Read the data and draw the parameters."""
@@ -120,7 +120,7 @@ class Trainer:
         self._batches = Prefetched(batch for batch, _ in self.task.batches.iterate())
 
     def train(self, num_steps: int) -> Tally:
-        """Take so many steps."""
+        """Take `num_steps` steps."""
         tally = Tally()
         started = time.perf_counter()
         before: Any = None
@@ -129,7 +129,7 @@ class Trainer:
             self.state, sums = self._step_fn(self.state, shard_batch(batch, self.mesh))
             tally.add(batch)
             if before is not None:
-                float(before)  # one step late, as the loop of training does
+                float(before)  # one step late, as in the training loop
             before = sums["loss"]
         float(before)
         tally.seconds = time.perf_counter() - started
@@ -141,13 +141,13 @@ class Trainer:
 
 
 def tokenizer_files(workload: Workload) -> dict[str, bytes]:
-    """As a run stores them."""
+    """Tokenizer files, as a run stores them."""
     folder = workload.folder / f"{workload.name}.tokenizer"
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def trainer(settings: Settings, workload: Workload, num_steps: int) -> Callable[[], Tally]:
-    """A factory for a worker: `num_steps` steps a measurement."""
+    """Factory for a worker: `num_steps` steps per measurement."""
     runtime.prepare()
     ours = Trainer(config_of(workload.name, settings.folder(workload.name), workload.folder), tokenizer_files(workload))
     return measured(ours.train, num_steps)
@@ -156,15 +156,15 @@ def trainer(settings: Settings, workload: Workload, num_steps: int) -> Callable[
 def learner(
     settings: Settings, workload: Workload, tokens_per_batch: int, lr: float, minutes: float, points: int
 ) -> Callable[[], tuple[float, float, int]]:
-    """A factory for a worker: a measurement trains on, and gives minutes so far, validation loss and steps so far.
+    """Factory for a worker: each measurement continues training; returns total minutes, validation loss, total steps.
 
     Args:
-        settings: of the run.
-        workload: what to train on.
-        tokens_per_batch: token slots a side.
-        lr: the peak of the learning rate.
-        minutes: that the whole run is planned for.
-        points: measurements that it takes.
+        settings: of the benchmarks.
+        workload: data and model.
+        tokens_per_batch: token slots per side.
+        lr: peak learning rate.
+        minutes: planned length of the run.
+        points: number of measurements.
     """
     runtime.prepare()
     config = config_of(workload.name, settings.folder(workload.name), workload.folder)
@@ -175,7 +175,7 @@ def learner(
         optim = replace(config.optim, schedule="cosine", lr=lr, warmup_steps=max(num_steps // 10, 1))
         return Trainer(replace(config, optim=optim, training=replace(config.training, num_steps=num_steps)), files)
 
-    # A throw-away run tells how many steps the minutes are, so that the learning rate can fall to 0 at their end.
+    # A throw-away run estimates the number of steps, so that the learning rate reaches 0 at the end.
     probe = planned(100)
     compiling = probe.train(1).seconds
     seconds = probe.train(10).seconds / 10

@@ -8,16 +8,16 @@ from benchmarks.results import Record
 from benchmarks.targets import is_accelerator, target_of
 
 ABOUT = {
-    "train": "Real tokens, not padding, that training consumes.",
-    "quality": "How long it takes to reach the validation loss that the peer reaches.",
+    "train": "Tokens consumed by training, without padding.",
+    "quality": "Time to reach the validation loss that the peer reaches.",
     "decode": "Text in, text out, with the same weights.",
-    "startup": "From the start of the process to the end of the first step, and what is compiled.",
-    "pipeline": "Reading, tokenising and batching alone, beside what the step consumes.",
-    "memory": "What a compiled step of training needs at once: parameters, optimiser, batch, and all in between.",
-    "roofline": "Matrix products of a step of training, beside the fastest product that this machine makes.",
-    "scaling": "Exponents fitted to the cost of a step: 1 is linear, 2 quadratic. Its points stand below them.",
+    "startup": "From process start to the end of the first training step, and the compiled programs.",
+    "pipeline": "Reading, tokenizing and batching alone, against the rate of the training step.",
+    "memory": "Peak memory of a compiled training step: parameters, optimizer state, batch and intermediates.",
+    "roofline": "Matrix products of a training step, against the fastest product on this machine.",
+    "scaling": "Exponents fitted to the cost of a step: 1 is linear, 2 quadratic. The fitted points follow.",
 }
-"""The benchmarks in the order of the page."""
+"""Benchmarks, in the order of the page."""
 
 PEERS = {
     "torch": "PyTorch",
@@ -30,13 +30,13 @@ PEERS = {
 
 
 def write(path: Path, records: Sequence[Record], command: str, earlier: Sequence[Record] = ()) -> None:
-    """Write the page. Where a figure was taken again the last counts, but none of a quick run before one of a full run.
+    """Write the page. The latest of repeated figures counts, but a full run takes precedence over a quick one.
 
     Args:
         path: of the page.
-        records: of the command.
-        command: that was given.
-        earlier: of runs before it.
+        records: of this run.
+        command: of this run.
+        earlier: records of earlier runs.
     """
     figures: dict[tuple[str | None, ...], Record] = {}
     for record in (*earlier, *records):
@@ -56,13 +56,13 @@ def _page(records: Sequence[Record], command: str, *, with_earlier: bool) -> Ite
         "",
         f"    {command}",
         "",
-        f"{'and earlier runs into the same records, ' if with_earlier else ''}and not to be edited by hand.",
+        f"{'and earlier runs with the same records. ' if with_earlier else ''}Do not edit by hand.",
         "",
-        "Ours and its peers ran on the same machine, each in a process of its own, with the same threads and, unless",
-        "int8 is named, the same precision. They ran in turn after warm-up, apart from two: in `quality` one whole run",
-        "follows the other, and the search without a cache follows the rest of `decode`. Figures are medians where",
-        "their work tells of repetitions. The ratio tells how many times ours is ahead of the peer: above 1 it leads.",
-        "A target is for the ratio or, where ours stands alone, for the figure.",
+        "Ours and its peers ran on the same machine, each in its own process, with the same number of threads and,",
+        "except for int8, the same precision. Measurements alternate after a warm-up, with two exceptions: `quality`",
+        "trains one after the other, and the search without a cache follows the rest of `decode`. With repetitions,",
+        "the figure is the median. A ratio above 1 means that ours is ahead of the peer. Targets apply to the ratio",
+        "or, without a peer, to the figure.",
     )
     for device in sorted({record.device for record in records}, key=is_accelerator):
         yield from _device(device, [record for record in records if record.device == device])
@@ -71,8 +71,8 @@ def _page(records: Sequence[Record], command: str, *, with_earlier: bool) -> Ite
             "",
             "## GPU",
             "",
-            "Still to be taken: `bash benchmarks/gpu.sh` measures there, in bfloat16 at the paper's base and big size,",
-            "and adds its figures to this page. Targets: 45 % of the chip's matrix-product speed at base size and 55 %",
+            "Not measured yet: `bash benchmarks/gpu.sh` measures in bfloat16 at the paper's base and big size and adds",
+            "its figures to this page. Targets: 45 % of the chip's matrix-product speed at base size and 55 %",
             "at big, 1.2 times compiled PyTorch, decoding 3 times transformers.",
         )
 

@@ -1,4 +1,4 @@
-"""`pipeline`: reading, tokenising and batching alone, beside what the step consumes; and how much of it is padding."""
+"""`pipeline`: rate of reading, tokenizing and batching against the rate of the training step; share of padding."""
 
 import copy
 import itertools
@@ -23,11 +23,11 @@ from transformer_jax.training.optim import make_optimizer, make_schedule
 from transformer_jax.training.step import init_state, train_step
 
 STEPS = 3
-"""Of training, in each repetition."""
+"""Training steps in each repetition."""
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """Rates, their ratio and the share of padding of each shipped config whose data is there."""
+    """Rates, their ratio and the share of padding of each shipped config with available data."""
     device = device_name(settings.threads)
     repeats = 1 if settings.quick else 2
     for name in QUICK if settings.quick else SHIPPED:
@@ -54,7 +54,7 @@ def run(settings: Settings) -> Iterator[Record]:
 
 
 def build(name: str, settings: Settings) -> Callable[[], dict[str, float]]:
-    """Measures tokens per second of a first epoch, a later one and the step; whether tokens are kept; padding."""
+    """Measures tokens per second of the first epoch, a later one and the step; whether tokens are kept; padding."""
     runtime.prepare()
     config = shipped_config(name, settings)
     task = make_task(config)
@@ -79,7 +79,7 @@ def build(name: str, settings: Settings) -> Callable[[], dict[str, float]]:
 
 
 def first_window(batches: Batches[Any, Any], epoch: int) -> Iterator[Any]:
-    """The batches of an epoch, or of as many of its records as are encoded at a time."""
+    """Batches of an epoch's first window, the records that are encoded at a time."""
     for batch, after in batches.iterate(Position(epoch), epochs=epoch + 1):
         yield batch
         if after.window > 0:
@@ -87,7 +87,7 @@ def first_window(batches: Batches[Any, Any], epoch: int) -> Iterator[Any]:
 
 
 def real_tokens(batch: Any) -> int:
-    """Tokens of a batch that are no padding, on all its sides."""
+    """Number of tokens in a batch without padding, on all sides."""
     return sum(int(np.count_nonzero(side)) for side in _sides(batch))
 
 

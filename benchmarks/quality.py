@@ -1,4 +1,4 @@
-"""What a minute of training is worth: validation loss against minutes, of PyTorch on random batches and of ours."""
+"""`quality`: validation loss by training time, PyTorch on random batches against ours."""
 
 import json
 import math
@@ -16,12 +16,12 @@ from benchmarks.workload import RANDOM_BATCH, Workload
 
 MINUTES, QUICK_MINUTES = 20.0, 0.2
 POINTS, QUICK_POINTS = 20, 2
-"""Evaluations in a run."""
+"""Evaluations per run."""
 SHARES = (0.2, 0.3, 0.5, 1.0)
-"""Of the peer's minutes: the lengths that ours is planned for, one after the other, until a run reaches its loss."""
+"""Planned lengths of our runs, as shares of the peer's minutes, tried in turn until one reaches its loss."""
 PEAK_LR = {"torch": 2e-3, OURS: 2e-3}
 OUR_TOKENS = 1024
-"""Token slots a side of our batches here."""
+"""Token slots per side of our batches."""
 RECIPE = "pre-norm, Adam (0.9, 0.98), linear warm-up over a tenth of the run, then half a cosine to 0"
 
 
@@ -29,14 +29,14 @@ class Point(NamedTuple):
     """One evaluation."""
 
     minutes: float
-    """Of training, evaluations left out; with compilation, without reading the data."""
+    """Training time with compilation, without evaluations and reading the data."""
     loss: float
-    """Per token on the validation data, in nats, without label smoothing."""
+    """Validation loss per token in nats, without label smoothing."""
     steps: int
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """The peer for its minutes, or from the file of `--curve`; then ours until it reaches the loss at their end."""
+    """Train the peer, or read its `--curve`; then train ours until it reaches the peer's final loss."""
     settings.folder("multi30k")
     with tempfile.TemporaryDirectory() as scratch:
         workload = prepared(settings, "multi30k", Path(scratch))
@@ -50,7 +50,7 @@ def run(settings: Settings) -> Iterator[Record]:
 
 
 def _ours(settings: Settings, workload: Workload, theirs: Sequence[Point]) -> tuple[float, list[Point]]:
-    """The planned minutes and the curve of the first of our runs that reaches the peer's loss, or of the last."""
+    """Planned minutes and curve of our first run that reaches the peer's loss, or of the last one."""
     target = theirs[-1].loss
     for planned in _plans(settings, theirs):
         ours = trained(settings, workload, OURS, planned, until=target)
@@ -64,7 +64,7 @@ def _plans(settings: Settings, theirs: Sequence[Point]) -> list[float]:
 
 
 def trained(settings: Settings, workload: Workload, name: str, minutes: float, until: float = -math.inf) -> list[Point]:
-    """The curve of one run, which ends early at the loss `until`; points are told on stderr and, of the peer, saved."""
+    """The curve of one run, which stops early at the loss `until`; saves that of the peer to `--curve`."""
     factories: dict[str, tuple[Any, ...]] = {
         OURS: ("benchmarks.ours:learner", settings, workload, OUR_TOKENS),
         "torch": ("benchmarks.torch_training:learner", workload, settings.threads),
@@ -84,12 +84,12 @@ def trained(settings: Settings, workload: Workload, name: str, minutes: float, u
 
 
 def read_curve(path: Path) -> list[Point]:
-    """The points of a file that `trained` wrote."""
+    """Points of a file written by `trained`."""
     return [Point(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
 
 
 def minutes_to(loss: float, curve: Sequence[Point]) -> float | None:
-    """When a run was first seen at this loss, or below; None: never."""
+    """Time of the first evaluation with at most this loss; None if there is none."""
     return next((point.minutes for point in curve if point.loss <= loss), None)
 
 
@@ -124,5 +124,5 @@ def _curve(points: Sequence[Point]) -> str:
 
 
 def say(line: str) -> None:
-    """Progress, beside the records."""
+    """Print progress to stderr; stdout is for records."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What a benchmark found: a JSON object a line."""
+"""Results of benchmarks, as one JSON object per line."""
 
 import dataclasses
 import importlib.metadata
@@ -12,40 +12,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OURS = "ours"
-"""What our own subject is called among the measured; every other name is that of a peer."""
+"""Our name among the measured systems; all others are peers."""
 PEERS = ("torch", "torch_compile", "transformers", "ctranslate2", "ctranslate2_int8", "uncached")
 QUICK = "quick: "
-"""How the `work` of quick runs begins."""
+"""Prefix of `work` in quick runs."""
 PACKAGES = ("transformer-jax", "jax", "jaxlib", "libtpu", "flax", "numpy", "torch", "transformers", "ctranslate2")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One figure: of ours where `peer` is None, otherwise of the peer, with how far ours is ahead of it."""
+    """One figure: ours if `peer` is None, otherwise the peer's, with our ratio to it."""
 
     bench: str
-    """The benchmark, as the command line names it."""
+    """Name of the benchmark on the command line."""
     subject: str
-    """What of it, such as "Multi30k, random padded batches"."""
+    """Measured part, such as "Multi30k, random padded batches"."""
     peer: str | None
     """One of `PEERS`, or None for ours."""
     unit: str
     value: float
-    """In `unit`: the median, where `work` tells of repetitions."""
+    """In `unit`: the median, if `work` mentions repetitions."""
     ratio: float | None
-    """Above 1: ours is ahead. None for ours."""
+    """Above 1 if ours is ahead; None for ours."""
     work: str
-    """All that one would need to repeat it: shapes, data, amounts, repetitions."""
+    """What is needed to repeat it: shapes, data, amounts, repetitions."""
     device: str
     versions: dict[str, str]
 
     def __post_init__(self) -> None:
         if self.peer is not None and self.peer not in PEERS:
-            raise ValueError(f"{self.peer!r} is no peer; known: {', '.join(PEERS)}.")
+            raise ValueError(f"{self.peer!r} is not a peer; known: {', '.join(PEERS)}.")
 
     @property
     def quick(self) -> bool:
-        """Whether it is of a quick run."""
+        """Whether it comes from a quick run."""
         return self.work.startswith(QUICK)
 
     def line(self) -> str:
@@ -54,7 +54,7 @@ class Record:
 
 
 def is_peer(name: str) -> bool:
-    """Whether a name among the measured is that of a peer, such as "torch" or "torch, our batches"."""
+    """Whether the name is that of a peer, such as "torch" or "torch, our batches"."""
     return name.partition(",")[0] in PEERS
 
 
@@ -68,7 +68,7 @@ def emit(record: Record, out: Path | None = None) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file that `emit` wrote."""
+    """Records of a file written by `emit`."""
     return [Record(**json.loads(line)) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
@@ -82,14 +82,14 @@ def compare(
     device: str,
     more_is_better: bool,
 ) -> Iterator[Record]:
-    """A record for each of the measured: medians, and the ratio of ours to each peer.
+    """A record for each system: its median, and our ratio to each peer.
 
     Args:
         bench: see `Record`, like the next two.
-        subject: of all the values.
-        unit: of all the values.
-        values: the repetitions by name: `OURS` (may be missing: then there are no ratios) and peers.
-        work: see `Record`; the number of repetitions is added here.
+        subject: of all values.
+        unit: of all values.
+        values: repetitions by name: those of `OURS` (without them there are no ratios) and of peers.
+        work: see `Record`; the number of repetitions is added.
         device: see `Record`.
         more_is_better: True for rates, False for times.
     """
@@ -113,7 +113,7 @@ def compare(
 
 
 def installed_versions() -> dict[str, str]:
-    """Of Python and the packages that matter, as far as they are installed."""
+    """Versions of Python and of the relevant packages that are installed."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -132,7 +132,7 @@ def cpu_name(threads: int) -> str:
 
 
 def device_name(threads: int) -> str:
-    """What the benchmarks run on: the GPU if there is one, otherwise the CPU and how much of it."""
+    """The GPU, if there is one, otherwise the CPU with its number of threads."""
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         found = subprocess.run(query, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
-"""`roofline`: which share of the machine's matrix-product speed a step of training reaches (MFU on accelerators).
+"""`roofline`: speed of a training step as a share of the machine's matrix-product speed (MFU on accelerators).
 
-The same step in PyTorch stands beside it.
+For comparison, the same step in PyTorch.
 """
 
 import statistics
@@ -32,9 +32,9 @@ BASE = ModelConfig(
 )
 """The paper's base model (table 3)."""
 BIG = replace(BASE, d_model=1024, num_heads=16, d_ff=4096, dropout_rate=0.3)
-"""And its big one."""
+"""The paper's big model."""
 SIDES = (1024, 2048, 3072)
-"""Of the square matrices of which the fastest product counts."""
+"""Sides of the square matrices; the fastest product counts."""
 CHIP_SIDES = (4096, 8192)
 
 
@@ -62,7 +62,7 @@ def _share(name: str, size: StepSize, device: str, settings: Settings) -> Iterat
     if is_accelerator(device):
         sides, repeats = CHIP_SIDES, 3 if settings.quick else 5
     else:
-        sides, repeats = SIDES, 1 if settings.quick else 3  # of steps that take seconds
+        sides, repeats = SIDES, 1 if settings.quick else 3  # as each step takes seconds
     torch = ("benchmarks.torch_step:build", size, settings.threads)
     factories: dict[str, tuple[Any, ...]] = {
         OURS: (build_step, size),
@@ -102,20 +102,20 @@ def _share(name: str, size: StepSize, device: str, settings: Settings) -> Iterat
 
 
 def build_step(size: StepSize) -> Callable[[], float]:
-    """Measures seconds of a step."""
+    """Measures the seconds of a step."""
     runtime.prepare()
     step = SyntheticStep(size)
     step()
 
     def measure() -> float:
-        step()  # not timed: it gets back the memory that the system may have taken while the process slept
+        step()  # not timed: the system may have taken memory while the process slept
         return step()
 
     return measure
 
 
 def build_product(sides: tuple[int, ...], dtype: str) -> Callable[[], float]:
-    """Measures floating-point operations per second of the fastest product of square matrices."""
+    """Measures FLOP/s of the fastest product of square matrices."""
     runtime.prepare()
     product = jax.jit(lambda a, b: a @ b)
     matrices = {side: jax.random.normal(jax.random.key(side), (side, side)).astype(dtype) for side in sides}

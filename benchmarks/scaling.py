@@ -1,4 +1,4 @@
-"""`scaling`: how time and memory of a step of training grow with length, vocabulary and depth, as fitted exponents."""
+"""`scaling`: fitted exponents of time and memory of a training step by length, vocabulary and depth."""
 
 import math
 import statistics
@@ -27,7 +27,7 @@ MIB = 2**20
 
 
 def axes(*, quick: bool) -> dict[str, dict[int, StepSize]]:
-    """The steps along each axis, by the number that grows."""
+    """Steps along each axis, by the growing number."""
     lengths = (32, 256, 1024) if quick else (32, 128, 512, 1024, 2048, 4096)
     vocabularies = (1000, 32_000) if quick else (1000, 4000, 16_000, 64_000)
     depths = (2, 24) if quick else (2, 8, 24, 48)
@@ -41,12 +41,12 @@ def axes(*, quick: bool) -> dict[str, dict[int, StepSize]]:
 
 
 def _deep(layers: int) -> ModelConfig:
-    """So many layers, half of them in the encoder; scanned, so that compiling stays short."""
+    """A model with `layers` layers, half of them in the encoder; scanned, to compile fast."""
     return replace(MODEL, num_encoder_layers=layers // 2, num_decoder_layers=layers // 2, scan_layers=True)
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """The exponents of each axis, then its points."""
+    """Exponent and points of each axis."""
     device = device_name(settings.threads)
     runs = axes(quick=settings.quick)
     yield from _axes(runs, "", device, settings)
@@ -84,14 +84,14 @@ def fitted_exponent(values: Mapping[int, float]) -> float:
 
 
 def build(sizes: list[StepSize], repeats: int) -> Callable[[], tuple[list[float], list[float]]]:
-    """Measures milliseconds and MiB of each step."""
+    """Measures milliseconds and peak MiB of each step."""
     runtime.prepare()
     steps = [SyntheticStep(size) for size in sizes]
     for step in steps:
         step()
 
     def measure() -> tuple[list[float], list[float]]:
-        # Round after round, so that a slow minute of the machine meets all points alike.
+        # In rounds, so that a slow minute of the machine affects all points equally.
         rounds = [[1000 * step() for step in steps] for _ in range(repeats)]
         return [statistics.median(times) for times in zip(*rounds, strict=True)], [s.peak_bytes / MIB for s in steps]
 

@@ -1,4 +1,4 @@
-"""What a person may choose about a run of the benchmarks."""
+"""Options of the benchmarks."""
 
 import os
 from dataclasses import dataclass
@@ -8,36 +8,36 @@ DATA_BESIDE_CHECKOUT = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 class Unavailable(Exception):
-    """A benchmark or a peer that this machine can't run; the message says what to do about it."""
+    """This machine cannot run a benchmark or a peer; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of the command line, as benchmarks see them."""
+    """Options of the command line."""
 
     quick: bool = False
-    """Less work and fewer repetitions, for a look at the figures."""
+    """Less work and fewer repetitions."""
     data: Path | None = None
-    """A folder with `multi30k/`, `ag_news/` and `couplet/`; None: where `folder` looks."""
+    """Folder with `multi30k/`, `ag_news/` and `couplet/`; default: see `folder`."""
     threads: int = 2
-    """Of every process that is measured."""
+    """Threads of each measured process."""
     model: Path | None = None
-    """A trained translator, for benchmarks that need one."""
+    """Folder of a trained translator, for benchmarks that need one."""
     minutes: float | None = None
-    """Of training, in `quality`; None: its own default."""
+    """Training time of the peer in `quality`; None for its default."""
     topologies: tuple[str, ...] = ()
-    """Of `tpu_compile`; empty: its own."""
+    """Topologies of `tpu_compile`; empty for its default."""
     curve: Path | None = None
-    """A curve of the peer that `quality` has written before, instead of training the peer again."""
+    """Curve of the peer from an earlier run of `quality`, instead of training it again."""
 
     def folder(self, name: str) -> Path:
         """The folder of a data set.
 
         Raises:
-            Unavailable: if it isn't there.
+            Unavailable: if it is missing.
         """
         root = self.data or Path(os.environ.get("TRANSFORMER_JAX_DATA", DATA_BESIDE_CHECKOUT))
         path = root / name
         if not path.is_dir():
-            raise Unavailable(f"{path} is not there; name the folder that holds {name} with --data.")
+            raise Unavailable(f"{path} is missing; name the folder that contains {name} with --data.")
         return path

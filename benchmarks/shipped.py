@@ -1,4 +1,4 @@
-"""The configs that come with this repository, with their data where `--data` says."""
+"""The configs of this repository, with the data of `--data`."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from transformer_jax.config import Config, from_config_dict, load_config_file
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("numerals", "multi30k", "classification_sample", "ag_news", "couplet_sample", "couplet")
 EMBEDDED = ("numerals", "classification_sample", "couplet_sample")
-"""Those that need no files."""
+"""Those with embedded data."""
 QUICK = ("numerals", "multi30k")
 
 
 def shipped_options(name: str, settings: Settings) -> list[str]:
-    """The options of `train.py` for the config `name`, a file of `configs/`.
+    """Options of `train.py` for the config `name`, a file of `configs/`.
 
     Raises:
-        Unavailable: if its data isn't there.
+        Unavailable: if its data is missing.
     """
     options = [f"--config={ROOT / 'configs' / name}.py"]
     if name not in EMBEDDED:
@@ -25,10 +25,10 @@ def shipped_options(name: str, settings: Settings) -> list[str]:
 
 
 def shipped_config(name: str, settings: Settings) -> Config:
-    """The config itself.
+    """The config `name`.
 
     Raises:
-        Unavailable: if its data isn't there.
+        Unavailable: if its data is missing.
     """
     config = load_config_file(str(ROOT / "configs" / f"{name}.py"))
     if name not in EMBEDDED:

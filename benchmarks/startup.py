@@ -1,4 +1,4 @@
-"""`startup`: from the start of the process to the end of the first step; what is compiled; compile time by depth."""
+"""`startup`: time from process start to the first training step; compiled programs; compile time by depth."""
 
 import json
 import os
@@ -22,23 +22,23 @@ from transformer_jax.nn import ModelConfig
 from transformer_jax.system import runtime
 
 STARTED = ("numerals", "multi30k")
-"""The configs whose start is timed; the first alone if it has to be quick."""
+"""Configs with a timed start; only the first with --quick."""
 LONGEST = 300.0
-"""Seconds that a run may take to get where it is watched to."""
+"""Timeout of a watched run, in seconds."""
 REPEATS = 3
-"""Of everything that is timed; 1 if it has to be quick."""
+"""Repetitions of timed runs; 1 with --quick."""
 STEPS = 3
-"""Before the evaluation whose programs are counted."""
+"""Training steps before the evaluation with counted programs."""
 TRAINING = "train_step"
-"""In the name of the program that is the step of training."""
+"""Part of the name of the training step's program."""
 COMPILED = re.compile(r"Finished XLA compilation of (\S+)")
 LAYERS = (6, 48)
 ALL_CACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-"""What `transformer_jax.system.runtime` sets for its own folder."""
+"""As `transformer_jax.system.runtime` sets for its own folder."""
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """Seconds to the first step, programs of an epoch, and how compile time grows with depth."""
+    """Seconds to the first step, number of programs, and compile time by depth."""
     device = device_name(settings.threads)
     for part in (_first_steps, _programs, _depth):
         for subject, unit, value, work in part(settings):
@@ -52,7 +52,7 @@ def _first_steps(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
         seconds: dict[str, list[float]] = {"cold": [], "warm": []}
         with tempfile.TemporaryDirectory() as scratch:
             if name not in EMBEDDED:
-                # TFDS prepares a set once and for all; that is no part of any later start.
+                # TFDS prepares a data set only once, so this is not part of later starts.
                 watch(options, Path(scratch, "first"), Path(scratch, "cache of first"), "train", settings.threads)
             for number in range(repeats):
                 cache = Path(scratch, f"cache {number}")
@@ -100,15 +100,15 @@ def _depth(settings: Settings) -> Iterator[tuple[str, str, float, str]]:
 
 
 def programs_of(output: str) -> dict[str, list[str]]:
-    """Names of the compiled programs, by where in the output of `watch` they stand: before its last step, and after.
+    """Names of the programs compiled before and after the last step in the output of `watch`.
 
     Raises:
-        RuntimeError: if the output has no such step, or tells of no program that is the step of training.
+        RuntimeError: if the output lacks that step or the compilation of the training step.
     """
     before, separator, after = output.partition(f"Step {STEPS}/")
     training, evaluation = COMPILED.findall(before), COMPILED.findall(after)
     if not separator or not any(TRAINING in name for name in training):
-        raise RuntimeError(f"The output of train.py tells of no step {STEPS}, or of no compiled {TRAINING}.")
+        raise RuntimeError(f"The output of train.py lacks step {STEPS} or the compilation of {TRAINING}.")
     return {
         "programs of training in an epoch, evaluation apart": training,
         "programs of an evaluation, beside those of training": evaluation,
@@ -116,7 +116,7 @@ def programs_of(output: str) -> dict[str, list[str]]:
 
 
 def build_compilation(size: StepSize) -> Callable[[], float]:
-    """Measures seconds of compiling a step."""
+    """Measures the seconds to compile a step."""
     runtime.prepare()
     SyntheticStep(size).compile()
     return lambda: SyntheticStep(size).compile()
@@ -130,10 +130,10 @@ def watch(
     threads: int,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[float, str]:
-    """Run `train.py` until its log holds a line of `kind`; returns seconds from its start, and what it printed.
+    """Run `train.py` until its log has a line of `kind`; return seconds since its start, and its output.
 
     Raises:
-        RuntimeError: if it ends before, or takes too long.
+        RuntimeError: if it ends before that, or takes longer than `LONGEST`.
     """
     limits = dict.fromkeys(THREAD_VARIABLES, str(threads))
     cached = {"JAX_COMPILATION_CACHE_DIR": str(cache)} | ALL_CACHED
@@ -153,7 +153,7 @@ def watch(
             while not _has(log, kind):
                 if process.poll() is not None or time.perf_counter() - started > LONGEST:
                     printed.seek(0)
-                    raise RuntimeError(f"train.py {' '.join(options)} did not get so far:\n{printed.read()[-2000:]}")
+                    raise RuntimeError(f"train.py {' '.join(options)} did not log {kind!r}:\n{printed.read()[-2000:]}")
                 time.sleep(0.01)
             seconds = time.perf_counter() - started
         finally:
@@ -169,7 +169,7 @@ def _has(log: Path, kind: str) -> bool:
 
 
 def _there(names: Sequence[str], settings: Settings) -> Iterator[str]:
-    """Those whose data is there."""
+    """Configs with available data."""
     for name in names:
         try:
             shipped_options(name, settings)

@@ -1,4 +1,4 @@
-"""A step of training of any size, on drawn tokens: what `roofline`, `memory` and `scaling` look at."""
+"""A training step of any size on random tokens, for `roofline`, `memory` and `scaling`."""
 
 import time
 from dataclasses import dataclass, replace
@@ -22,27 +22,27 @@ from transformer_jax.training.optim import make_optimizer, make_schedule
 from transformer_jax.training.step import TrainState, init_state, train_step
 
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-"""The environment of workers: a program from the cache takes no time to compile, and may not tell its memory."""
+"""Environment of workers: cached programs need no compile time and may lack a memory analysis."""
 FIRST_WORD = 4
-"""Tokens below it are special tokens."""
+"""Lower ids are special tokens."""
 
 
 @dataclass(frozen=True)
 class StepSize:
-    """What a step works on."""
+    """Size of a training step."""
 
     model: ModelConfig
     rows: int
     length: int
-    """Tokens of a row, on each side; all are real."""
+    """Tokens per row and side, none of them padding."""
     sentence_length: int = 0
-    """Tokens of each sentence of a row; 0: one sentence fills it."""
+    """Tokens per sentence; 0 for one sentence per row."""
     loss_chunk: int = 0
-    """Tokens whose logits exist at a time; 0: as training has it."""
+    """Tokens with logits in memory at a time; 0 for the default of training."""
 
     @property
     def tokens(self) -> int:
-        """Of a batch, on each side."""
+        """Tokens per batch and side."""
         return self.rows * self.length
 
     @property
@@ -67,7 +67,7 @@ class StepSize:
 
 
 def batch_of(size: StepSize) -> Seq2SeqBatch:
-    """Rows full of sentences of drawn tokens."""
+    """Rows filled with sentences of random tokens."""
     draws = np.random.default_rng(0)
     longest = size.sentence_length or size.length
     lengths = [min(longest, size.length - start) for start in range(0, size.length, longest)]
@@ -81,14 +81,14 @@ def batch_of(size: StepSize) -> Seq2SeqBatch:
 
 
 class SyntheticStep:
-    """`transformer_jax.training.step.train_step`, jitted as the training loop does, with state and batch."""
+    """`transformer_jax.training.step.train_step`, jitted as in the training loop, with state and batch."""
 
     def __init__(self, size: StepSize, mesh: Mesh | None = None) -> None:
-        """Nothing is compiled yet.
+        """Prepare the step without compiling it.
 
         Args:
-            size: what the step works on.
-            mesh: the devices that share the work; they need not be there to compile it. None: one.
+            size: of the step.
+            mesh: devices that share the work, possibly only described, for compiling; default: one device.
         """
         self.size = size
         optim = OptimConfig()
@@ -124,14 +124,14 @@ class SyntheticStep:
         self._batch: Seq2SeqBatch | None = None
 
     def compile(self) -> float:
-        """Trace and compile the step without running it; returns seconds."""
+        """Trace and compile the step without running it; return seconds."""
         started = time.perf_counter()
         self._compiled = self.lowered.compile()
         return time.perf_counter() - started
 
     @property
     def lowered(self) -> jax.stages.Lowered:
-        """The step traced and ready to compile."""
+        """The traced step, ready to compile."""
         state, row = jax.eval_shape(self._fresh), batch_of(replace(self.size, rows=1))
         batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((self.size.rows, *a.shape[1:]), a.dtype), row)
         if self._mesh is None:
@@ -147,7 +147,7 @@ class SyntheticStep:
 
     @property
     def peak_bytes(self) -> int:
-        """Memory that the compiled step needs at once: parameters and optimiser, batch, and all in between."""
+        """Peak memory of the compiled step: parameters, optimizer state, batch and intermediates."""
         if self._compiled is None:
             self.compile()
         need = self._compiled.memory_analysis()
@@ -155,7 +155,7 @@ class SyntheticStep:
         return int(kept + need.temp_size_in_bytes)
 
     def __call__(self) -> float:
-        """Run the step once more; returns seconds."""
+        """Run the step once; return seconds."""
         if self._compiled is None:
             self.compile()
         if self._state is None or self._batch is None:

@@ -1,4 +1,4 @@
-"""What the figures are to reach, on 2 cores in float32 unless a device is named."""
+"""Targets of the figures, on 2 cores in float32 unless a device is named."""
 
 import re
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ ACCELERATOR = r"NVIDIA|Tesla|TPU"
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on the ratio of a record or, for ours alone, on its value."""
+    """A bound on the ratio of a peer's record, or on the value of ours."""
 
     bench: str
     subject: str
-    """A regular expression that is found in the subject."""
+    """Regular expression searched in the subject."""
     peer: str | None
     unit: str
-    """Of the records meant."""
+    """Of the records."""
     bound: float
     at_most: bool = False
     accelerator: bool = False
-    """Of GPUs and TPUs, rather than of CPUs."""
+    """For GPUs and TPUs, not for CPUs."""
 
     def meets(self, record: Record) -> bool:
         """Whether the record reaches it."""
@@ -74,5 +74,5 @@ def target_of(record: Record) -> Target | None:
 
 
 def is_accelerator(device: str) -> bool:
-    """Whether it is a GPU or a TPU, by its name."""
+    """Whether the name is that of a GPU or a TPU."""
     return re.match(ACCELERATOR, device) is not None

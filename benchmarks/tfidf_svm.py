@@ -1,4 +1,4 @@
-"""The classic opponent of a text classifier: TF-IDF over words with a linear SVM, on the same files.
+"""Classic baseline for text classification: TF-IDF over words with a linear SVM, on the same files.
 
 Command: python benchmarks/tfidf_svm.py --train FOLDER/train.csv.gz --test FOLDER/test.csv
 (`pip install -e ".[peers]"` brings scikit-learn)
@@ -18,10 +18,10 @@ def main() -> None:
     """Write a JSON object to standard output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, metavar="FILE", help="AG News's training rows")
-    parser.add_argument("--extra", metavar="FILE", help="further ones")
+    parser.add_argument("--extra", metavar="FILE", help="further training rows")
     parser.add_argument("--test", required=True, metavar="FILE", help="AG News's test rows")
-    parser.add_argument("--ngrams", type=int, default=1, metavar="N", help="words of the longest feature [1]")
-    parser.add_argument("--c", type=float, default=0.5, metavar="C", help="of the SVM [0.5]")
+    parser.add_argument("--ngrams", type=int, default=1, metavar="N", help="longest word n-gram [1]")
+    parser.add_argument("--c", type=float, default=0.5, metavar="C", help="C of the SVM [0.5]")
     arguments = parser.parse_args()
     train = read_labelled(arguments.train, classes=AG_NEWS_CLASSES)
     if arguments.extra:

@@ -1,4 +1,4 @@
-"""The same models in PyTorch, made of its `nn.Transformer` as its tutorials do."""
+"""The same models in PyTorch, built from its `nn.Transformer` as in its tutorials."""
 
 import math
 import warnings
@@ -16,15 +16,15 @@ MAX_LENGTH = 512
 
 
 class TorchTranslator(nn.Module):
-    """`nn.Transformer` between one table of embeddings, sinusoids, and that table again as the generator."""
+    """`nn.Transformer` with one embedding table, shared with the output layer, and sinusoids."""
 
     def __init__(self, shape: Shape, label_smoothing: float) -> None:
-        """Draw the parameters: the table as we do, the rest as tutorials do."""
+        """Initialize the table as we do, the rest as tutorials do."""
         super().__init__()
         self.num_heads, self.label_smoothing = shape.num_heads, label_smoothing
         self.embedding = Embedding(shape)
         with warnings.catch_warnings():
-            # Nested tensors, which pre-norm layers cannot have, are for inference.
+            # It warns that pre-norm layers do not support nested tensors, which only inference uses.
             warnings.simplefilter("ignore", UserWarning)
             self.transformer = nn.Transformer(
                 shape.d_model,
@@ -55,7 +55,7 @@ class TorchTranslator(nn.Module):
         )
 
     def padding_masks(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """Of one sentence a row."""
+        """Masks for one sentence per row."""
         source_padding, target_padding = batch["source"] == PAD, batch["target"] == PAD
         length = batch["target"].shape[1]
         return {
@@ -67,7 +67,7 @@ class TorchTranslator(nn.Module):
         }
 
     def block_masks(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """Of several sentences a row; padding sees padding, as a row of nothing but -inf would give NaN."""
+        """Masks for packed rows; padding attends to padding, as a fully masked row would give NaN."""
         source, target = batch["source_segments"], batch["target_segments"]
         length = target.shape[1]
         future = torch.ones(length, length, dtype=torch.bool, device=target.device).triu(1)
@@ -84,10 +84,10 @@ class TorchTranslator(nn.Module):
 
 
 class TorchClassifier(nn.Module):
-    """`nn.TransformerEncoder` under a mean over the tokens and a linear layer."""
+    """`nn.TransformerEncoder`, mean over the tokens, linear layer."""
 
     def __init__(self, shape: Shape, label_smoothing: float) -> None:
-        """Draw the parameters."""
+        """Initialize the parameters."""
         super().__init__()
         self.label_smoothing = label_smoothing
         self.embedding = Embedding(shape)
@@ -114,7 +114,7 @@ class TorchClassifier(nn.Module):
         return self.head(self.dropout((x * real).sum(1) / real.sum(1)))
 
     def loss(self, batch: dict[str, Tensor], packed: bool, label_smoothing: float) -> Tensor:
-        """Mean smoothed cross-entropy of the texts, one a row."""
+        """Mean smoothed cross-entropy of the texts, one per row."""
         assert not packed
         logits = self(batch["tokens"], batch["positions"])
         return functional.cross_entropy(
@@ -128,7 +128,7 @@ class Embedding(nn.Module):
     sinusoids: Tensor
 
     def __init__(self, shape: Shape) -> None:
-        """Draw the table."""
+        """Initialize the table."""
         super().__init__()
         self.table = nn.Embedding(shape.vocab_size, shape.d_model, padding_idx=PAD)
         nn.init.normal_(self.table.weight, std=shape.d_model**-0.5)
@@ -139,7 +139,7 @@ class Embedding(nn.Module):
         self.register_buffer("sinusoids", torch.stack((angles.sin(), angles.cos()), -1).flatten(1))
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Vectors of tokens at their places."""
+        """Vectors of tokens at their positions."""
         return self.dropout(self.table(tokens) * self.scale + self.sinusoids[positions])
 
 
@@ -149,7 +149,7 @@ def make_model(shape: Shape, label_smoothing: float) -> TorchTranslator | TorchC
 
 
 def drop_as_ours(model: nn.Module) -> None:
-    """Drop only what section 5.4 does: no attention weights, nothing inside the feed-forward layer."""
+    """Apply dropout only as in section 5.4: not to attention weights or inside the feed-forward layer."""
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0

@@ -13,7 +13,7 @@ LABEL_SMOOTHING = 0.1
 
 
 def build(size: StepSize, threads: int, compiled: bool) -> Callable[[], float]:
-    """Measures seconds of a step with the dropout that we have, under autocast if the size asks for bfloat16."""
+    """Measures the seconds of a step with our dropout, under autocast if the dtype is bfloat16."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,7 +45,7 @@ def build(size: StepSize, threads: int, compiled: bool) -> Callable[[], float]:
 
 
 def shape_of(size: StepSize) -> Shape:
-    """The sizes of the model, as the PyTorch models take them."""
+    """Sizes of the model, for the PyTorch models."""
     model = size.model
     names = ("d_model", "num_heads", "d_ff", "num_encoder_layers", "num_decoder_layers", "dropout_rate", "norm_first")
     values = {name: getattr(model, name) for name in names}

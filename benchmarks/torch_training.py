@@ -1,4 +1,4 @@
-"""Training of the PyTorch models, to be stopped and measured."""
+"""Training of the PyTorch models, in measurable pieces."""
 
 import math
 import time
@@ -22,22 +22,22 @@ from benchmarks.workload import (
 )
 
 WARMUP = 0.1
-"""Share of a run during which the learning rate rises."""
+"""Share of a run with a rising learning rate."""
 
 
 class TorchTrainer:
-    """A model, its optimiser and its batches."""
+    """A model, its optimizer and its batches."""
 
     def __init__(
         self, workload: Workload, *, packed: bool = False, compiled: bool = False, our_dropout: bool = False
     ) -> None:
-        """Read the token ids and draw the parameters.
+        """Read the token ids and initialize the parameters.
 
         Args:
-            workload: what to train on.
-            packed: on our batches; otherwise on random ones, padded to the longest.
-            compiled: by `torch.compile`.
-            our_dropout: drop only what we drop; otherwise all that nn.Transformer does.
+            workload: data and model.
+            packed: train on our batches instead of random ones padded to the longest.
+            compiled: use `torch.compile`.
+            our_dropout: apply dropout as we do instead of as nn.Transformer does.
         """
         torch.manual_seed(0)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,7 +53,7 @@ class TorchTrainer:
             self._loss = torch.compile(self.model.loss, dynamic=False)
 
     def train(self, num_steps: int) -> Tally:
-        """Take so many steps."""
+        """Take `num_steps` steps."""
         self.model.train()
         tally = Tally()
         started = time.perf_counter()
@@ -82,17 +82,17 @@ class TorchTrainer:
         return total / count
 
     def tensors(self, batch: Any) -> dict[str, Tensor]:
-        """The arrays of a batch, by name."""
+        """Arrays of a batch, by name."""
         return {name: torch.from_numpy(array).long().to(self.device) for name, array in batch._asdict().items()}
 
 
 def limit_threads(threads: int) -> None:
-    """Of PyTorch's operations."""
+    """Limit the threads of PyTorch's operations."""
     torch.set_num_threads(threads)
 
 
 def trainer(workload: Workload, threads: int, num_steps: int, options: dict[str, bool]) -> Callable[[], Tally]:
-    """A factory for a worker: `num_steps` steps a measurement; `options` are those of `TorchTrainer`."""
+    """Factory for a worker: `num_steps` steps per measurement; `options` are those of `TorchTrainer`."""
     limit_threads(threads)
     return measured(TorchTrainer(workload, **options).train, num_steps)
 
@@ -100,14 +100,14 @@ def trainer(workload: Workload, threads: int, num_steps: int, options: dict[str,
 def learner(
     workload: Workload, threads: int, peak: float, minutes: float, points: int
 ) -> Callable[[], tuple[float, float, int]]:
-    """A factory for a worker: a measurement trains on, and gives minutes so far, validation loss and steps so far.
+    """Factory for a worker: each measurement continues training; returns total minutes, validation loss, total steps.
 
     Args:
-        workload: what to train on.
+        workload: data and model.
         threads: of PyTorch's operations.
-        peak: of the learning rate.
-        minutes: that the whole run has.
-        points: measurements that it takes.
+        peak: peak learning rate.
+        minutes: length of the run.
+        points: number of measurements.
     """
     limit_threads(threads)
     theirs = TorchTrainer(workload)
@@ -130,8 +130,8 @@ def learning_rate(peak: float, done: float) -> float:
     """Linear up to `peak` over a tenth of the run, then half a cosine to 0.
 
     Args:
-        peak: the highest.
-        done: share of the run that is over, 0 to 1.
+        peak: peak learning rate.
+        done: elapsed share of the run, 0 to 1.
     """
     if done < WARMUP:
         return peak * max(done, 0.01) / WARMUP

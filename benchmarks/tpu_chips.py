@@ -1,4 +1,4 @@
-"""The chips that `tpu_compile` compiles for, and slices of them."""
+"""Chips and slices that `tpu_compile` compiles for."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,13 @@ class Chip:
     """What Google's pages on the chip say (cloud.google.com/tpu/docs); `training.flops` has its products a second."""
 
     kind: str
-    """As JAX calls it."""
+    """`device_kind` in JAX."""
     memory: float
     """Bytes of HBM."""
     moves: float
-    """Bytes a second from and to HBM."""
+    """HBM bandwidth in bytes per second."""
     sends: float
-    """Bytes a second to other chips, over all links: half of what is published for both ways."""
+    """Bytes per second to other chips over all links: half of the published bidirectional bandwidth."""
     unit: int
     """Rows and columns of its matrix units."""
 
@@ -32,12 +32,12 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
     "v6e:2x4": {},
     "v5p:2x2x2": {},
 }
-"""Chips of a slice, and how else it is described to libtpu."""
+"""Slices, and further options that describe them to libtpu."""
 
 NOT_THERE = "compiled for "
-"""How the `device` of its records begins."""
+"""Prefix of `device` in the records of `tpu_compile`."""
 
 
 def chip_of(topology: str) -> Chip:
-    """Of a topology such as "v5e:2x4"."""
+    """The chip of a topology such as "v5e:2x4"."""
     return CHIPS[topology.partition(":")[0]]

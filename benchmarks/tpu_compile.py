@@ -1,7 +1,7 @@
-"""`tpu_compile`: whether training and search fit and shard on TPUs, and what would bound them. No TPU is needed.
+"""`tpu_compile`: memory, sharding and lower time bounds of training and search on TPUs, without a TPU.
 
-libtpu's own compiler makes the real programs on any machine; nothing is run. Times are what the chips' published
-figures allow at best: the network's with all its links busy.
+libtpu's compiler makes the real programs on any machine; nothing is run. Times are lower bounds by the chips' published
+figures, for the network with all links busy.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from transformer_jax.training.flops import chip_flops
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "0",
-    # libtpu looks for a machine with TPUs, takes hold of them, and logs what it misses.
+    # Keep libtpu from looking for TPUs, locking them, and logging what is missing.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -28,19 +28,19 @@ ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
-"""Of the process that compiles."""
+"""Environment of the compiling process."""
 
 DATA = MeshConfig()
 FSDP = MeshConfig(data=1, fsdp=-1)
 TENSOR = MeshConfig(data=1, fsdp=-1, tensor=4)
 BOTH = MeshConfig(data=-1, fsdp=8)
-"""Of a pod, where `fsdp` alone leaves a chip a few rows of each matrix."""
+"""For a pod, where `fsdp` alone would leave each chip only a few rows of each matrix."""
 MESHES = {"base": (DATA, FSDP), "big": (DATA, FSDP), "1b": (FSDP, TENSOR)}
-"""Of training. The search spreads sentences over devices, and each has all parameters."""
+"""Meshes of training. The search shards sentences over devices and replicates parameters."""
 
 
 def programs(topology: str, *, quick: bool) -> list[Program]:
-    """What is compiled for a topology."""
+    """Programs to compile for a topology."""
     alone, pod = topology == "v5e:1x1", topology == "v5e:16x16"
     if quick:
         return [Program("base", STEP, mesh) for mesh in ((DATA,) if alone else (DATA, FSDP))]
@@ -53,13 +53,13 @@ def programs(topology: str, *, quick: bool) -> list[Program]:
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """The figures of each program, as it is compiled.
+    """The figures of each program.
 
     Raises:
         Unavailable: without libtpu.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise Unavailable('there is no package libtpu; pip install -e ".[tpu]"')
+        raise Unavailable('package libtpu is not installed; pip install -e ".[tpu]"')
     for topology in settings.topologies or (["v5e:2x4"] if settings.quick else TOPOLOGIES):
         asked = programs(topology, quick=settings.quick)
         unit, threads = chip_of(topology).unit, settings.threads
@@ -70,7 +70,7 @@ def run(settings: Settings) -> Iterator[Record]:
 
 
 def least_seconds(found: Compiled, chip: Chip) -> dict[str, float]:
-    """The least time that a program takes for its arithmetic, for its main memory, for the network."""
+    """Lower bounds of a program's time by arithmetic, main memory and network."""
     assert found.cost is not None
     peak = chip_flops(chip.kind)
     assert peak is not None

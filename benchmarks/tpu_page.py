@@ -1,4 +1,4 @@
-"""What `tpu_compile` found as tables, between two marks of a page. `python -m benchmarks tpu_compile --page FILE`."""
+"""Tables of `tpu_compile`, between two marks of a page: `python -m benchmarks tpu_compile --page FILE`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,27 +7,27 @@ from benchmarks.results import Record
 from benchmarks.tpu_chips import NOT_THERE
 
 BEGIN, END = "<!-- tpu_compile begins -->", "<!-- tpu_compile ends -->"
-"""Whatever stands between them on the page is written anew."""
+"""The text between them is replaced."""
 
 Figures = Mapping[tuple[str, str], float]
-"""Of a program, by name and unit."""
+"""Figures of a program, by name and unit."""
 
 
 def write(path: Path, records: Sequence[Record], command: str, earlier: Sequence[Record] = ()) -> None:
-    """Write the tables into the page; where a program was compiled again, the last counts.
+    """Write the tables into the page; the latest figures of a program count.
 
     Args:
-        path: of the page, which has both marks.
-        records: of the command.
-        command: that was given.
-        earlier: of runs before it.
+        path: of the page, which contains both marks.
+        records: of this run.
+        command: of this run.
+        earlier: records of earlier runs.
 
     Raises:
         ValueError: if the page lacks a mark.
     """
     page = path.read_text("utf-8")
     if not 0 <= page.find(BEGIN) < page.find(END):
-        raise ValueError(f"{path} has no {BEGIN} before {END}; write both where the tables are to stand.")
+        raise ValueError(f"{path} has no {BEGIN} before {END}; add both where the tables belong.")
     before, _, rest = page.partition(BEGIN)
     lines = "\n".join(_tables([*earlier, *records], command))
     path.write_text(f"{before}{BEGIN}\n{lines}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
@@ -36,7 +36,7 @@ def write(path: Path, records: Sequence[Record], command: str, earlier: Sequence
 def _tables(records: Sequence[Record], command: str) -> Iterator[str]:
     latest = {(r.device, r.subject, r.unit): r for r in records if r.bench == "tpu_compile"}.values()
     versions = sorted({f"jax {r.versions.get('jax')}, libtpu {r.versions.get('libtpu')}" for r in latest})
-    yield f"Written by `{command}` with {'; '.join(versions)}, and not to be edited by hand. Figures are of one chip."
+    yield f"Written by `{command}` with {'; '.join(versions)}; do not edit by hand. Figures are per chip."
     for device in dict.fromkeys(record.device for record in latest):
         programs: dict[str, dict[tuple[str, str], float]] = {}
         for record in latest:
@@ -72,5 +72,5 @@ def _cells(figures: Figures) -> list[str]:
 
 
 def _short(value: float) -> str:
-    """Three digits."""
+    """The value with three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""What `tpu_compile` compiles: a step of training, the encoder and a step of decoding, for chips that are not there."""
+"""Programs of `tpu_compile`: a training step, the encoder and a decode step, for devices that need not exist."""
 
 import re
 import time
@@ -27,9 +27,9 @@ from transformer_jax.training.report import Collective, collectives, memory
 
 STEP, ENCODER, DECODER = ("training step", "encoder", "decode step")
 LENGTH, SENTENCE = 256, 32
-"""Tokens of a packed row, and of each sentence in it, on each side."""
+"""Tokens of a packed row and of each of its sentences, per side."""
 SEARCHED, SOURCE, BEAM = 64, 64, 4
-"""Sentences that a device searches at a time, the tokens of each, and the hypotheses of each."""
+"""Per device: sentences searched at a time; per sentence: tokens and hypotheses."""
 
 _PAPER = ModelConfig(
     d_model=512,
@@ -62,10 +62,10 @@ SHAPES = {
         16,
     ),
 }
-"""The paper's two models (table 3, section 5.1) and one of a billion parameters; rows of a step of training, a device.
+"""The paper's two models (table 3, section 5.1) and one of a billion parameters; rows per device of a training step.
 
-Layers are scanned, so that compiling takes as long for one as for many, and computed again on the way back, as that
-moves less than keeping what is inside of them."""
+Layers are scanned, for a compile time independent of their number, and rematerialized, which moves less memory than
+storing their activations."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Program:
     mesh: MeshConfig
 
     def __str__(self) -> str:
-        """Such as "1b, training step, fsdp tensor=4"; an axis without a size has what is left."""
+        """Such as "1b, training step, fsdp tensor=4"; an axis without a size takes the remaining devices."""
         sizes = {axis: getattr(self.mesh, axis) for axis in ("data", "fsdp", "tensor")}
         split_over = " ".join(axis if size == -1 else f"{axis}={size}" for axis, size in sizes.items() if size != 1)
         return f"{self.shape}, {self.kind}, {split_over}"
@@ -85,23 +85,23 @@ class Program:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a program, on each device."""
+    """Figures of a compiled program, per device."""
 
     devices: int
     seconds: float
-    """To compile it."""
+    """Compile time."""
     memory: float
-    """Bytes at once; of a program that does not fit, what it would need at least."""
+    """Peak bytes; for a program that does not fit, a lower bound."""
     cost: Cost | None
-    """None of a program that does not fit."""
+    """None for a program that does not fit."""
     collectives: tuple[Collective, ...]
 
 
 def build(topology: str, programs: Sequence[Program], unit: int, options: dict[str, Any]) -> Callable[[], Compiled]:
-    """Compiles one program after the other, one a call.
+    """Compiles the next program on each call.
 
     Args:
-        topology: as libtpu names it, such as "v5e:2x4".
+        topology: name in libtpu, such as "v5e:2x4".
         programs: to compile.
         unit: rows and columns of a chip's matrix units.
         options: of the topology.
@@ -112,7 +112,7 @@ def build(topology: str, programs: Sequence[Program], unit: int, options: dict[s
 
 
 def compile_program(program: Program, devices: Sequence[jax.Device], unit: int) -> Compiled:
-    """For these devices, which need not be there."""
+    """Compile for devices that need not exist."""
     mesh = make_mesh(program.mesh, devices)
     lower = {STEP: _training_step, ENCODER: _encoder, DECODER: _decode_step}[program.kind]
     lowered = lower(program.shape, mesh)
@@ -131,13 +131,13 @@ def compile_program(program: Program, devices: Sequence[jax.Device], unit: int) 
 
 
 def step_size(shape: str, devices: int) -> StepSize:
-    """Of a step of training on so many devices."""
+    """Size of a training step on a number of devices."""
     model, rows = SHAPES[shape]
     return StepSize(model, rows=rows * devices, length=LENGTH, sentence_length=SENTENCE)
 
 
 def described(program: Program, devices: int) -> str:
-    """The work of a program in words."""
+    """Description of a program's work."""
     size = step_size(program.shape, devices)
     if program.kind == STEP:
         return str(size)
@@ -161,7 +161,7 @@ def _encoder(shape: str, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
-    """The loop of the search, of which one turn counts, as nothing tells how often it turns."""
+    """The loop of the search; one iteration counts, as the number of iterations is unknown."""
     graphdef, params, sentences = _search(shape, mesh)
     never = forbid_sequences(BAD_WORDS)
     limit = SOURCE + 50
@@ -171,7 +171,7 @@ def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, Sentences]:
-    """A model with parameters that every device holds, and sentences spread over all."""
+    """A model with replicated parameters, and sentences sharded over all devices."""
     model = _searched(shape)
     graphdef, _ = abstract_params(Seq2Seq, model)
     params = jax.eval_shape(lambda: split(Seq2Seq(model, rngs=nnx.Rngs(0)))[1])
@@ -185,7 +185,7 @@ def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, Sentences]:
 
 
 def _on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Rows spread over all devices, and single numbers on each."""
+    """Rows sharded over all devices, scalars replicated."""
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, ROWS if leaf.ndim else P()))

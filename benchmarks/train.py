@@ -1,4 +1,4 @@
-"""Speed of training: real tokens per second of ours and its peers."""
+"""`train`: training speed in real tokens per second, ours and the peers'."""
 
 import statistics
 import sys
@@ -20,14 +20,14 @@ DATA_SETS = (
     ("ag_news", "classifier", "tokens of texts"),
     ("couplet", "couplets", "target characters"),
 )
-"""Folders, what is trained on them, and the tokens that count."""
+"""Data set, subject, and the counted tokens."""
 
 
 def run(settings: Settings) -> Iterator[Record]:
-    """Translation (Multi30k, de-en), then a classifier (AG News), then couplets; the first alone if it has to be quick.
+    """Translation (Multi30k, de-en), then a classifier (AG News), then couplets; only the first with --quick.
 
     Raises:
-        Unavailable: if no data is there.
+        Unavailable: if all data is missing.
     """
     left_out: list[Unavailable] = []
     data_sets = DATA_SETS[:1] if settings.quick else DATA_SETS
@@ -108,7 +108,7 @@ def _run(settings: Settings, name: str, subject: str, tokens: str) -> Iterator[R
 
 
 def prepared(settings: Settings, name: str, scratch: Path) -> Workload:
-    """Train the tokenizer and encode the data, in a process of its own."""
+    """Train the tokenizer and encode the data, in a separate process."""
     with Worker("benchmarks.ours:prepare", settings, name, scratch, threads=settings.threads) as worker:
         workload: Workload = worker.measure()
     return workload

@@ -1,6 +1,6 @@
-"""What translates in `decode`: ours, CTranslate2, transformers, and our model without a cache; each in its own process.
+"""Translators of `decode`: ours, CTranslate2, transformers, and our model without a cache; each in its own process.
 
-The factories make functions `translate(texts, beam_size)` that return texts, and hand them to `measured`.
+Each factory makes a function `translate(texts, beam_size)` that returns texts, and passes it to `measured`.
 """
 
 import itertools
@@ -21,34 +21,34 @@ SEARCHES = {GREEDY: "greedy", BEAM: "beam 4"}
 TOKENIZER = "tokenizer.model"
 BATCH_SIZES = (32, 64, 128)
 CHOOSING = 512
-"""Texts by which CTranslate2's setup is chosen."""
+"""Number of texts that CTranslate2's setup is chosen on."""
 TRANSFORMERS_BATCH = 64
 LENGTH_STEP = 16
-"""Lengths are padded to multiples of it where there is no cache."""
+"""Without a cache, lengths are padded to multiples of it."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is translated."""
+    """Texts to translate, and how."""
 
     model: Path
-    """A folder of ours."""
+    """A model folder."""
     exports: Path
-    """A folder with what `export_all` writes."""
+    """The folder written by `export_all`."""
     texts: list[str]
     alone: list[str]
-    """Those that are translated one by one."""
+    """Texts translated one by one."""
     alpha: float
     """Exponent of the length penalty."""
     max_extra_tokens: int
-    """Tokens by which an output may be longer than its source."""
+    """An output is at most this many tokens longer than its source."""
     threads: int
     accelerator: bool
-    """bfloat16 there, float32 on CPUs."""
+    """Compute in bfloat16 instead of float32."""
 
     @property
     def dtype(self) -> str:
-        """Of all computation, weights in int8 apart."""
+        """Of all computation, except for int8 weights."""
         return "bfloat16" if self.accelerator else "float32"
 
 
@@ -56,33 +56,33 @@ class Found(NamedTuple):
     """One repetition."""
 
     seconds: dict[int, float]
-    """For all texts, by the size of the beam."""
+    """For all texts, by beam size."""
     texts: dict[int, list[str]]
     tokens: dict[int, int]
-    """Of these texts, as our tokenizer counts."""
+    """Of these texts, by our tokenizer."""
     milliseconds: dict[int, float]
-    """For one text alone, the median; empty if not asked for."""
+    """Median for a single text; empty if not measured."""
     setup: str
-    """What was chosen in a warm-up."""
+    """The setup chosen in the warm-up."""
 
 
 def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
-    """Write `model` for the other systems that are installed; measures nothing but `alpha` and `max_extra_tokens`."""
+    """Export `model` to the installed systems; the measurement returns its `alpha` and `max_extra_tokens`."""
     import transformer_jax
     from transformer_jax.interop.ctranslate2_export import export_ctranslate2
-    from transformer_jax.interop.marian_export import export_marian
+    from transformer_jax.interop.marian import export_marian
     from transformer_jax.system.errors import UserError
 
     translator = transformer_jax.load(model)
     if not isinstance(translator, transformer_jax.Translator) or TOKENIZER not in translator.tokenizer.files():
-        raise Unavailable(f"{model} is no translator with one sentencepiece vocabulary; name one with --model.")
+        raise Unavailable(f"{model} is not a translator with one sentencepiece vocabulary; name one with --model.")
     architecture = "pegasus" if translator.model_config.norm_first else "marian"
     export_marian(translator, folder / "transformers", architecture=architecture)
     for quantization in ("float32", "int8"):
         try:
             export_ctranslate2(translator, folder / quantization, quantization=quantization)
         except UserError:
-            break  # not installed; whoever asks for it will be told
+            break  # not installed; its worker reports it
     decoding = translator.settings.decoding
     return lambda: (decoding.alpha, decoding.max_extra_tokens)
 
@@ -90,15 +90,15 @@ def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
 def measured(
     translate: Translate, work: Work, *, alone: Translate | None, setup: str = "", warm_up: int | None = None
 ) -> Callable[[], Found]:
-    """Measures `translate` over all texts and, if there is such a function, `alone` over single ones.
+    """Measures `translate` on all texts and, unless it is None, `alone` on single ones.
 
-    The warm-up takes all texts too, or the first `warm_up` of them.
+    The warm-up uses all texts, or the first `warm_up`.
     """
 
     def measure(texts: list[str]) -> Found:
         found = Found({}, {}, {}, {}, setup)
         for beam_size in (GREEDY, BEAM):
-            translate(texts[:8], beam_size)  # gets back the memory that the system may have taken from a sleeper
+            translate(texts[:8], beam_size)  # the system may have taken memory while the process slept
             started = time.perf_counter()
             found.texts[beam_size] = translate(texts, beam_size)
             found.seconds[beam_size] = time.perf_counter() - started
@@ -113,7 +113,7 @@ def measured(
 
 
 def count_tokens(model: Path, texts: list[str]) -> int:
-    """Tokens of texts, ends of sentences apart."""
+    """Number of tokens, without ends of sentences."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model / TOKENIZER))
     return sum(map(len, tokenizer.encode(texts)))
 
@@ -125,7 +125,7 @@ def _seconds(translate: Translate, texts: list[str], beam_size: int) -> float:
 
 
 def ours(work: Work, conventions: str) -> Callable[[], Found]:
-    """`Translator.translate` as it comes, following the search of a system that is named."""
+    """`Translator.translate`, with the search conventions of the named system."""
     model = _loaded(work)
 
     def translate(texts: list[str], beam_size: int) -> list[str]:
@@ -135,9 +135,9 @@ def ours(work: Work, conventions: str) -> Callable[[], Found]:
 
 
 def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
-    """CTranslate2 as the README of an exported folder has it, with the batches and threads that are fastest here.
+    """CTranslate2 as in the README of an exported folder, with the fastest batch size and threads.
 
-    They are chosen for each size of the beam, for many texts and for one.
+    These are chosen for each beam size, for many texts and for one.
     """
     import ctranslate2
 
@@ -191,7 +191,7 @@ def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
 
 
 def _fastest(candidates: Mapping[str, Translate], calls: Sequence[list[str]], beam_size: int) -> str:
-    """The name of the fastest over all calls, each measured twice."""
+    """Name of the fastest over all calls, each measured twice."""
     times = {
         name: min(sum(_seconds(translate, texts, beam_size) for texts in calls) for _ in range(2))
         for name, translate in candidates.items()
@@ -204,7 +204,7 @@ def _by_beam(chosen: Mapping[int, Translate]) -> Translate:
 
 
 def transformers(work: Work) -> Callable[[], Found]:
-    """`generate` over batches of `TRANSFORMERS_BATCH` sentences of like length."""
+    """`generate` on batches of `TRANSFORMERS_BATCH` sentences of similar length."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, MarianTokenizer
 
@@ -230,7 +230,7 @@ def transformers(work: Work) -> Callable[[], Found]:
 
 
 def uncached(work: Work, sentences: int) -> Callable[[], Found]:
-    """Our model called whole for every next token, one sentence at a time; a few sentences, scaled to all by tokens."""
+    """Our model, run on the whole prefix for every token, one sentence at a time, for a sample of the sentences."""
     import jax
     import numpy as np
     from flax import nnx
@@ -274,7 +274,7 @@ def _row(ids: Sequence[int], np: Any) -> Any:
 
 
 def _loaded(work: Work) -> Any:
-    """Our model, in the precision of the work."""
+    """Our model, in the dtype of the work."""
     import transformer_jax
     from transformer_jax.system import runtime
 

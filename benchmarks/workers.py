@@ -1,6 +1,6 @@
-"""Measuring in turn: each subject lives in a process of its own and sleeps while another is measured.
+"""Alternating measurements: each subject has its own process and sleeps while another is measured.
 
-XLA's flags, allocators and the thread pools of OpenMP would otherwise meet in one process.
+In one process, XLA's flags, allocators and the thread pools of OpenMP would interfere.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ from benchmarks.settings import Unavailable
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 OPTIONAL = ("torch", "transformers", "ctranslate2")
-"""The packages of peers."""
+"""Packages of peers."""
 LONGEST = 900.0
-"""Seconds that an answer may take."""
+"""Timeout of an answer, in seconds."""
 FAREWELL = 5.0
-"""Seconds that a process has to end by itself."""
+"""Seconds that a process has to exit before it is killed."""
 PAUSE = 0.3
-"""Seconds before a measurement: threads of OpenMP spin for a while after their work, at the cost of whoever is next."""
+"""Seconds before a measurement: threads of OpenMP spin for a while after their work and would slow the next process."""
 
 
 class Worker:
-    """A process that builds something to measure once, and measures it when asked.
+    """A process that builds a subject once, and measures it on request.
 
-    `factory(*args)` runs there, warm-up included, and returns a function without arguments that does the work once and
-    returns its figure, a number or a dict of them. It must be importable, as it is sent there by name; a factory whose
-    module not everybody can import, or should, is given as a string such as "benchmarks.ours:trainer". A factory raises
-    `Unavailable`, or fails to import a package of the peers, to be left out.
+    `factory(*args)` runs there, including the warm-up, and returns a function without arguments that does the work once
+    and returns its figures. The factory is sent by name, so it must be importable; to import its module only there,
+    pass a string such as "benchmarks.ours:trainer". If it raises `Unavailable`, or cannot import a package of the
+    peers, the subject is left out.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Worker:
 
         Args:
             factory: see above.
-            *args: of the factory; anything that can be pickled.
+            *args: of the factory; must be picklable.
             threads: CPUs that the process may use, and threads of its libraries.
-            environment: variables that are set there before the factory's module is imported.
+            environment: variables set there before the factory's module is imported.
 
         Raises:
-            Unavailable: if the factory raised it, or lacks a package.
-            RuntimeError: if the factory failed otherwise, or takes longer than `LONGEST`.
+            Unavailable: if the factory raised it, or lacks a package of a peer.
+            RuntimeError: if the factory failed otherwise, or took longer than `LONGEST`.
         """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -63,19 +63,19 @@ class Worker:
         theirs.close()
         self._pipe.send((factory, args))
         try:
-            # Of imports, building and warm-up.
+            # Imports, building and warm-up.
             self.build_seconds: float = self._receive()
         except BaseException:
             self.close()
             raise
 
     def measure(self) -> Any:
-        """Let it do its work once.
+        """Do the work once; return its figures.
 
         Raises:
-            RuntimeError: if that failed, or takes longer than `LONGEST`.
+            RuntimeError: if it failed, or took longer than `LONGEST`.
         """
-        with contextlib.suppress(BrokenPipeError):  # it has ended, as `_receive` tells
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `_receive` raises
             self._pipe.send("measure")
         return self._receive()
 
@@ -98,15 +98,15 @@ class Worker:
     def _receive(self) -> Any:
         try:
             if not self._pipe.poll(LONGEST):
-                raise RuntimeError(f"The process that is measured gave no answer for {LONGEST:.0f} seconds.")
+                raise RuntimeError(f"The measured process gave no answer for {LONGEST:.0f} seconds.")
             kind, value = self._pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join(FAREWELL)
-            raise RuntimeError(f"The process that is measured ended with code {self._process.exitcode}.") from None
+            raise RuntimeError(f"The measured process ended with code {self._process.exitcode}.") from None
         if kind == "unavailable":
             raise Unavailable(value)
         if kind == "error":
-            raise RuntimeError(f"The process that is measured failed:\n{value}")
+            raise RuntimeError(f"The measured process failed:\n{value}")
         return value
 
 
@@ -114,9 +114,9 @@ class Worker:
 def workers(
     factories: Mapping[str, tuple[Any, ...]], *, threads: int = 2, environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Worker]]:
-    """Start a worker for each name, one after the other.
+    """Start a worker for each name, in turn.
 
-    Those that are unavailable, and peers that fail, are left out with a line on stderr.
+    Unavailable subjects and failing peers are left out, with a line on stderr.
 
     Args:
         factories: by name, the factory and its arguments.
@@ -142,9 +142,9 @@ def workers(
 
 
 def alternate(measured: Mapping[str, Worker], repeats: int = 5) -> dict[str, list[Any]]:
-    """Measure each in turn, `repeats` times over, so that a slow minute of the machine meets all alike.
+    """Measure each in turn, `repeats` times, so that a slow minute of the machine affects all equally.
 
-    A peer that fails has no values; a line on stderr says so.
+    A failing peer is left out, with a line on stderr.
 
     Raises:
         RuntimeError: if one of ours fails.
@@ -169,7 +169,7 @@ def _leave_out(name: str, reason: Exception) -> None:
 
 
 def _serve(pipe: Connection, threads: int, environment: dict[str, str]) -> None:
-    """The life of a worker's process. The limits come first, and only then the imports that `recv` brings."""
+    """Main function of a worker's process. It sets limits before `recv`, which imports the factory's module."""
     started = time.perf_counter()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -184,7 +184,7 @@ def _serve(pipe: Connection, threads: int, environment: dict[str, str]) -> None:
         pipe.send(("unavailable", str(reason)))
     except ModuleNotFoundError as missing:
         if _is_of_peers(missing):
-            pipe.send(("unavailable", f'there is no package {missing.name}; pip install -e ".[bench]"'))
+            pipe.send(("unavailable", f'package {missing.name} is not installed; pip install -e ".[bench]"'))
         else:
             pipe.send(("error", traceback.format_exc()))
     except (EOFError, KeyboardInterrupt):
@@ -194,6 +194,6 @@ def _serve(pipe: Connection, threads: int, environment: dict[str, str]) -> None:
 
 
 def _is_of_peers(missing: ModuleNotFoundError) -> bool:
-    """Whether it is a package of the peers, or one that they import."""
+    """Whether a peer's package, or one that it imports, is missing."""
     importers = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(missing.__traceback__))
     return any(name.partition(".")[0] in OPTIONAL for name in (missing.name or "", *importers))

@@ -1,4 +1,4 @@
-"""What ours and its peers train on: the same token ids, in our batches or in those of tutorials (numpy only)."""
+"""Training data of ours and the peers: the same token ids, in our batches or in those of tutorials (numpy only)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from transformer_jax.data.pipeline import Batches, Example
 from transformer_jax.data.tokenizers import BOS
 
 RANDOM_BATCH = 128
-"""Sentences of a batch as tutorials make them."""
+"""Sentences per batch in tutorials."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model; fields as of `transformer_jax.ModelConfig`."""
+    """Sizes of a model; fields of `transformer_jax.ModelConfig`."""
 
     d_model: int
     num_heads: int
@@ -29,7 +29,7 @@ class Shape:
     norm_first: bool
     vocab_size: int
     num_classes: int
-    """0: an encoder-decoder."""
+    """0 for an encoder-decoder."""
 
     def __str__(self) -> str:
         """The sizes, for `Record.work`."""
@@ -43,7 +43,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Workload:
-    """A prepared data set and the model for it; small enough to be sent to a worker."""
+    """A prepared data set and the model for it; picklable and small."""
 
     name: str
     shape: Shape
@@ -52,19 +52,19 @@ class Workload:
     row_length: int
     max_length: int
     folder: Path
-    """Holds the files of the tokenizer and the token ids."""
+    """Folder with the tokenizer files and the token ids."""
 
     @property
     def examples_file(self) -> Path:
-        """The token ids."""
+        """File with the token ids."""
         return self.folder / f"{self.name}.npz"
 
 
 class Examples(NamedTuple):
-    """Token ids, end of sentence included, or class numbers, on each side of each record."""
+    """For each record the token ids of both sides, end of sentence included, or token ids and class numbers."""
 
     train: list[Example]
-    """Those that our batches take: none longer than `Workload.max_length`."""
+    """At most `Workload.max_length` long, as in our batches."""
     validation: list[Example]
 
 
@@ -79,7 +79,7 @@ def write_examples(path: Path, examples: Examples) -> None:
 
 
 def read_examples(path: Path) -> Examples:
-    """Token ids, as stored."""
+    """Read token ids written by `write_examples`."""
     with np.load(path) as arrays:
 
         def split(name: str) -> list[Example]:
@@ -106,7 +106,7 @@ def unpacked(batch: Any) -> Iterator[Example]:
 
 
 def our_batches(workload: Workload, examples: Sequence[Example]) -> Iterator[Any]:
-    """Packed rows of a fixed shape, for ever: those of our own training."""
+    """The batches of our training, packed rows of a fixed shape; endless."""
     batches: Batches = Batches(
         examples,
         list,
@@ -121,7 +121,7 @@ def our_batches(workload: Workload, examples: Sequence[Example]) -> Iterator[Any
 
 
 def random_batches(workload: Workload, examples: Sequence[Example], seed: int = 0) -> Iterator[Any]:
-    """`RANDOM_BATCH` examples drawn without replacement and padded to the longest, for ever: those of tutorials."""
+    """The batches of tutorials, `RANDOM_BATCH` shuffled examples padded to the longest; endless."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(examples))
@@ -130,7 +130,7 @@ def random_batches(workload: Workload, examples: Sequence[Example], seed: int = 
 
 
 def padded(workload: Workload, examples: Sequence[Example]) -> Any:
-    """A batch of one example a row, each side padded to its longest."""
+    """A batch with one example per row, each side padded to its longest."""
     lengths = np.array([[len(side) for side in example] for example in examples]).max(0)
     batch = _collate(workload)([[example] for example in examples], int(lengths.max()), len(examples))
     if workload.shape.num_classes:
@@ -149,18 +149,18 @@ def _collate(workload: Workload) -> Callable[..., Seq2SeqBatch | TextBatch]:
 
 @dataclass
 class Tally:
-    """What went through a model, and how long it took."""
+    """Tokens processed, and the time taken."""
 
     tokens: int = 0
-    """Real tokens: of targets, or of the texts of a classifier."""
+    """Real tokens of targets, or of a classifier's texts."""
     real: int = 0
     """Real tokens on all sides."""
     slots: int = 0
-    """All that the batches have room for."""
+    """Token slots, padding included."""
     seconds: float = 0.0
 
     def add(self, batch: Any) -> None:
-        """Count a batch in."""
+        """Add a batch."""
         sides = [getattr(batch, name) for name in batch._fields if name.endswith("segments")]
         counts = [int(np.count_nonzero(side)) for side in sides]
         self.tokens += counts[-1]
@@ -174,9 +174,9 @@ class Tally:
 
 
 def measured(train: Callable[[int], Tally], num_steps: int) -> Callable[[], Tally]:
-    """Measures `num_steps` steps at a time, each time after one that is not timed.
+    """Measures `num_steps` steps at a time, each time after an untimed one.
 
-    The system may take the memory of a process that sleeps; the first step after waking gets it back.
+    The system may have taken memory while the process slept; the first step gets it back.
     """
     train(1)
 

@@ -20,8 +20,8 @@ from .decoding import (
 from .decoding.generator import Generator as Generator
 from .decoding.options import SearchOptions as SearchOptions
 from .interop.ctranslate2_export import export_ctranslate2 as export_ctranslate2
-from .interop.marian_export import export_marian as export_marian
-from .interop.marian_import import import_marian as import_marian
+from .interop.marian import export_marian as export_marian
+from .interop.marian import import_marian as import_marian
 from .interop.stablehlo_export import export_stablehlo as export_stablehlo
 from .interop.torch_transformer import import_torch as import_torch
 from .nn import (

@@ -34,7 +34,7 @@ def test_the_page_has_each_figure_with_its_target(tmp_path):
     assert "    python -m benchmarks all\n" in text
     assert "jax 1, ctranslate2 4." in text
     assert "1. work A.\n" in text
-    assert "Still to be taken" in text
+    assert "Not measured yet" in text
 
 
 def test_what_was_taken_again_replaces_what_was_there(tmp_path):
@@ -57,7 +57,7 @@ def test_devices_have_sections_of_their_own(tmp_path):
     text = written(tmp_path, [chip, SHARE])
     assert text.index(f"## {CPU}") < text.index("## NVIDIA H100")
     assert [row[4:6] for row in rows(text)] == [["≥ 50 %", "yes"], ["≥ 45 %", "no"]]
-    assert "Still to be taken" not in text
+    assert "Not measured yet" not in text
 
 
 @pytest.mark.parametrize(

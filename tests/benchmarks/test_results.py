@@ -33,7 +33,7 @@ def test_a_record_is_a_json_object_with_the_promised_fields(tmp_path, capsys):
 
 
 def test_an_unknown_peer_is_refused():
-    with pytest.raises(ValueError, match="no peer"):
+    with pytest.raises(ValueError, match="not a peer"):
         dataclasses.replace(records(more_is_better=True)[0], peer="keras")
 
 

@@ -29,7 +29,7 @@ def test_what_is_unavailable_is_left_out_with_a_line(capsys):
         assert alternate(measured, repeats=1) == {"c": [2.0]}
     first, second, third = capsys.readouterr().err.splitlines()
     assert first == "a is left out: it is on strike; wait."
-    assert second.startswith("b is left out: there is no package ctranslate2;")
+    assert second.startswith("b is left out: package ctranslate2 is not installed;")
     assert 'pip install -e ".[bench]"' in second
     assert third.startswith("c is ready after ")
 
@@ -59,7 +59,7 @@ def test_a_peer_that_fails_is_left_out_but_ours_is_an_error(capsys):
     with workers(factories) as measured:
         assert alternate(measured, repeats=2) == {"ours": [1.0, 2.0]}
     assert [line for line in capsys.readouterr().err.splitlines() if "left out" in line] == [
-        "torch is left out: The process that is measured ended with code 3.",
+        "torch is left out: The measured process ended with code 3.",
         "torch, packed is left out: ValueError: no luck",
     ]
     with pytest.raises(RuntimeError, match="code 3"), workers({"ours": (subjects.dying,)}):

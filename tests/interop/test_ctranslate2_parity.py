@@ -12,7 +12,7 @@ from tests.interop.readmes import names_of
 from tests.tasks.toys import write_classifier, write_couplet_writer, write_stacks
 from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.interop.ctranslate2_export import export_ctranslate2
-from transformer_jax.interop.marian_import import import_marian
+from transformer_jax.interop.marian import import_marian
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.model_folder import load, save
@@ -184,9 +184,9 @@ def test_what_cannot_be_exported(tmp_path):
     random_model(tmp_path / "model")
     with pytest.raises(UserError, match=r"quantization is 'int3', but must be one of int8, .*float32"):
         export_ctranslate2(tmp_path / "model", tmp_path / "out", quantization="int3")
-    with pytest.raises(UserError, match=r"holds no encoder-decoder model.*--to stablehlo"):
+    with pytest.raises(UserError, match=r"is not an encoder-decoder model.*--to stablehlo"):
         export_ctranslate2(write_classifier(tmp_path / "classifier"), tmp_path / "out")
-    with pytest.raises(UserError, match=r"holds no encoder-decoder model for text; name one"):
+    with pytest.raises(UserError, match=r"is not an encoder-decoder model for text; name one"):
         export_ctranslate2(write_stacks(tmp_path / "stacks"), tmp_path / "out")
     with pytest.raises(UserError, match="is no folder"):
         export_ctranslate2(tmp_path / "nowhere", tmp_path / "out")

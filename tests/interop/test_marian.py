@@ -16,8 +16,7 @@ from tests.interop.marian_folders import (
     save,
     stored,
 )
-from transformer_jax.interop.marian_export import export_marian
-from transformer_jax.interop.marian_import import import_marian
+from transformer_jax.interop.marian import export_marian, import_marian
 from transformer_jax.interop.marian_layout import Numbering
 from transformer_jax.system.errors import UserError
 
@@ -263,7 +262,7 @@ class TestRefusals:
     def test_positions_that_are_no_sinusoids(self, fresh):
         tensors = stored(fresh)
         save(fresh, tensors | {"model.encoder.embed_positions.weight": np.zeros((64, 16), np.float32)})
-        assert "model.encoder.embed_positions.weight holds no sinusoids" in refusal(fresh)
+        assert "model.encoder.embed_positions.weight does not hold sinusoids" in refusal(fresh)
 
     def test_a_pickle_alone(self, fresh):
         (fresh / "model.safetensors").rename(fresh / "pytorch_model.bin")
@@ -307,7 +306,7 @@ class TestRefusals:
     @pytest.mark.parametrize("tokens", [{"eos_token": "<pad>"}, {"unk_token": "</s>"}])
     def test_one_piece_for_two_markers(self, fresh, tokens):
         change(fresh, "tokenizer_config.json", **tokens)
-        assert "markers must be three pieces, but are eos_token" in refusal(fresh)
+        assert "special tokens must be three pieces, but are eos_token" in refusal(fresh)
 
     def test_ids_that_come_twice_or_are_none(self, fresh):
         change(fresh, "vocab.json", twice=3)
@@ -340,7 +339,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["nothing", "x" * 5000])
     def test_no_folder(self, tmp_path, name):
-        with pytest.raises(UserError, match="is no folder"):
+        with pytest.raises(UserError, match="is not a folder"):
             import_marian(tmp_path / name, tmp_path / "out")
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from tests.interop.marian_folders import ENGLISH, GERMAN, stored
 from tests.tasks.toys import write_bundle, write_classifier
 from transformer_jax.data.tokenizers import train_pair
-from transformer_jax.interop.marian_export import export_marian
+from transformer_jax.interop.marian import export_marian
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.translation.translator import Translator
@@ -74,7 +74,7 @@ def test_what_the_architecture_has_not_is_refused(tmp_path, options, architectur
 
 def test_models_that_it_cannot_hold_are_refused(tmp_path):
     assert "config.tokenizer.kind" in refusal(write_bundle(tmp_path / "chars"), tmp_path / "out")
-    assert "no translation model" in refusal(write_classifier(tmp_path / "classifier"), tmp_path / "out")
+    assert "not an encoder-decoder model" in refusal(write_classifier(tmp_path / "classifier"), tmp_path / "out")
     assert "is no folder" in refusal(tmp_path / "nothing", tmp_path / "out")
 
 

@@ -14,8 +14,7 @@ from tests.interop.marian_folders import CODES, ENGLISH, GERMAN, make_folder
 from tests.interop.readmes import names_of
 from tests.interop.test_marian_export import own_model
 from transformer_jax.config import DecodingConfig
-from transformer_jax.interop.marian_export import export_marian
-from transformer_jax.interop.marian_import import import_marian
+from transformer_jax.interop.marian import export_marian, import_marian
 from transformer_jax.tasks.translation.translator import TranslatorSettings
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

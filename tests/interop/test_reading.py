@@ -107,13 +107,13 @@ def test_links_are_refused(weights):
 @pytest.mark.parametrize("name", ["../secret", "a/b", "/etc/passwd", "..", "", ".", "a\\b", "a\0b"])
 def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
     (tmp_path.parent / "secret").write_text("secret")
-    assert "none of that folder" in refusal(read_bytes, tmp_path, name)
+    assert "not directly in that folder" in refusal(read_bytes, tmp_path, name)
 
 
 def test_missing_folders_and_large_files(tmp_path):
     assert "is missing" in refusal(read_bytes, tmp_path, "config.json")
     (tmp_path / "folder").mkdir()
-    assert "is no file" in refusal(read_bytes, tmp_path, "folder")
+    assert "is not a file" in refusal(read_bytes, tmp_path, "folder")
     (tmp_path / "large").write_bytes(bytes(11))
     assert "larger than 10 bytes" in refusal(read_bytes, tmp_path, "large", 10)
     assert read_bytes(tmp_path, "large", 11) == bytes(11)

@@ -1,11 +1,17 @@
-"""The code of exported READMEs, run: what it makes of a text."""
+"""The code in exported READMEs, run on texts."""
+
+from dataclasses import dataclass
 
 import pytest
 
 from tests.interop.marian_folders import CODES, GERMAN, make_folder
-from transformer_jax.interop.marian_import import import_marian
+from tests.interop.readmes import code_of
+from tests.tasks.toys import tiny_config, tiny_params, tiny_tokenizer, write_bundle, write_couplet_writer
+from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.snippets import tokenizer_snippet
+from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +33,36 @@ def test_a_text_is_cut_as_marians_tokenizer_cuts_it(folder, pieces):
         found = eval(snippet.encode, names | {"text": text})
         looked_up = [ids.get(piece, source.special_tokens.unk) for piece in found] if pieces else found
         assert looked_up == source.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("write", "settings"),
+    [(write_bundle, {"lowercase": True}), (write_bundle, {}), (write_couplet_writer, {})],
+    ids=["lowercase", "as is", "couplets"],
+)
+def test_normalization_is_that_of_the_model(tmp_path, write, settings):
+    model = load(write(tmp_path / "model", **settings))
+    for text in ("Ab C\t", "", " 春 风\n", "\u3000É"):
+        assert eval(model.normalization, {"text": text}) == model._normalised(text)
+
+
+@dataclass(frozen=True)
+class ShouterSettings(Seq2SeqSettings):
+    title = "A model that nobody registered"
+    limits = "None."
+
+
+class Shouter(Seq2SeqModel[ShouterSettings]):
+    settings_type = ShouterSettings
+    normalization = "text.upper()"
+    not_exported = "It does not shout here."
+
+
+def test_a_model_class_of_another_task_is_exported_as_it_says(tmp_path):
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(tokenizer)
+    export_stablehlo(Shouter(config, tiny_params(config), tokenizer), tmp_path / "out")
+    readme = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "text.upper()" in code_of(tmp_path / "out")
+    assert "It does not shout here." in readme
+    assert "# A model that nobody registered, as StableHLO" in readme

@@ -18,7 +18,7 @@ from tests.interop.readmes import code_of, names_of
 from tests.tasks.toys import CLASSES, write_classifier, write_couplet_writer
 from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.interop import stablehlo_reader
-from transformer_jax.interop.marian_import import import_marian
+from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.interop.stablehlo_reader import ExportError
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
@@ -125,7 +125,7 @@ def test_a_classifier(tmp_path, monkeypatch):
     tokens = [[1, *model.tokenizer.encode(text)][:6] for text in texts]
     np.testing.assert_allclose(names["model"].probabilities(tokens), model.probabilities(texts), atol=1e-5)
     assert names["model"].signature["classes"] == list(CLASSES)
-    with pytest.raises(names["load"].__globals__["ExportError"], match="has 7 tokens, but the model takes 6"):
+    with pytest.raises(names["load"].__globals__["ExportError"], match="has 7 tokens, but the limit of the model is 6"):
         names["model"].probabilities([[1] * 7])
 
 
@@ -151,7 +151,7 @@ def test_what_is_forbidden_in_part_is_told(tmp_path):
 def test_positions_end_where_the_models_do(tmp_path):
     export_stablehlo(write_model(tmp_path / "model", positions="learned", max_positions=8), tmp_path / "out")
     program = stablehlo_reader.load(tmp_path / "out")
-    with pytest.raises(ExportError, match="A source has 9 tokens, but the model takes 8"):
+    with pytest.raises(ExportError, match="A source has 9 tokens, but the limit of the model is 8"):
         program.encode(np.ones((1, 9), np.int32))
     with pytest.raises(ExportError, match="An output has 9 tokens"):
         program.empty_cache(1, 1, 9)
@@ -178,15 +178,15 @@ def altered(**fields):
     [
         ("step.stablehlo", lambda content: content[:-100], "step.stablehlo is truncated or damaged"),
         ("encoder.stablehlo", lambda content: b"x" + content[1:], "encoder.stablehlo is truncated or damaged"),
-        ("signature.json", lambda content: content[:-9], "signature.json is no JSON"),
-        ("signature.json", lambda content: b"\xff" + content, "signature.json is no JSON"),
-        ("signature.json", lambda content: b"[]", "does not describe a model"),
-        ("signature.json", altered(format_version=1), "format_version 1, but this reader knows 3"),
-        ("signature.json", lambda content: b"[" * 100_000, "signature.json is no JSON"),
+        ("signature.json", lambda content: content[:-9], "signature.json is not valid JSON"),
+        ("signature.json", lambda content: b"\xff" + content, "signature.json is not valid JSON"),
+        ("signature.json", lambda content: b"[]", "does not describe an export"),
+        ("signature.json", altered(format_version=1), "format_version 1, but this reader reads 3"),
+        ("signature.json", lambda content: b"[" * 100_000, "signature.json is not valid JSON"),
         ("signature.json", altered(kind="diffusion"), "signature.json is damaged"),
         ("signature.json", altered(kind=[]), "signature.json is damaged"),
         ("signature.json", altered(sizes={}), "signature.json is damaged"),
-        ("signature.json", altered(special_tokens={"start": 1, "end": "2"}), "signature.json is damaged"),
+        ("signature.json", altered(markers={"start": 1, "end": "2"}), "signature.json is damaged"),
         ("signature.json", altered(never=0), "signature.json is damaged"),
         ("signature.json", altered(dtype=["float32"]), "signature.json is damaged"),
         ("signature.json", altered(max_source_length="9"), "signature.json is damaged"),

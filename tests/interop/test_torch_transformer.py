@@ -172,7 +172,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, case):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_heads": 8}, r"num_heads is 8, but must divide the width of .*, 4; give the nhead"),
+        ({"num_heads": 8}, r"num_heads is 8, but must divide the width of .*, 4; give the model's nhead"),
         ({"num_heads": 0}, r"num_heads is 0"),
         ({"activation": "mish"}, r"activation is 'mish', but must be one of relu, gelu, swish"),
         ({"norm_first": True, "prefix": "x."}, r"no matrix x\.encoder"),
@@ -195,7 +195,7 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path, name):
 @pytest.mark.parametrize("name", ["", "..", "folder"])
 def test_a_folder_is_no_file(tmp_path, name):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="is no file; name a safetensors file"):
+    with pytest.raises(UserError, match="is not a file; name a safetensors file"):
         import_torch(tmp_path / name, tmp_path / "model")
 
 

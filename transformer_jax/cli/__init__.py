@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from transformer_jax.cli import evaluate, export, import_model
+from transformer_jax.cli import convert, evaluate
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.runtime import prepare
 from transformer_jax.tasks.classification import command as classify
@@ -55,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (translate, classify, couplet, evaluate, import_model, export):
+    for command in (translate, classify, couplet, evaluate, convert):
         command.add_command(commands)
     return parser

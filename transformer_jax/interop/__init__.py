@@ -1,1 +1,1 @@
-"""Weights in and out of other systems."""
+"""Import weights from other systems, and export models to them."""

@@ -1,7 +1,8 @@
-"""Models for CTranslate2, a fast engine in C++: weights, vocabularies, and how to call it for the same translations."""
+"""Encoder-decoder models for CTranslate2, a fast inference engine in C++."""
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,31 @@ import numpy as np
 from jaxtyping import Float
 
 from transformer_jax.data.tokenizers import PAD
-from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, WITHOUT_RULES, longest_output, tokenizer_snippet
+from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, longest_output, tokenizer_snippet
 from transformer_jax.nn.layers import LAYER_NORM_EPSILON
 from transformer_jax.nn.positions import sinusoidal_positions
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import new_folder
-from transformer_jax.tasks.classification.text_classifier import TextClassifier
-from transformer_jax.tasks.couplets.writer import CoupletWriter
 from transformer_jax.tasks.model_folder import load
-from transformer_jax.tasks.translation.translator import Translator
+from transformer_jax.tasks.seq2seq_model import Seq2SeqModel
 
 _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swish": "SWISH"}
 _FEWEST_POSITIONS = 1024
 
-Model = Translator | CoupletWriter
 
-
-def export_ctranslate2(model: str | Path | Model, out: str | Path, *, quantization: str = "float32") -> None:
-    """Write an encoder-decoder model as a folder for `ctranslate2.Translator`; its README.md tells how to call it.
+def export_ctranslate2(
+    model: str | Path | Seq2SeqModel[Any], out: str | Path, *, quantization: str = "float32"
+) -> None:
+    """Write an encoder-decoder model as a folder for `ctranslate2.Translator`; its README.md shows how to call it.
 
     Args:
-        model: the folder of a translator or of a writer of couplets, or what `load` made of one.
+        model: a model folder, or the object that `load` returns for one.
         out: the folder to write, which must not exist.
-        quantization: how weights are stored: float32, int8, int8_float32, float16 or another type of CTranslate2.
+        quantization: type of the stored weights: float32, int8, int8_float32, float16 or another of CTranslate2's.
 
     Raises:
-        UserError: if CTranslate2 is not installed, the model is none that it can run, `quantization` is unknown, or
-            `out` exists or cannot be written.
+        UserError: if CTranslate2 is not installed, the model is not an encoder-decoder for text, `quantization` is
+            unknown, or `out` exists or cannot be written.
     """
     try:
         converters: Any = importlib.import_module("ctranslate2.converters")
@@ -47,10 +46,10 @@ def export_ctranslate2(model: str | Path | Model, out: str | Path, *, quantizati
     if quantization not in types:
         raise UserError(f"quantization is {quantization!r}, but must be one of {', '.join(types)}.")
     with new_folder(out) as folder:
-        loaded = model if isinstance(model, Model) else load(model)
-        if not isinstance(loaded, Model):
-            remedy = "export it with --to stablehlo" if isinstance(loaded, TextClassifier) else "name one that does"
-            raise UserError(f"{model} holds no encoder-decoder model for text; {remedy}.")
+        loaded = load(model) if isinstance(model, str | os.PathLike) else model
+        if not isinstance(loaded, Seq2SeqModel):
+            remedy = "name one" if loaded.tokenizer is None else "export it with --to stablehlo"
+            raise UserError(f"{model} is not an encoder-decoder model for text; {remedy}.")
         readme = _readme(loaded, quantization)
 
         class Converter(converters.Converter):
@@ -63,13 +62,13 @@ def export_ctranslate2(model: str | Path | Model, out: str | Path, *, quantizati
         (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
-def _specification(model: Model, specs: Any) -> Any:
-    """CTranslate2's description of a model, filled with ours."""
+def _specification(model: Seq2SeqModel[Any], specs: Any) -> Any:
+    """CTranslate2's specification of the model, with its weights."""
     config, params = model.model_config, model.params
     spec = specs.TransformerSpec.from_config(
         (config.num_encoder_layers, config.num_decoder_layers),
         config.num_heads,
-        # What decides on a last normalisation here; the order within the layers is set below.
+        # Here: whether stacks end with a norm. The order within layers is set below.
         pre_norm=config.norm_first or config.final_norm,
         activation=specs.Activation[_ACTIVATIONS[config.activation]],
     )
@@ -103,7 +102,7 @@ def _specification(model: Model, specs: Any) -> Any:
     return spec
 
 
-def _position_table(model: Model, embedder: Any) -> Float[np.ndarray, "P D"]:
+def _position_table(model: Seq2SeqModel[Any], embedder: Any) -> Float[np.ndarray, "P D"]:
     if "learned" in embedder:
         return np.array(embedder["learned"])
     settings = model.settings
@@ -129,7 +128,7 @@ def _set_layer(theirs: Any, ours: Any) -> None:
 
 
 def _set_linear(theirs: Any, *ours: Any) -> None:
-    """Several of ours become one of theirs, their outputs side by side."""
+    """Fuse our layers into one of theirs, with concatenated outputs."""
     theirs.weight = np.concatenate([np.asarray(linear["kernel"]).T for linear in ours])
     theirs.bias = np.concatenate([np.asarray(linear["bias"]) for linear in ours])
 
@@ -138,7 +137,7 @@ def _set_norm(theirs: Any, ours: Any) -> None:
     theirs.gamma, theirs.beta = np.array(ours["scale"]), np.array(ours["bias"])
 
 
-def _readme(model: Model, quantization: str) -> str:
+def _readme(model: Seq2SeqModel[Any], quantization: str) -> str:
     snippet = tokenizer_snippet(model, pieces=True)
     decoding, target = model.settings.decoding, model.tokenizer.target
     special_tokens = target.special_tokens
@@ -147,11 +146,8 @@ def _readme(model: Model, quantization: str) -> str:
     sequences = [[target.piece(token) for token in word] for word in never if word != (special_tokens.unk,)]
     imports = "".join(f"{line}\n" for line in (*snippet.imports, "import ctranslate2"))
     setup = "".join(f"\n{line}" for line in snippet.setup)
-    search = (
-        f'`translate` of transformer-jax does the same with `conventions="ctranslate2"`, and then gives the same '
-        f"translations.\n{ONE_LIMIT}"
-        if isinstance(model, Translator)
-        else WITHOUT_RULES
+    search = model.not_exported or (
+        f'transformer-jax searches the same way, with the same outputs, with `conventions="ctranslate2"`.\n{ONE_LIMIT}'
     )
     return f"""# {model.settings.title}, for CTranslate2
 
@@ -184,9 +180,9 @@ def translate(texts):
     return [{snippet.decode} for output in outputs]
 ```
 
-CTranslate2 adds the end of sentence to its input by itself. Its search ranks outputs by their log-probability over
-length^{decoding.alpha} and ends with the first {decoding.beam_size} of them that end. `max_input_length=0`
-keeps CTranslate2 from cutting long texts in silence.
+CTranslate2 appends the end of sentence to its input. It ranks outputs by log-probability / length^{decoding.alpha}
+and stops when {decoding.beam_size} hypotheses have ended. `max_input_length=0` keeps it from truncating long texts
+silently.
 
 {search}
 

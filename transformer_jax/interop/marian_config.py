@@ -1,4 +1,4 @@
-"""generation_config.json of MarianMT and Pegasus as settings of a `Translator`, and back."""
+"""JSON files of MarianMT and Pegasus: config.json as a `ModelConfig`, generation_config.json as settings, and back."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,10 @@ from transformer_jax.data.special_tokens import SpecialTokens
 from transformer_jax.interop.marian_layout import Numbering
 from transformer_jax.interop.reading import flag, number, unlike, whole
 from transformer_jax.nn import ModelConfig
-from transformer_jax.tasks.translation.translator import TranslatorSettings
+from transformer_jax.tasks.seq2seq_model import Seq2SeqSettings
+
+ARCHITECTURES = {"marian": "MarianMTModel", "pegasus": "PegasusForConditionalGeneration"}
+"""Architectures that can be exported, and the class of transformers that loads each."""
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
 _ALWAYS = {
@@ -18,7 +21,31 @@ _ALWAYS = {
     "add_final_layer_norm": False,
     "static_position_embeddings": True,
 }
-"""Fields of older folders; other values make a model that MarianMT is not."""
+"""Fields of older folders, and the only values that MarianMT implements."""
+_NEUTRAL: dict[str, Any] = {
+    "do_sample": False,
+    "early_stopping": False,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "forced_bos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "force_words_ids": None,
+    "constraints": None,
+    "guidance_scale": None,
+}
+"""Fields that change the search in ways not supported here, and the values that change nothing."""
+_MARIAN_LENGTH = 512
+_LARGEST_PENALTY = 10.0
+"""Single precision holds the tenth power of any length."""
 
 
 def model_config_of(path: Path, config: Mapping[str, Any]) -> ModelConfig:
@@ -29,7 +56,7 @@ def model_config_of(path: Path, config: Mapping[str, Any]) -> ModelConfig:
         config: its content.
 
     Raises:
-        UserError: naming the field that makes it another model, or is no size.
+        UserError: naming the field, if its value is not one of MarianMT or not a size.
     """
     if config.get("model_type") != "marian":
         raise unlike(path, config, "model_type", "marian, as only MarianMT can be imported")
@@ -57,7 +84,7 @@ def model_config_of(path: Path, config: Mapping[str, Any]) -> ModelConfig:
         dropout_rate=number(path, config, "dropout", 0.1, 0.0, 0.99),
         attention_dropout_rate=number(path, config, "attention_dropout", 0.0, 0.0, 0.99),
         activation=_ACTIVATIONS[activation],
-        # Which tables are equal though they need not be is known only when they are read.
+        # Untied tables may still be equal, which only the weights show.
         tie_embeddings=("all" if shares else "output") if tied else "none",
         output_bias=True,
         scale_embeddings=flag(path, config, "scale_embedding", False),
@@ -68,17 +95,23 @@ def model_config_of(path: Path, config: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def _both(path: Path, config: Mapping[str, Any], name: str) -> int:
+    encoder, decoder = (whole(path, config, f"{side}_{name}", smallest=1) for side in ("encoder", "decoder"))
+    if encoder != decoder:
+        raise unlike(path, config, f"decoder_{name}", f"encoder_{name}, which is {encoder}, for this package")
+    return encoder
+
+
 def config_json_of(model: ModelConfig, architecture: str, *, max_positions: int) -> dict[str, Any]:
-    """The sizes and options of `config.json`; the ids of special tokens are added by `generation_json_of`.
+    """The content of config.json, without the ids of special tokens; see `generation_json_of`.
 
     Args:
-        model: the sizes and options.
-        architecture: "marian" or "pegasus".
+        model: sizes and options.
+        architecture: one of `ARCHITECTURES`.
         max_positions: rows of the table of positions.
     """
-    names = {"marian": "MarianMTModel", "pegasus": "PegasusForConditionalGeneration"}
     config = {
-        "architectures": [names[architecture]],
+        "architectures": [ARCHITECTURES[architecture]],
         "model_type": architecture,
         "activation_function": model.activation,
         "attention_dropout": model.attention_dropout_rate,
@@ -102,53 +135,20 @@ def config_json_of(model: ModelConfig, architecture: str, *, max_positions: int)
     return config
 
 
-def _both(path: Path, config: Mapping[str, Any], name: str) -> int:
-    encoder, decoder = (whole(path, config, f"{side}_{name}", smallest=1) for side in ("encoder", "decoder"))
-    if encoder != decoder:
-        raise unlike(path, config, f"decoder_{name}", f"encoder_{name}, which is {encoder}, for this package")
-    return encoder
-
-
-_NEUTRAL: dict[str, Any] = {
-    "do_sample": False,
-    "early_stopping": False,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "forced_bos_token_id": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "sequence_bias": None,
-    "exponential_decay_length_penalty": None,
-    "force_words_ids": None,
-    "constraints": None,
-    "guidance_scale": None,
-}
-"""Fields that change the search, and the values that do not."""
-_MARIAN_LENGTH = 512
-_LARGEST_PENALTY = 10.0
-"""Single precision holds the tenth power of any length."""
-
-
 def settings_of(
     path: Path, generation: Mapping[str, Any], numbering: Numbering, end: int, max_positions: int
 ) -> dict[str, Any]:
-    """Fields of `TranslatorSettings` with which a search finds what transformers' `generate` does.
+    """Fields of `Seq2SeqSettings` that make the search find the outputs of transformers' `generate`.
 
     Args:
         path: of the file, for messages.
-        generation: its content; what it leaves open is Marian's custom.
-        numbering: of the target.
+        generation: its content; missing fields have Marian's defaults.
+        numbering: of the target vocabulary.
         end: our id of the end of a sentence.
         max_positions: tokens of the longest source.
 
     Raises:
-        UserError: naming the field, if one asks for what this package's search does not do.
+        UserError: naming the field, if it asks for a search that this package does not have.
     """
     given = {name: value for name, value in generation.items() if value is not None}
     for name, neutral in _NEUTRAL.items():
@@ -175,13 +175,25 @@ def settings_of(
     }
 
 
-def generation_json_of(
-    settings: TranslatorSettings, special_tokens: SpecialTokens, numbering: Numbering
-) -> dict[str, Any]:
-    """The content of generation_config.json with which `generate` searches as `translate` does.
+def _bad_words(path: Path, generation: Mapping[str, Any], numbering: Numbering, end: int) -> list[list[int]]:
+    words = generation.get("bad_words_ids") or [[numbering.padding]]
+    if not isinstance(words, list) or not all(
+        isinstance(word, list) and word and all(type(item) is int and 0 <= item < numbering.size for item in word)
+        for word in words
+    ):
+        raise unlike(path, generation, "bad_words_ids", f"lists of ids from 0 to {numbering.size - 1}")
+    here = [[numbering.here(item) for item in word] for word in words]
+    # transformers ignores a ban on the end; our search never writes padding.
+    return [word for word in here if word != [end]] or [[0]]
 
-    Where the settings follow the conventions of transformers, it finds the same; otherwise the length penalty is
-    length**alpha, and outputs of all sources have one limit.
+
+def generation_json_of(
+    settings: Seq2SeqSettings, special_tokens: SpecialTokens, numbering: Numbering
+) -> dict[str, Any]:
+    """The content of generation_config.json that makes `generate` search like the model with these settings.
+
+    With the conventions of transformers it finds the same outputs. With others, the length penalty becomes
+    length**alpha, and outputs of all sources share one limit.
     """
     decoding = settings.decoding
     start, end = numbering.there(special_tokens.bos), numbering.there(special_tokens.eos)
@@ -195,15 +207,15 @@ def generation_json_of(
         "eos_token_id": end,
         "forced_eos_token_id": end,
         "length_penalty": decoding.alpha,
-        "max_length": longest_output(settings),
+        "max_length": max_length_of(settings),
         "num_beams": decoding.beam_size,
         "pad_token_id": numbering.padding,
         "renormalize_logits": settings.renormalizes,
     }
 
 
-def longest_output(settings: TranslatorSettings) -> int:
-    """Tokens of the longest output, start and end included."""
+def max_length_of(settings: Seq2SeqSettings) -> int:
+    """`max_length` of transformers: tokens of the longest output, start and end included."""
     decoding = settings.decoding
     by_source = settings.max_source_length + decoding.max_extra_tokens + 1
     return min(decoding.max_length + 2, by_source) if decoding.max_length else by_source
@@ -212,7 +224,7 @@ def longest_output(settings: TranslatorSettings) -> int:
 def check_special_tokens(
     path: Path, values: Mapping[str, Any], numberings: tuple[Numbering, Numbering], end: int
 ) -> None:
-    """Do nothing, unless the ids of special tokens in a file are others than those of the vocabularies.
+    """Check that the ids of special tokens in a file are those of the vocabularies.
 
     Args:
         path: of config.json or generation_config.json, for messages.
@@ -221,22 +233,10 @@ def check_special_tokens(
         end: our id of the end of a sentence.
 
     Raises:
-        UserError: naming the field.
+        UserError: naming the field that differs.
     """
     ends, paddings = [numberings[1].there(end)], [numbering.padding for numbering in numberings]
     for name, ids in (("eos_token_id", ends), ("forced_eos_token_id", ends), ("pad_token_id", paddings)):
         value = values.get(name)
         if value is not None and not (type(value) is int and value in ids) and value != ends:
             raise unlike(path, values, name, f"{ids[0]}, as in the vocabulary")
-
-
-def _bad_words(path: Path, generation: Mapping[str, Any], numbering: Numbering, end: int) -> list[list[int]]:
-    words = generation.get("bad_words_ids") or [[numbering.padding]]
-    if not isinstance(words, list) or not all(
-        isinstance(word, list) and word and all(type(item) is int and 0 <= item < numbering.size for item in word)
-        for word in words
-    ):
-        raise unlike(path, generation, "bad_words_ids", f"lists of ids from 0 to {numbering.size - 1}")
-    here = [[numbering.here(item) for item in word] for word in words]
-    # transformers lets no one forbid the end; ours never produces padding anyway.
-    return [word for word in here if word != [end]] or [[0]]

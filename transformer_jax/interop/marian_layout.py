@@ -1,4 +1,4 @@
-"""The tensors of MarianMT and Pegasus as parameters of a `Seq2Seq`, and back."""
+"""Tensors of MarianMT and Pegasus as parameters of a `Seq2Seq`, and back."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,40 +9,6 @@ from jaxtyping import Float, Int
 
 from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params
 
-_INPUT, _OUTPUT = -2, -1
-_READS_WIDTH = ("query", "key", "value", "wide")
-"""Linear layers whose input is D wide."""
-_WRITES_WIDTH = ("out", "narrow", "norm")
-"""Layers whose output is D wide: in a normalisation, that is all there is."""
-_ROWS_OF_WIDTH = ("table", "learned")
-
-
-def sines_first(d_model: int) -> Int[np.ndarray, " D"]:
-    """Where each place of our width (sines and cosines in turn) lies in a width with all sines first."""
-    return np.arange(d_model).reshape(2, -1).T.reshape(-1)
-
-
-def permute_width(params: Mapping[str, Any], order: Int[np.ndarray, " D"]) -> dict[str, Any]:
-    """The parameters of the same function with another order of the width.
-
-    Args:
-        params: of a `Seq2Seq` (numpy or JAX), as `models.split` gives them.
-        order: for each place of the new width, its place in the old one; `numpy.argsort(order)` undoes it.
-    """
-    flat = traverse_util.flatten_dict(params)
-    return traverse_util.unflatten_dict({path: _permuted(path, value, order) for path, value in flat.items()})
-
-
-def _permuted(path: tuple[Any, ...], value: Any, order: Int[np.ndarray, " D"]) -> np.ndarray:
-    array = np.asarray(value)
-    layer, name = path[-2:] if len(path) > 1 else ("", path[-1])
-    if name in _ROWS_OF_WIDTH or layer in _WRITES_WIDTH:
-        return array.take(order, axis=_OUTPUT)
-    if layer in _READS_WIDTH and name == "kernel":
-        return array.take(order, axis=_INPUT)
-    return array
-
-
 SHARED, ENCODER, DECODER, OUTPUT, BIAS = (
     "model.shared.weight",
     "model.encoder.embed_tokens.weight",
@@ -50,7 +16,6 @@ SHARED, ENCODER, DECODER, OUTPUT, BIAS = (
     "lm_head.weight",
     "final_logits_bias",
 )
-
 POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 _TABLES = {
@@ -59,7 +24,7 @@ _TABLES = {
     "inputs": {"target_embedding": DECODER, "output_embedding": OUTPUT},
     "none": {"source_embedding": ENCODER, "target_embedding": DECODER, "output_embedding": OUTPUT},
 }
-"""The name of each embedding table, by `ModelConfig.tie_embeddings`."""
+"""Tensor of each embedding table, by `ModelConfig.tie_embeddings`."""
 _LAYERS = {
     "self_attention": "self_attn",
     "cross_attention": "encoder_attn",
@@ -70,15 +35,20 @@ _LAYERS = {
     "feed_forward.narrow": "fc2",
 }
 _PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+_READS_WIDTH = ("query", "key", "value", "wide")
+"""Linear layers with an input of width D."""
+_WRITES_WIDTH = ("out", "narrow", "norm")
+"""Layers with an output of width D."""
+_ROWS_OF_WIDTH = ("table", "learned")
 
-Path = tuple[Any, ...]
+ParamPath = tuple[Any, ...]
 
 
 class Numbering(NamedTuple):
-    """How a vocabulary is numbered elsewhere: as here, but that padding has another place than 0."""
+    """How a vocabulary is numbered elsewhere: in our order, except for padding, which is 0 here."""
 
     padding: int
-    """Its id there."""
+    """Their id of padding."""
     size: int
 
     def here(self, token_id: int) -> int:
@@ -90,14 +60,8 @@ class Numbering(NamedTuple):
         return self.padding if token_id == 0 else token_id - (token_id <= self.padding)
 
     def order(self) -> Int[np.ndarray, " V"]:
-        """Their id of each of ours."""
+        """Their ids, in the order of ours."""
         return np.insert(np.delete(np.arange(self.size), self.padding), 0, self.padding)
-
-
-def sinusoids(rows: int, d_model: int) -> Float[np.ndarray, "rows D"]:
-    """The table of positions, all sines first; in double precision, as they compute theirs."""
-    angles = np.arange(rows)[:, None] / 10000.0 ** (np.arange(0, d_model, 2) / d_model)
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def marian_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -110,7 +74,7 @@ def marian_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def from_marian(
     tensors: Mapping[str, np.ndarray], config: ModelConfig, source: Numbering, target: Numbering
 ) -> dict[str, Any]:
-    """The parameters of a `Seq2Seq` from tensors of the names and shapes of `marian_shapes`."""
+    """Parameters of a `Seq2Seq` from tensors with the names and shapes of `marian_shapes`."""
     _, params = abstract_params(Seq2Seq, config)
     flat = {path: _turned(path, tensors[_name(path, config)]) for path in traverse_util.flatten_dict(params)}
     for path in flat:
@@ -122,7 +86,7 @@ def from_marian(
 def to_marian(
     params: Mapping[str, Any], config: ModelConfig, source: Numbering, target: Numbering
 ) -> dict[str, np.ndarray]:
-    """The inverse of `from_marian`: contiguous float32 tensors."""
+    """Inverse of `from_marian`; the tensors are float32 and contiguous."""
     permuted = permute_width(params, np.argsort(sines_first(config.d_model)))
     tensors = {}
     for path, value in traverse_util.flatten_dict(permuted).items():
@@ -132,7 +96,7 @@ def to_marian(
     return tensors
 
 
-def _name(path: Path, config: ModelConfig) -> str:
+def _name(path: ParamPath, config: ModelConfig) -> str:
     first, last = path[0], path[-1]
     if first == "output_bias":
         return BIAS
@@ -146,8 +110,8 @@ def _name(path: Path, config: ModelConfig) -> str:
     return f"model.{first}.layers.{number}.{parts}.{ending}"
 
 
-def _turned(path: Path, array: np.ndarray) -> np.ndarray:
-    """PyTorch multiplies by the transpose of a weight, and the bias of the logits has a batch axis."""
+def _turned(path: ParamPath, array: np.ndarray) -> np.ndarray:
+    """Transposed as PyTorch stores weights; their bias of the logits has a batch axis."""
     if path[-1] == "kernel":
         return array.T
     if path[0] == "output_bias":
@@ -155,16 +119,48 @@ def _turned(path: Path, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _turned_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """That of our parameter, turned; no array is made, as the sizes are not trusted yet."""
+def _turned_shape(path: ParamPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `_turned` gives; without an array, as the sizes are not trusted yet."""
     if path[-1] == "kernel":
         return shape[::-1]
     return (1, *shape) if path[0] == "output_bias" else shape
 
 
-def _counts_tokens(path: Path) -> bool:
+def _counts_tokens(path: ParamPath) -> bool:
     return path[-1] == "table" or path[0] == "output_bias"
 
 
-def _numbering(path: Path, source: Numbering, target: Numbering) -> Numbering:
+def _numbering(path: ParamPath, source: Numbering, target: Numbering) -> Numbering:
     return source if path[0] == "source_embedding" else target
+
+
+def sinusoids(rows: int, d_model: int) -> Float[np.ndarray, "rows D"]:
+    """The table of positions, all sines first; in double precision, as transformers computes it."""
+    angles = np.arange(rows)[:, None] / 10000.0 ** (np.arange(0, d_model, 2) / d_model)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def sines_first(d_model: int) -> Int[np.ndarray, " D"]:
+    """The index, in a width with all sines first, of each column of ours, which alternates sines and cosines."""
+    return np.arange(d_model).reshape(2, -1).T.reshape(-1)
+
+
+def permute_width(params: Mapping[str, Any], order: Int[np.ndarray, " D"]) -> dict[str, Any]:
+    """Parameters that compute the same function with the columns of the model width reordered.
+
+    Args:
+        params: of a `Seq2Seq` (numpy or JAX), as `nn.split` gives them.
+        order: the old index of each new column; `numpy.argsort(order)` undoes it.
+    """
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: _permuted(path, value, order) for path, value in flat.items()})
+
+
+def _permuted(path: ParamPath, value: Any, order: Int[np.ndarray, " D"]) -> np.ndarray:
+    array = np.asarray(value)
+    layer, name = path[-2:] if len(path) > 1 else ("", path[-1])
+    if name in _ROWS_OF_WIDTH or layer in _WRITES_WIDTH:
+        return array.take(order, axis=-1)
+    if layer in _READS_WIDTH and name == "kernel":
+        return array.take(order, axis=-2)
+    return array

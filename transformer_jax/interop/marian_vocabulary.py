@@ -1,4 +1,4 @@
-"""The tokenizer's files of a MarianMT folder as tokenizers, and back."""
+"""Tokenizer files of a MarianMT folder as tokenizers, and back."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _MARKERS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
 class Side(NamedTuple):
-    """What MarianMT needs of a tokenizer; ids are ours."""
+    """One side's tokenizer, as MarianMT stores it, with our ids."""
 
     model: bytes
     pieces: list[str | None]
@@ -32,17 +32,17 @@ class Side(NamedTuple):
 def read_tokenizers(
     folder: Path, tokenizer_config: Mapping[str, Any], source_size: int, target_size: int, start: int
 ) -> tuple[MarianTokenizer, MarianTokenizer]:
-    """The tokenizers of a MarianMT folder, of source and target.
+    """The source and target tokenizers of a MarianMT folder.
 
     Args:
-        folder: with source.spm, target.spm, vocab.json and, where the vocabularies are separate, target_vocab.json.
+        folder: with source.spm, target.spm, vocab.json and, if the vocabularies are separate, target_vocab.json.
         tokenizer_config: the content of tokenizer_config.json; may be empty.
-        source_size: ids of the source.
-        target_size: ids of the target.
-        start: their id of what the decoder reads first.
+        source_size: number of source ids.
+        target_size: number of target ids.
+        start: their id of the decoder's first token.
 
     Raises:
-        UserError: naming the file, if one is missing, damaged, or has ids twice or out of range.
+        UserError: naming the file, if one is missing or damaged, or has duplicate or out-of-range ids.
     """
     names = {name: _token(folder, tokenizer_config, name) for name in _MARKERS}
     separate = flag(folder / TOKENIZER_CONFIG, tokenizer_config, "separate_vocabs", False)
@@ -52,29 +52,29 @@ def read_tokenizers(
 
 
 def numbering_of(tokenizer: MarianTokenizer) -> Numbering:
-    """How the vocabulary is numbered in the folder that it came from."""
+    """The numbering of the vocabulary in the folder it was imported from."""
     return Numbering(tokenizer.padding_place, tokenizer.vocab_size)
 
 
 def sides_of(pair: TokenizerPair) -> tuple[Side, Side]:
-    """Source and target as MarianMT needs them; padding comes last where it is not known to lie elsewhere.
+    """Source and target as MarianMT stores them; padding keeps the place it was imported with, or comes last.
 
     Raises:
-        UserError: if a tokenizer is no sentencepiece model.
+        UserError: if a tokenizer is not a sentencepiece model.
     """
-    # transformers knows one id of padding for both sides, so with two vocabularies it is the last of the smaller.
+    # transformers has one id of padding for both sides, so with two vocabularies it is the last of the smaller one.
     last = min(pair.source.vocab_size, pair.target.vocab_size) - 1
     return _side(pair.source, last), _side(pair.target, last)
 
 
 def write_tokenizers(folder: Path, source: Side, target: Side, *, max_length: int, languages: tuple[str, str]) -> None:
-    """Write the tokenizer's files of a MarianMT folder.
+    """Write the tokenizer files of a MarianMT folder.
 
     Args:
-        folder: an existing one.
-        source: of the texts read.
-        target: of the texts written.
-        max_length: tokens of the longest text that the model reads.
+        folder: an existing folder.
+        source: tokenizer of the inputs.
+        target: tokenizer of the outputs.
+        max_length: tokens of the longest input.
         languages: of source and target; may be empty.
     """
     separate = (source.pieces, source.numbering) != (target.pieces, target.numbering)
@@ -102,7 +102,7 @@ def write_tokenizers(folder: Path, source: Side, target: Side, *, max_length: in
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object, a field a line."""
+    """Write a JSON object, one field per line."""
     path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
@@ -119,7 +119,7 @@ def _read_side(
     if len(set(names.values())) < len(names):
         given = ", ".join(printable(f"{name} {token}") for name, token in names.items())
         raise UserError(
-            f"{folder / TOKENIZER_CONFIG}: special tokens must be three pieces, but are {given}; mend them."
+            f"{folder / TOKENIZER_CONFIG}: special tokens must be three pieces, but are {given}; correct them."
         )
     pieces: list[str | None] = [None] * size
     for piece, token_id in vocabulary.items():
@@ -155,8 +155,8 @@ def _side(tokenizer: Tokenizer, last: int) -> Side:
         (model,) = tokenizer.files().values()
         return Side(model, pieces, tokenizer.special_tokens, Numbering(last, size))
     raise UserError(
-        "The model's tokenizer is a list of words or characters, which MarianMT cannot hold; "
-        "train with config.tokenizer.kind=bpe or unigram."
+        "The model's tokenizer is a list of words or characters, but MarianMT needs sentencepiece; export to another "
+        "system, or train with config.tokenizer.kind=bpe or unigram."
     )
 
 

@@ -1,4 +1,4 @@
-"""Files of other systems, read without running code and without trusting a size or a name in them."""
+"""Files of other systems, read without running code in them or trusting their sizes and names."""
 
 import json
 import os
@@ -15,21 +15,85 @@ import safetensors
 
 from transformer_jax.system.errors import UserError
 
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_LARGEST_JSON = 64_000_000  # bytes; twice a vocabulary of a million pieces
+_LARGEST_HEADER = 100_000_000
+_NAMES_SHOWN = 10
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 _LARGEST = 10_000_000
-"""Of any size or count: more than any model has, and little enough to go through."""
+"""Bound of any size or count: above that of any model, small enough to loop over."""
+
+
+def read_bytes(folder: Path, name: str, limit: int | None = None) -> bytes:
+    """The content of a file of `folder`.
+
+    Args:
+        folder: as named by the user.
+        name: of a file directly in that folder; not trusted, as it may come from another file.
+        limit: largest size in bytes; default: any.
+
+    Raises:
+        UserError: if the name points outside the folder, or the file is missing, a link, too large or unreadable.
+    """
+    if name in ("", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        raise UserError(f"{folder} names the file {name!r}, which is not directly in that folder; copy it again.")
+    path = folder / name
+    try:
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link; make a copy without links first: cp -rL {folder} COPY.")
+        if not path.exists():
+            raise UserError(f"{path} is missing; copy the whole folder again from its origin.")
+        if not path.is_file():
+            raise UserError(f"{path} is not a file; copy the whole folder again from its origin.")
+        if limit is not None and path.stat().st_size > limit:
+            raise UserError(f"{path} is larger than {limit:,} bytes; copy it again from its origin.")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of `folder`. Duplicate names, NaN, infinity and lone surrogates are refused.
+
+    Raises:
+        UserError: as `read_bytes`, or if the content is not such an object.
+    """
+    content = read_bytes(folder, name, _LARGEST_JSON)
+    try:
+        values = json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_distinct)
+        json.dumps(values, ensure_ascii=False).encode("utf-8")  # fails for lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder / name} is not valid JSON ({error}); copy it again from its origin.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / name} is not a JSON object; copy it again from its origin.")
+    return values
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not valid JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    (name, count), *_ = Counter(name for name, _ in pairs).most_common(1) or [("", 1)]
+    if count > 1:
+        raise ValueError(f"duplicate name {name!r}")
+    return dict(pairs)
 
 
 def flag(path: Path, values: Mapping[str, Any], name: str, default: bool) -> bool:
-    """A field that is true or false.
+    """A boolean field.
 
     Args:
         path: of the file, for messages.
         values: its content.
         name: of the field.
-        default: where the field is not there.
+        default: value of a missing field.
 
     Raises:
-        UserError: naming it, if it is neither.
+        UserError: naming the field, if it is not a boolean.
     """
     value = values.get(name, default)
     if not isinstance(value, bool):
@@ -46,10 +110,10 @@ def whole(
     smallest: int,
     below: int = _LARGEST,
 ) -> int:
-    """A field that is a whole number; without a default it must be there.
+    """An integer field, required unless it has a default.
 
     Raises:
-        UserError: naming it, if it is none, or not from `smallest` to `below` - 1.
+        UserError: naming the field, if it is not an integer from `smallest` to `below` - 1.
     """
     value = values.get(name, default)
     if type(value) is not int or not smallest <= value < below:
@@ -58,10 +122,10 @@ def whole(
 
 
 def number(path: Path, values: Mapping[str, Any], name: str, default: float, smallest: float, largest: float) -> float:
-    """A field that is a number.
+    """A numeric field.
 
     Raises:
-        UserError: naming it, if it is none, or out of its bounds.
+        UserError: naming the field, if it is not a number from `smallest` to `largest`.
     """
     value = values.get(name, default)
     if type(value) not in (int, float) or not smallest <= value <= largest:
@@ -70,66 +134,11 @@ def number(path: Path, values: Mapping[str, Any], name: str, default: float, sma
 
 
 def unlike(path: Path, values: Mapping[str, Any], name: str, remedy: str) -> UserError:
-    """The error for a field that is not there or not what it must be."""
+    """The error for a field that is missing or not as `remedy` says."""
     if name not in values:
         return UserError(f"{path} lacks the field {name}, which must be {remedy}; copy the file again from its origin.")
     shown = "null" if values[name] is None else reprlib.repr(values[name])
     return UserError(f"{path}: {name} is {shown}, but must be {remedy}; change the field, or name another model.")
-
-
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-_LARGEST_JSON = 64_000_000  # bytes; a vocabulary of a million pieces has half of that
-_LARGEST_HEADER = 100_000_000
-_NAMES_SHOWN = 10
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
-
-
-def read_bytes(folder: Path, name: str, limit: int | None = None) -> bytes:
-    """The content of a file of `folder`.
-
-    Args:
-        folder: as a person named it.
-        name: of a file right in that folder; it may come from another file, and is not trusted.
-        limit: bytes that the file may have; None: any number.
-
-    Raises:
-        UserError: if the name leads out of the folder, or the file is missing, a link, too large or unreadable.
-    """
-    if name in ("", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise UserError(f"{folder} names the file {name!r}, which is none of that folder; copy it again.")
-    path = folder / name
-    try:
-        if path.is_symlink():
-            raise UserError(f"{path} is a symbolic link; make a copy without links first: cp -rL {folder} COPY.")
-        if not path.exists():
-            raise UserError(f"{path} is missing; copy the whole folder again from its origin.")
-        if not path.is_file():
-            raise UserError(f"{path} is no file; copy the whole folder again from its origin.")
-        if limit is not None and path.stat().st_size > limit:
-            raise UserError(f"{path} is larger than {limit:,} bytes; copy it again from its origin.")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of `folder`; its names must be distinct; NaN, infinity and half characters are refused.
-
-    Raises:
-        UserError: as `read_bytes`, or if it is no such object.
-    """
-    content = read_bytes(folder, name, _LARGEST_JSON)
-    try:
-        values = json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_distinct)
-        json.dumps(values, ensure_ascii=False).encode("utf-8")  # fails for lone surrogates, which no file could hold
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{folder / name} is not valid JSON ({error}); copy it again from its origin.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{folder / name} is no JSON object; copy it again from its origin.")
-    return values
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
@@ -137,19 +146,19 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
 
     Args:
         path: of the file.
-        prefix: what the names of those that are wanted begin with; the others are passed over.
+        prefix: only tensors whose names start with it are read.
 
     Raises:
         UserError: as `read_bytes`; for a pickle, a truncated or damaged file, and tensors of other types.
     """
-    if path.suffix in _PICKLES and os.path.exists(path):  # which takes any name, unlike path.exists
+    if path.suffix in _PICKLES and os.path.exists(path):  # unlike path.exists, accepts names of any length
         raise UserError(_pickle(path))
     content = read_bytes(path.parent, path.name)
     if content[8:9] != b"{" and content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise UserError(_pickle(path))
     try:
         if struct.unpack("<Q", content[:8])[0] > min(_LARGEST_HEADER, len(content) - 8):
-            raise ValueError("its header is longer than the file, or than any that is sensible")
+            raise ValueError("its header is longer than the file, or than the largest allowed")
         entries = [entry for entry in safetensors.deserialize(content) if entry[0].startswith(prefix)]
         for name, entry in entries:
             if entry["dtype"] not in _DTYPES:
@@ -165,11 +174,18 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
         raise UserError(f"{path} is truncated or damaged ({error}); copy it again from its origin.") from error
 
 
+def _pickle(path: Path) -> str:
+    return (
+        f"{path} is a pickle, and opening one runs the code in it; if you trust it, store its tensors with "
+        "safetensors.torch.save_file, or the model with save_pretrained, and name that."
+    )
+
+
 def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The tensors of a model folder: of model.safetensors, or of all files that its index names.
+    """The tensors of a model folder: those of model.safetensors, or of all files named in its index.
 
     Raises:
-        UserError: as `read_tensors`; if there are only pickles; if the index and the files contradict each other.
+        UserError: as `read_tensors`; if there are only pickles; if the index and the files disagree.
     """
     has_weights, has_index = (os.path.lexists(folder / name) for name in (WEIGHTS_FILE, INDEX_FILE))
     if has_weights or not has_index:
@@ -195,15 +211,15 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def check_tensors(where: Path, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Do nothing, unless `tensors` are others than those of `shapes`.
+    """Check that `tensors` are those of `shapes`.
 
     Args:
         where: the file, for the message.
-        tensors: as they were read.
-        shapes: of each tensor that is known.
+        tensors: as read.
+        shapes: by the name of every expected tensor.
 
     Raises:
-        UserError: naming every tensor that is unknown, missing or of another shape (of each sort the first ten).
+        UserError: naming the unknown, missing and misshapen tensors (the first ten of each).
     """
     missing = sorted(shapes.keys() - tensors.keys())
     misshapen = [
@@ -221,34 +237,16 @@ def check_tensors(where: Path, tensors: Mapping[str, np.ndarray], shapes: Mappin
         raise UserError(f"{where} does not fit the model ({'; '.join(found)}); name the weights that belong to it.")
 
 
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
 def listed(names: list[str]) -> str:
-    """Names as a text, printable: all up to ten, then how many more."""
+    """Printable text of the names: the first ten, then the number of the others."""
     more = len(names) - _NAMES_SHOWN
     return ", ".join(map(printable, names[:_NAMES_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def printable(name: str) -> str:
-    """A name from a file, fit for a terminal: quoted where it is not, and then cut."""
+    """A name from a file, safe for a terminal: if it is not printable, quoted and shortened."""
     return name if name.isprintable() else reprlib.repr(name)
-
-
-def _pickle(path: Path) -> str:
-    return (
-        f"{path} is a pickle, and opening one runs the code in it; where you trust it, store its tensors by "
-        "safetensors.torch.save_file, or the model by save_pretrained, and name that."
-    )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    (name, count), *_ = Counter(name for name, _ in pairs).most_common(1) or [("", 1)]
-    if count > 1:
-        raise ValueError(f"{name!r} comes twice")
-    return dict(pairs)

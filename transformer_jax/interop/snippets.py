@@ -1,62 +1,72 @@
-"""Python for the READMEs of exported folders: how the tokenizer's files there are used without this package."""
+"""Python code for the READMEs of exported folders: tokenization with the files there, without this package."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from transformer_jax.data.marian_tokenizer import MarianTokenizer
-from transformer_jax.data.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer, WordTokenizer
+from transformer_jax.data.tokenizers import (
+    CharTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    TokenizerPair,
+    WordTokenizer,
+)
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.classification.text_classifier import TextClassifier
-from transformer_jax.tasks.couplets.writer import CoupletWriter
-from transformer_jax.tasks.translation.translator import Translator
+from transformer_jax.tasks.seq2seq_model import Seq2SeqModel
 
 FOLDER = "path/of/this/folder"
-"""What stands for the exported folder in a README."""
-WITHOUT_RULES = "The rules of couplets are not in this folder; its lines may break them."
-"""Of a writer of couplets, elsewhere."""
+"""Placeholder for the exported folder in a README."""
 ONE_LIMIT = (
-    "Texts that are translated together share a limit on the length of outputs, by the longest of them; in\n"
-    "transformer-jax each text has its own."
+    "All texts of one call share the output length limit of the longest of them; in transformer-jax each text has\n"
+    "its own."
 )
-"""Why outputs that do not end may differ."""
+"""Why outputs cut off by the limit may differ."""
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """A trained model whose input is text."""
+
+    @property
+    def tokenizer(self) -> TokenizerPair | Tokenizer:
+        """Of input and output; a single one where the output is not text."""
+
+    @property
+    def normalization(self) -> str:
+        """What precedes tokenization, as a Python expression of `text`."""
 
 
 class Snippet(NamedTuple):
-    """Lines of Python that know `folder`, the folder's path."""
+    """Lines of Python in which `folder` is the path of the exported folder."""
 
     imports: list[str]
     setup: list[str]
     encode: str
-    """An expression of `text`, without the end of sentence."""
+    """Expression of `text`: its tokens, without the end of sentence."""
     decode: str
-    """An expression of `output`, the tokens of an output without its end."""
+    """Expression of `output`, the tokens of an output without its end: the text."""
 
 
-def tokenizer_snippet(model: Translator | CoupletWriter | TextClassifier, *, pieces: bool) -> Snippet:
-    """How a text becomes what `model` reads, and what it writes becomes a text.
+def tokenizer_snippet(model: TextModel, *, pieces: bool) -> Snippet:
+    """Code that turns texts into inputs of `model`, and its outputs into texts.
 
     Args:
-        model: the tokenizer's files, as they are named in the model's own folder, lie in the exported one.
-        pieces: whether tokens are strings, which the reader looks up in a vocabulary of its own, rather than ids.
+        model: its tokenizer's files are in the exported folder, under the names they have in its model folder.
+        pieces: whether tokens are strings, which the other system looks up in its own vocabulary, instead of ids.
 
     Raises:
-        UserError: for a tokenizer that is none of this package.
+        UserError: for a tokenizer that is not one of this package.
     """
-    if isinstance(model, TextClassifier):
-        text = "text.lower()" if model.settings.lowercase else "text"
-        side = _side(model.tokenizer, "tokenizer", "", text, pieces)
-        return side._replace(decode="")
-    text = '"".join(text.split())' if isinstance(model, CoupletWriter) else "text"
-    if isinstance(model, Translator) and model.settings.lowercase:
-        text = "text.lower()"
-    pair = model.tokenizer
-    if pair.joint:
-        return _side(pair.source, "tokenizer", "", text, pieces)
-    source, target = (_side(getattr(pair, name), name, f"{name}.", text, pieces) for name in ("source", "target"))
+    tokenizer, text = model.tokenizer, model.normalization
+    if not isinstance(tokenizer, TokenizerPair):
+        return _side(tokenizer, "tokenizer", "", text, pieces)
+    if tokenizer.joint:
+        return _side(tokenizer.source, "tokenizer", "", text, pieces)
+    source, target = (_side(getattr(tokenizer, name), name, f"{name}.", text, pieces) for name in ("source", "target"))
     return Snippet(source.imports, source.setup + target.setup, source.encode, target.decode)
 
 
-def longest_output(model: Translator | CoupletWriter) -> str:
-    """An expression of how many tokens outputs may have; `sources` are tokens, all without the end of sentence."""
+def longest_output(model: Seq2SeqModel[Any]) -> str:
+    """Expression of `sources`, the tokens of a batch: the largest number of output tokens, all without their ends."""
     decoding = model.settings.decoding
     longest = f"max(map(len, sources), default=0) + {decoding.max_extra_tokens}"
     # The end of sentence takes a position, too.
@@ -65,10 +75,10 @@ def longest_output(model: Translator | CoupletWriter) -> str:
 
 
 def _side(tokenizer: Tokenizer, name: str, prefix: str, text: str, pieces: bool) -> Snippet:
-    """What one tokenizer, to be called `name`, needs; the names of its files begin with `prefix`."""
+    """The code of one tokenizer, called `name`, whose file names start with `prefix`."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         ids = f"{name}.encode({text})"
-        # Not its own pieces: those of unknown characters are these characters, whatever they look like.
+        # By way of ids: encoding to strings would give the characters of unknown text, whatever pieces they look like.
         return Snippet(
             ["import sentencepiece"],
             [_processor(name, prefix + tokenizer.FILE_NAME)],
@@ -76,7 +86,7 @@ def _side(tokenizer: Tokenizer, name: str, prefix: str, text: str, pieces: bool)
             f"{name}.decode(output)",
         )
     if isinstance(tokenizer, MarianTokenizer):
-        # A language code is one piece, which the sentencepiece model does not know.
+        # A language code is one token, which the sentencepiece model does not know.
         code = '"(?s)^>>.*?<<"'
         cut = f're.findall({code}, {text}) + {name}.encode(re.sub({code}, "", {text}), out_type=str)'
         written = "output" if pieces else f"[{name}_pieces[token] for token in output]"
@@ -85,7 +95,7 @@ def _side(tokenizer: Tokenizer, name: str, prefix: str, text: str, pieces: bool)
             ["import re", "import sentencepiece"]
             if pieces
             else ["import json", "import re", "from pathlib import Path", "import sentencepiece"],
-            [_processor(name, prefix + tokenizer.MODEL_FILE), *([] if pieces else _listed(name, vocabulary))],
+            [_processor(name, prefix + tokenizer.MODEL_FILE), *([] if pieces else _vocabulary(name, vocabulary))],
             cut if pieces else _looked_up(name, tokenizer, cut),
             f'{name}.decode({written}).replace("\\u2581", " ").strip()',
         )
@@ -99,7 +109,7 @@ def _side(tokenizer: Tokenizer, name: str, prefix: str, text: str, pieces: bool)
     written = "output" if pieces else f"({name}_pieces[token] for token in output)"
     return Snippet(
         ["import re"] if pieces else ["import re", "from pathlib import Path"],
-        [] if pieces else _listed(name, vocabulary),
+        [] if pieces else _vocabulary(name, vocabulary),
         cut if pieces else _looked_up(name, tokenizer, cut),
         f'"{"" if is_char else " "}".join({written})',
     )
@@ -109,7 +119,7 @@ def _processor(name: str, file: str) -> str:
     return f'{name} = sentencepiece.SentencePieceProcessor(model_file=f"{{folder}}/{file}")'
 
 
-def _listed(name: str, pieces: str) -> list[str]:
+def _vocabulary(name: str, pieces: str) -> list[str]:
     return [
         f"{name}_pieces = {pieces}",
         f"{name}_ids = {{piece: token for token, piece in enumerate({name}_pieces)}}",

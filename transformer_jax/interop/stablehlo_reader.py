@@ -1,7 +1,7 @@
-"""Runs what `transformer-jax export --to stablehlo` wrote, with jax, flatbuffers and numpy alone.
+"""Runs the folders of `transformer-jax export --to stablehlo`; needs only jax, flatbuffers and numpy.
 
-Each exported folder has a copy of this file. The folder must come from somebody you trust: the programs in it are
-compiled and run. Each new combination of batch size and lengths is compiled when it first comes.
+Each exported folder contains a copy of this file. Load only folders that you trust: the programs in them are compiled
+and run. Each new combination of batch size and lengths is compiled on first use.
 """
 
 import hashlib
@@ -46,36 +46,36 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "classifier": {"classes": _is_list_of(str), "max_length": _is_size},
 }
-"""What must be in a signature, and what tells whether it is."""
+"""Required fields of a signature, by kind, and a check of each."""
 
 
 class ExportError(ValueError):
-    """An exported folder cannot be used; the message says why and what to do."""
+    """An exported folder cannot be used; the message gives the reason and the remedy."""
 
 
 class Seq2SeqProgram:
-    """An encoder-decoder model: `encode` once, then `step` once a token. B sentences, K hypotheses of each."""
+    """An encoder-decoder model: call `encode` once, then `step` for each token. B sentences, K hypotheses of each."""
 
     def __init__(self, signature: dict[str, Any], programs: dict[str, export.Exported]) -> None:
-        """Put the parts together; `load` does it."""
+        """Use `load` instead."""
         self.signature = signature
         self._encode = jax.jit(programs["encoder"].call)
         self._step = jax.jit(programs["step"].call)
 
     def encode(self, source: Any) -> Any:
-        """What decoding needs of the sources: token ids [B, S], each with its end, 0 where padded.
+        """The memory that `step` reads, of source token ids [B, S], each with its end, padded with 0.
 
         Raises:
-            ExportError: if S is more than the model takes.
+            ExportError: if S is above the model's limit.
         """
         _check_length(np.shape(source)[1], self.signature["max_source_length"], "A source")
         return self._encode(jnp.asarray(source, jnp.int32))
 
     def empty_cache(self, batch_size: int, beam_size: int, max_length: int) -> Any:
-        """What decoding remembers of the tokens before: none yet, with room for `max_length`.
+        """A decoding cache without tokens, with room for `max_length`.
 
         Raises:
-            ExportError: if that is more than the model has positions for.
+            ExportError: if the model has fewer positions.
         """
         _check_length(max_length, self.signature["max_positions"], "An output")
         sizes = self.signature["sizes"]
@@ -88,24 +88,24 @@ class Seq2SeqProgram:
         }
 
     def step(self, tokens: Any, cache: Any, memory: Any) -> tuple[jax.Array, Any]:
-        """Logits [B, K, V] after one more token [B, K] of each hypothesis, and the cache that holds it too.
+        """Logits [B, K, V] after one more token [B, K] of each hypothesis, and the cache with that token.
 
-        A search whose hypotheses move moves their rows of `cache["ancestors"]` [B, K, max_length] with them.
+        A search that reorders hypotheses reorders their rows of `cache["ancestors"]` [B, K, max_length] too.
         """
         return self._step(jnp.asarray(tokens, jnp.int32), cache, memory)
 
     def greedy(self, sources: Sequence[Sequence[int]], max_length: int) -> list[list[int]]:
-        """The likeliest token at each step, until the end or `max_length` tokens.
+        """Greedy search: the likeliest token at each step, until the end or `max_length` tokens.
 
         Args:
-            sources: token ids of each sentence, the end included.
-            max_length: tokens of an output, the end not included.
+            sources: token ids of each sentence, with its end.
+            max_length: largest number of tokens of an output, without its end.
 
         Returns:
-            Token ids of each output, without the end.
+            Token ids of each output, without its end.
 
         Raises:
-            ExportError: if a source, or `max_length`, is longer than the model takes.
+            ExportError: if a source, or `max_length`, is above the model's limit.
         """
         if not sources:
             return []
@@ -129,18 +129,18 @@ class Seq2SeqProgram:
 
 
 class ClassifierProgram:
-    """A classifier of texts."""
+    """A text classifier."""
 
     def __init__(self, signature: dict[str, Any], programs: dict[str, export.Exported]) -> None:
-        """Put the parts together; `load` does it."""
+        """Use `load` instead."""
         self.signature = signature
         self._classify = jax.jit(programs["classifier"].call)
 
     def probabilities(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """The probability of each class [B, C] for the token ids of each text, the start included.
+        """The probability of each class [B, C] for the token ids of each text, with its start.
 
         Raises:
-            ExportError: if a text is longer than the model takes.
+            ExportError: if a text is above the model's limit.
         """
         if not texts:
             return np.zeros((0, len(self.signature["classes"])), np.float32)
@@ -149,7 +149,7 @@ class ClassifierProgram:
 
 
 def load(folder: str | Path) -> Seq2SeqProgram | ClassifierProgram:
-    """The model in an exported folder.
+    """Load an exported folder.
 
     Raises:
         ExportError: if a file is missing, damaged or of an unknown version.
@@ -167,12 +167,12 @@ def _read_signature(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, ExportError):
             raise
-        raise ExportError(f"{path} is no JSON; copy the folder again from its origin.") from error
+        raise ExportError(f"{path} is not valid JSON; copy the folder again from its origin.") from error
     if not isinstance(signature, dict) or signature.get("format") != FORMAT:
-        raise ExportError(f"{path} does not describe a model that transformer-jax exported; name another folder.")
+        raise ExportError(f"{path} does not describe an export of transformer-jax; name another folder.")
     if signature.get("format_version") != FORMAT_VERSION:
         raise ExportError(
-            f"{path} has format_version {signature.get('format_version')!r}, but this reader knows {FORMAT_VERSION}; "
+            f"{path} has format_version {signature.get('format_version')!r}, but this reader reads {FORMAT_VERSION}; "
             "use the reader of the release that wrote it."
         )
     kind = signature.get("kind", "")
@@ -197,10 +197,8 @@ def _read_program(folder: Path, entry: dict[str, Any]) -> export.Exported:
     try:
         return export.deserialize(bytearray(content))
     except ImportError as error:
-        raise ExportError(
-            "jax reads exported programs with flatbuffers; install it: pip install flatbuffers."
-        ) from error
-    except Exception as error:  # of several classes, as the bytes may be anything
+        raise ExportError("jax reads programs with flatbuffers; install it: pip install flatbuffers.") from error
+    except Exception as error:  # of any class, as the bytes may be anything
         raise ExportError(f"jax {jax.__version__} cannot read {path} ({error}); install a newer one.") from error
 
 
@@ -215,7 +213,7 @@ def _read(path: Path) -> bytes:
 
 def _check_length(length: int, limit: int | None, what: str) -> None:
     if limit is not None and length > limit:
-        raise ExportError(f"{what} has {length:,} tokens, but the model takes {limit:,}; make it shorter.")
+        raise ExportError(f"{what} has {length:,} tokens, but the limit of the model is {limit:,}; shorten it.")
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> np.ndarray:

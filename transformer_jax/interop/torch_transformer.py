@@ -1,4 +1,4 @@
-"""Weights of PyTorch's `nn.Transformer`: a state dict in safetensors form becomes a model folder."""
+"""State dicts of PyTorch's `nn.Transformer`, as safetensors, to model folders."""
 
 import os
 import re
@@ -16,6 +16,7 @@ from transformer_jax.nn.layers import ACTIVATIONS
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import new_folder
 from transformer_jax.tasks.model_folder import save
+from transformer_jax.tasks.registry import IMPORTED_STACKS
 
 Tensors = dict[str, np.ndarray]
 
@@ -23,7 +24,7 @@ _ATTENTIONS = {
     "encoder": {"self_attention": "self_attn"},
     "decoder": {"self_attention": "self_attn", "cross_attention": "multihead_attn"},
 }
-"""Our names and PyTorch's. Their order, and then the feed-forward network, is that of PyTorch's numbered norms."""
+"""Our names and PyTorch's, in the order of PyTorch's numbered norms; the feed-forward network comes last."""
 
 
 def import_torch(
@@ -35,27 +36,27 @@ def import_torch(
     activation: str = "relu",
     prefix: str = "",
 ) -> None:
-    """Make a model folder of a state dict of `nn.Transformer`, which `load` gives as `TransformerStacks`.
+    """Make a model folder of a state dict of `nn.Transformer`; `load` returns it as `TransformerStacks`.
 
-    Sizes are read from the shapes. What shapes can't tell is asked for, with PyTorch's defaults; `layer_norm_eps` must
-    be its default, 1e-5. A model without biases (`bias=False`) gets biases of zero, and one whose custom stacks end
-    without a norm has none here.
+    Sizes come from the shapes of the tensors, the rest from the arguments, with PyTorch's defaults. `layer_norm_eps`
+    must be its default, 1e-5. A model without biases (`bias=False`) gets biases of zero. Custom stacks that end without
+    a norm have none here.
 
     Args:
-        path: a safetensors file, as `safetensors.torch.save_file(model.state_dict(), path)` writes it.
+        path: a safetensors file, as written by `safetensors.torch.save_file(model.state_dict(), path)`.
         out: the folder to write.
         num_heads: `nhead` of the model.
         norm_first: as in PyTorch.
         activation: relu, gelu or swish (PyTorch's SiLU).
-        prefix: what the names of the tensors begin with in the state dict of a larger model, such as `transformer.`;
-            tensors without it are left out.
+        prefix: of the names of the tensors in the state dict of a larger model, such as `transformer.`; other tensors
+            are ignored.
 
     Raises:
-        UserError: if the file can't be read, or holds something else; every tensor that does not fit is named.
+        UserError: if the file cannot be read, or is not such a state dict, naming the tensors that do not fit.
     """
     path = Path(path)
     if os.path.isdir(path):
-        raise UserError(f"{path} is no file; name a safetensors file.")
+        raise UserError(f"{path} is not a file; name a safetensors file.")
     tensors = _own(path, read_tensors(path, prefix), prefix)
     config = _config(path, tensors, num_heads, norm_first, activation, prefix)
     check_tensors(path, tensors, dict(_shapes(config, tensors)))
@@ -63,7 +64,7 @@ def import_torch(
     with new_folder(out) as folder:
         save(
             folder,
-            task="transformer",
+            task=IMPORTED_STACKS,
             model_config=config,
             params=params,
             tokenizer_files={},
@@ -74,7 +75,7 @@ def import_torch(
 
 
 def _own(path: Path, tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors, all of whose names begin with `prefix`, by the rest of their names."""
+    """The tensors by their names without `prefix`."""
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for side in _ATTENTIONS:
         first = f"{side}.layers.0.linear1.weight"
@@ -94,8 +95,7 @@ def _config(
         raise UserError(f"{path}: {prefix}encoder.layers.0.linear1.weight is empty; name the weights of a model.")
     if num_heads < 1 or d_model % num_heads:
         raise UserError(
-            f"num_heads is {num_heads}, but must divide the width of {path}, {d_model}; "
-            "give the nhead that the model was made with."
+            f"num_heads is {num_heads}, but must divide the width of {path}, {d_model}; give the model's nhead."
         )
     if activation not in ACTIVATIONS:
         raise UserError(f"activation is {activation!r}, but must be one of {', '.join(ACTIVATIONS)}.")
@@ -118,7 +118,7 @@ def _config(
 
 
 def _shapes(config: ModelConfig, tensors: Tensors) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of such a model; `tensors` tells of biases, and how they are packed."""
+    """Name and shape of every tensor of such a model, with the biases and the packing of `tensors`."""
     has_bias = any(name.endswith("bias") for name in tensors)
     d_model, d_ff = config.d_model, config.d_ff
 
@@ -147,7 +147,7 @@ def _shapes(config: ModelConfig, tensors: Tensors) -> Iterator[tuple[str, tuple[
 
 
 def _stack(tensors: Tensors, side: str, config: ModelConfig) -> dict[str, Any]:
-    """The parameters of our `Encoder` or `Decoder`."""
+    """Parameters of our `Encoder` or `Decoder`."""
     count = config.num_encoder_layers if side == "encoder" else config.num_decoder_layers
     stack: dict[str, Any] = {
         "layers": {n: _layer(tensors, f"{side}.layers.{n}", _ATTENTIONS[side]) for n in range(count)}
@@ -194,5 +194,5 @@ def _norm(tensors: Tensors, name: str) -> dict[str, np.ndarray]:
 
 
 def _bias(tensors: Tensors, name: str, size: int) -> Float[np.ndarray, " {size}"]:
-    """Zeros where a model has no biases, which compute the same."""
+    """The bias, or the equivalent zeros of a model without biases."""
     return tensors.get(name, np.zeros(size, np.float32))

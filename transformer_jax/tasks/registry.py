@@ -68,6 +68,9 @@ def make_task(config: Config, tokenizer_files: dict[str, bytes] | None = None) -
     return TASKS[config.task](config, tokenizer_files)
 
 
+IMPORTED_SEQ2SEQ, IMPORTED_STACKS = "translation", "transformer"
+"""Tasks of models imported from other systems: with source and target text, and without a vocabulary."""
+
 _OURS = frozenset(MODELS)
 
 

@@ -75,6 +75,8 @@ class Seq2SeqModel(Generic[Settings]):
 
     settings_type: type[Settings]
     model_type = Seq2Seq
+    not_exported = ""
+    """What a folder exported to another system lacks, as a sentence for its README; empty: nothing."""
 
     def __init__(
         self,
@@ -106,6 +108,16 @@ class Seq2SeqModel(Generic[Settings]):
         """The model as a Flax NNX module with its parameters."""
         model: Seq2Seq = nnx.merge(self.graphdef, self.params)
         return model
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Source and target language; empty where unknown."""
+        return "", ""
+
+    @property
+    def normalization(self) -> str:
+        """`_normalised` as a Python expression of `text`, for the READMEs of exported folders."""
+        return "text"
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Score]:
         """The log-probability of each target as the answer to its source.
@@ -152,7 +164,7 @@ class Seq2SeqModel(Generic[Settings]):
         )
 
     def _normalised(self, text: str) -> str:
-        """A text as the model is to read it."""
+        """A text as the tokenizer reads it; see `normalization`."""
         return text
 
     def _encode_pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:

@@ -124,6 +124,11 @@ class TextClassifier:
         model: Classifier = nnx.merge(self.graphdef, self.params)
         return model
 
+    @property
+    def normalization(self) -> str:
+        """What precedes tokenization, as a Python expression of `text`, for the READMEs of exported folders."""
+        return "text.lower()" if self.settings.lowercase else "text"
+
     def classify(self, texts: Sequence[str], *, batch_size: int = 64) -> list[Classification]:
         """The class of each text, and the probabilities of all classes, in order.
 

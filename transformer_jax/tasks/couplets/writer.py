@@ -35,6 +35,8 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
     """A trained couplet model: the upper line in, lower lines out. Safe to call from several threads."""
 
     settings_type = CoupletWriterSettings
+    not_exported = "The rules of couplets are not in this folder; its lines may break them."
+    normalization = '"".join(text.split())'
 
     @overload
     def reply(self, uppers: Sequence[str], *, n_best: Literal[1] = 1, **search: Any) -> list[str]: ...

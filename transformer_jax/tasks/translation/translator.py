@@ -63,6 +63,16 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
 
     settings_type = TranslatorSettings
 
+    @property
+    def languages(self) -> tuple[str, str]:
+        """See `Seq2SeqModel.languages`."""
+        return self.settings.source_language, self.settings.target_language
+
+    @property
+    def normalization(self) -> str:
+        """See `Seq2SeqModel.normalization`."""
+        return "text.lower()" if self.settings.lowercase else "text"
+
     @overload
     def translate(
         self, texts: Sequence[str], *, n_best: Literal[1] = 1, return_attention: Literal[False] = False, **search: Any
