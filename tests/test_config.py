@@ -53,8 +53,8 @@ def test_wrong_type_names_the_field(group, field, value):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sead": 1}, r"config\.sead is no field; known here: task, seed,"),
-        ({"model": {"d_modell": 64}}, r"config\.model\.d_modell is no field; known here: d_model,"),
+        ({"sead": 1}, r"config\.sead is not a field; known here: task, seed,"),
+        ({"model": {"d_modell": 64}}, r"config\.model\.d_modell is not a field; known here: d_model,"),
         ({"model": 64}, r"config\.model is 64, but must be a group of fields\."),
         ({"seed": {"a": 1}}, r"config\.seed is .*must be of type int"),
     ],
@@ -100,8 +100,8 @@ def test_a_config_file_is_called_with_its_argument(tmp_path, suffix, d_model):
 @pytest.mark.parametrize(
     ("source", "suffix", "message"),
     [
-        (None, "", "is no file; name a configuration"),
-        (None, ":large", "is no file; name a configuration"),
+        (None, "", "is not a file; name a configuration"),
+        (None, ":large", "is not a file; name a configuration"),
         (CONFIG_FILE, ":huge", r"gives no config \(KeyError: huge\)"),
         ("def get_config(): pass", ":large", r"gives no config \(TypeError: .*0 positional arguments"),
         ("def get_hyper(): pass", "", r"has no function get_config"),
@@ -135,14 +135,14 @@ def test_a_config_file_that_gives_none_is_named_in_one_line(tmp_path, source, su
 
 
 def test_a_folder_is_no_config_file(tmp_path):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         load_config_file(str(tmp_path))
 
 
 def test_the_config_of_a_run_is_read_back(tmp_path):
     config = dataclasses.replace(Config(), seed=7)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(dataclasses.asdict(config)))
+    path.write_text(json.dumps(config.to_dict()))
     assert read_config(str(path)) == config
 
 

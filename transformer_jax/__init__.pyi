@@ -63,6 +63,7 @@ from .tasks.couplets.rules import Rules as Rules
 from .tasks.couplets.writer import CoupletWriter as CoupletWriter
 from .tasks.metrics import exact_match as exact_match
 from .tasks.metrics import perplexity as perplexity
+from .tasks.metrics import translation_scores as translation_scores
 from .tasks.model_folder import load as load
 from .tasks.model_folder import save as save
 from .tasks.registry import ModelClass as ModelClass
@@ -71,7 +72,6 @@ from .tasks.registry import register_task as register_task
 from .tasks.seq2seq_model import Score as Score
 from .tasks.seq2seq_task import Seq2SeqTask as Seq2SeqTask
 from .tasks.transformer_stacks import TransformerStacks as TransformerStacks
-from .tasks.translation.metrics import translation_scores as translation_scores
 from .tasks.translation.multi30k import Multi30k as Multi30k
 from .tasks.translation.translator import Alignment as Alignment
 from .tasks.translation.translator import Translation as Translation

@@ -208,22 +208,6 @@ Record = TypeVar("Record")
 _BITS = 64
 
 
-@runtime_checkable
-class TrainingPartsConfig(Protocol):
-    """What training data are put together by: fields of `config.DataConfig`."""
-
-    @property
-    def train_split(self) -> str: ...
-    @property
-    def validation_split(self) -> str: ...
-    @property
-    def validation_percent(self) -> float: ...
-    @property
-    def extra_train(self) -> str: ...
-    @property
-    def blocklist(self) -> str: ...
-
-
 def is_held_out(text: str, percent: float) -> bool:
     """Whether a text is among the `percent` % of all texts that are held out; more percent only add to them.
 

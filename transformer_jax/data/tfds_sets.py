@@ -8,17 +8,11 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
+from transformer_jax.data import OWN_SETS
 from transformer_jax.data.pipeline import MappedRecords
 from transformer_jax.data.readers import check_network, fingerprint
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, as_path, is_remote
-
-OWN_SETS = {
-    "multi30k": "transformer_jax.tasks.translation.multi30k",
-    "couplet": "transformer_jax.tasks.couplets.couplet_dataset",
-    "ag_news": "transformer_jax.tasks.classification.ag_news",
-}
-"""Name of a set to the module, an `OwnSet`, that registers its builder with TFDS when imported."""
 
 _SERVERS_TO_TRY = 3
 

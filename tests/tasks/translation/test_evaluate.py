@@ -5,9 +5,8 @@ import pytest
 
 from tests.outcomes import as_lines, config_file, refused
 from tests.tasks.toys import TEXTS
-from transformer_jax.tasks.metrics import exact_match
+from transformer_jax.tasks.metrics import exact_match, translation_scores
 from transformer_jax.tasks.model_folder import load
-from transformer_jax.tasks.translation.metrics import translation_scores
 
 
 @pytest.fixture

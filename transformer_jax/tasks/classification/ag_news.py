@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from transformer_jax.data.readers import check_network, checked_folder, find_file
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, as_path
-from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, Labelled, read_labelled
+from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, Labelled, read_labelled
 
 CLASSES = AG_NEWS_CLASSES
 
@@ -57,7 +57,9 @@ class AgNews(tfds.core.GeneratorBasedBuilder):
             splits = _download(dl_manager)
         else:
             files = local_files(folder)
-            splits = {split: read_labelled(path, classes=CLASSES) for split, (path,) in files.items()}
+            splits = {
+                split: read_labelled(path, classes=CLASSES, columns=AG_NEWS_COLUMNS) for split, (path,) in files.items()
+            }
         return {split: self._generate_examples(records) for split, records in splits.items()}
 
     def _generate_examples(self, records: list[Labelled]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -93,7 +95,7 @@ def _download(dl_manager: tfds.download.DownloadManager) -> dict[str, list[Label
         content = path.read_bytes()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise UserError(f"{urls[split]} is not the file of the known MD5 {md5}; delete {path} and try again.")
-        splits[split] = read_labelled(path, classes=CLASSES)
+        splits[split] = read_labelled(path, classes=CLASSES, columns=AG_NEWS_COLUMNS)
         if len(splits[split]) != rows:
             raise UserError(
                 f"{urls[split]} has {len(splits[split]):,} rows instead of {rows:,}; delete {path} and try again."

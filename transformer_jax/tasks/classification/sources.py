@@ -1,16 +1,25 @@
-# ruff: noqa: D102  (the fields are documented in config.DataConfig)
-"""Labelled texts by the name of their set: embedded, from text files, or prepared by TFDS."""
+"""Labelled texts by the name of their set: embedded, from files, or prepared by TFDS."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformer_jax.data.pipeline import MappedRecords
-from transformer_jax.data.readers import TrainingPartsConfig, apart_from, cut
-from transformer_jax.data.tfds_sets import TfdsConfig, load_records
+from transformer_jax.data.readers import apart_from, cut
+from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.classification import headlines
-from transformer_jax.tasks.classification.labelled import Labelled, join_columns, read_extra, read_labelled
+from transformer_jax.tasks.classification import ClassificationConfig, headlines
+from transformer_jax.tasks.classification.labelled import (
+    AG_NEWS_COLUMNS,
+    AG_NEWS_EXTRA_COLUMNS,
+    Columns,
+    Labelled,
+    join_columns,
+    read_labelled,
+)
+
+if TYPE_CHECKING:  # importing config imports JAX
+    from transformer_jax.config import DataConfig
 
 _EXPECTED = (
     "headlines, text, ag_news or a TFDS set with a text and one class label, such as ag_news_subset, imdb_reviews, "
@@ -19,32 +28,17 @@ _EXPECTED = (
 _CLASSES_SHOWN = 10
 
 
-@runtime_checkable
-class TextsConfig(TfdsConfig, Protocol):
-    """What is read here of `config.DataConfig`, whose fields these are."""
-
-    @property
-    def train_file(self) -> str: ...
-    @property
-    def validation_file(self) -> str: ...
-
-
-@runtime_checkable
-class TrainingTextsConfig(TextsConfig, TrainingPartsConfig, Protocol):
-    """The same for `load_training_data`."""
-
-
 class TextData(NamedTuple):
-    """What a classifier learns from and is judged by."""
+    """Data of a classifier."""
 
     train: Sequence[Labelled]
     validation: list[Labelled]
     classes: tuple[str, ...]
     notes: list[str]
-    """What was read: a sentence each, for a person to read."""
+    """What was read, a sentence each."""
 
 
-def load_texts(config: TextsConfig, split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
+def load_texts(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
     """A split of a set of labelled texts, prepared first if need be, and the names of its classes.
 
     Args:
@@ -66,27 +60,34 @@ def load_texts(config: TextsConfig, split: str) -> tuple[Sequence[Labelled], tup
     return _from_tfds(config, split)
 
 
-def load_training_data(config: TrainingTextsConfig) -> TextData:
+def columns_of(config: "DataConfig") -> Columns:
+    """Columns of the files of a set: AG News's own, or those of `config`."""
+    if config.name.startswith("ag_news"):
+        return AG_NEWS_COLUMNS
+    return Columns(config.text_columns, config.label_column)
+
+
+def load_training_data(config: "DataConfig", own: ClassificationConfig = ClassificationConfig()) -> TextData:
     """Texts for training and validation.
 
-    Without a `validation_split`, `validation_percent` % of the training texts are held out, equal ones together. No
-    text of `extra_train` stands in the validation part.
+    Without a `validation_split`, `validation_percent` % of the training texts are held out, equal ones together. Texts
+    of `own.extra_train` that are in the validation part are left out. That file has the columns of `config`; for AG
+    News, rows of class, kind and text without a header.
 
     Raises:
-        UserError: as `load_texts`, and if either part is left without texts.
+        UserError: as `load_texts`, and if either part has no texts.
     """
-    if config.blocklist:
-        raise UserError("config.data.blocklist means nothing for classification; leave it empty.")
     train, classes = load_texts(config, config.train_split)
     if config.validation_split:
         validation = list(load_texts(config, config.validation_split)[0])
     else:
         train, validation = cut(train, _text, config.validation_percent)
     notes = []
-    if config.extra_train:
-        extra = apart_from(validation, read_extra(config.extra_train, classes), _text)
+    if own.extra_train:
+        columns = AG_NEWS_EXTRA_COLUMNS if config.name.startswith("ag_news") else columns_of(config)
+        extra = apart_from(validation, read_labelled(own.extra_train, classes=classes, columns=columns), _text)
         train = [*train, *extra]
-        notes.append(f"{len(extra):,} of the training texts are from {config.extra_train}")
+        notes.append(f"{len(extra):,} of the training texts are from {own.extra_train}")
     for part, records in (("training", train), ("validation", validation)):
         if not len(records):
             raise UserError(f"The {part} data has no texts; check the files under config.data.")
@@ -99,7 +100,7 @@ def _text(record: Labelled) -> str:
     return record.text
 
 
-def _from_files(config: TextsConfig, split: str) -> tuple[list[Labelled], tuple[str, ...]]:
+def _from_files(config: "DataConfig", split: str) -> tuple[list[Labelled], tuple[str, ...]]:
     files = {"train": config.train_file, "validation": config.validation_file}
     if split not in files:
         raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
@@ -107,16 +108,19 @@ def _from_files(config: TextsConfig, split: str) -> tuple[list[Labelled], tuple[
         if not files[needed]:
             cut = ", or cut a part with an empty config.data.validation_split" if needed == "validation" else ""
             raise UserError(f"config.data.{needed}_file is empty; name a CSV, TSV or JSON Lines file{cut}.")
-    train = read_labelled(config.train_file)
+    columns = columns_of(config)
+    train = read_labelled(config.train_file, columns=columns)
     classes = tuple(sorted({record.label for record in train}))
     if len(classes) < 2:
         raise UserError(f"{config.train_file} has only the class {classes[0]!r}; a classifier needs at least two.")
-    return train if split == "train" else read_labelled(files[split], classes=classes), classes
+    if split == "train":
+        return train, classes
+    return read_labelled(files[split], classes=classes, columns=columns), classes
 
 
 @dataclass(frozen=True)
 class _AgNews:
-    """What `load_records` wants to know, for our own builder."""
+    """The fields that `load_records` reads, for our own builder."""
 
     manual_dir: str
     data_dir: str
@@ -131,7 +135,7 @@ class _Form(NamedTuple):
     classes: tuple[str, ...]
 
 
-def _from_tfds(config: TextsConfig, split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
+def _from_tfds(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
     own = config.name == "ag_news_subset" and config.manual_dir
     source = _AgNews(config.manual_dir, config.data_dir) if own else config
     forms: list[_Form] = []

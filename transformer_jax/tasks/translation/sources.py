@@ -1,14 +1,16 @@
-# ruff: noqa: D102  (the fields are documented in config.DataConfig)
 """Sentence pairs by the name of their set: embedded, from text files, or prepared by TFDS."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from transformer_jax.data.pipeline import MappedRecords
-from transformer_jax.data.readers import PairFilesConfig, pair_files, read_pairs
-from transformer_jax.data.tfds_sets import TfdsConfig, load_records
+from transformer_jax.data.readers import pair_files, read_pairs
+from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.translation.numerals import Numerals
+
+if TYPE_CHECKING:  # importing config imports JAX
+    from transformer_jax.config import DataConfig
 
 Pair = tuple[str, str]
 
@@ -18,22 +20,12 @@ _EXPECTED = (
 )
 
 
-@runtime_checkable
-class PairsConfig(TfdsConfig, PairFilesConfig, Protocol):
-    """What is read here of `config.DataConfig`, whose fields these are."""
-
-    @property
-    def source_language(self) -> str: ...
-    @property
-    def target_language(self) -> str: ...
-
-
-def load_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
+def load_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:
     """A split of a translation set as (source, target) sentences, prepared first if need be.
 
     Args:
         config: `name` is numerals, text, multi30k, or a TFDS set such as `wmt14_translate/de-en`; without the part
-            after the slash, the configuration for the two languages is taken.
+            after the slash, the configuration of the two languages is used.
         split: of the set, as TFDS writes it (`train`, `train[:1000]`); `text` has train and validation.
 
     Raises:
@@ -46,14 +38,14 @@ def load_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
     return _tfds_pairs(config, split)
 
 
-def _tfds_pairs(config: PairsConfig, split: str) -> Sequence[Pair]:
+def _tfds_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:
     source, target = config.source_language, config.target_language
 
     def check_languages(info: Any) -> None:
         import tensorflow_datasets as tfds
 
         if not isinstance(info.features, tfds.features.Translation):
-            raise UserError(f"{info.full_name} is no translation set; name another in config.data.name.")
+            raise UserError(f"{info.full_name} is not a translation set; name another in config.data.name.")
         for field, language in (("source_language", source), ("target_language", target)):
             if language not in info.features:
                 raise UserError(
