@@ -72,9 +72,8 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         for part in path.split("."):
             if not isinstance(group, ConfigDict) or part not in group:
                 if path in moved_fields():
-                    raise UserError(
-                        f"config.{path} is now config.{' or config.'.join(moved_fields()[path])}; set that."
-                    )
+                    now = " or ".join(f"config.{name}" for name in moved_fields()[path])
+                    raise UserError(f"config.{path} is now {now}; set it there.")
                 raise UserError(f"config.{path} is not a field; docs/configuration.md lists all fields.")
             group = group[part]
         if "=" not in override and not isinstance(group, bool):

@@ -35,13 +35,13 @@ def config_of(task):
     if task == "classification":
         config.data.name = "headlines"
         config.tokenizer.vocab_size = 120
-        config.optim.update(mask_rate=0.2, mask_loss=0.2)
+        config.classification.update(mask_rate=0.2, mask_loss=0.2)
         config.training.metric = "accuracy"
     if task == "couplet":
         config.data.name = "antitheses"
         config.tokenizer.kind = "char"
         config.training.metric = "loss"
-        config.decoding.rules = "length,punctuation,distinct"
+        config.couplet.rules = "length,punctuation,distinct"
     return config
 
 

@@ -2,7 +2,8 @@
 
 import transformer_jax.tasks.classification
 import transformer_jax.tasks.couplets
-import transformer_jax.tasks.translation
-from transformer_jax.tasks.registry import register_task
+import transformer_jax.tasks.translation  # noqa: F401
+from transformer_jax.tasks.registry import register_task, reserve_names
 
 register_task("transformer", None, "transformer_jax.tasks.transformer_stacks:TransformerStacks")
+reserve_names()

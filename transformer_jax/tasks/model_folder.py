@@ -200,8 +200,8 @@ def _read_config(folder: AnyPath) -> _FolderConfig:
             raise UserError(f"{path} has no field {name}; copy the model again from its origin.")
     if values["task"] not in registered_names():
         raise UserError(
-            f"{path}: task is {values['task']!r}, but must be one of {', '.join(registered_names())}, or one that the caller "
-            "has registered (register_task)."
+            f"{path}: task is {values['task']!r}, but must be one of {', '.join(registered_names())}, or one that the "
+            "caller has registered (register_task)."
         )
     model = build(ModelConfig, values["model"], f"{path}: model")
     model = dataclasses.replace(model, **_AS_STORED)

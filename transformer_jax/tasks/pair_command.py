@@ -104,7 +104,7 @@ class PairCommand(Command):
         return {"exact_match": exact_match(outputs, references)}
 
     def load_split(self, config: "Config", split: str, model: Any) -> Pairs:
-        """The pairs of a split of the data of `config`: the validation data of the task, unless a subclass reads others.
+        """The pairs of a split of the data of `config`: the task's validation data, unless a subclass reads others.
 
         Raises:
             UserError: if the data can't be read, or does not belong to the model.

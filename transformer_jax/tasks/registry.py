@@ -71,7 +71,7 @@ class Registration:
 REGISTRY: dict[str, Registration] = {}
 """By the name of the task; use `register_task`, `registered` and `registered_names`."""
 
-_PACKAGE = __name__.partition(".")[0]
+_reserved: set[str] = set()
 
 
 def register_task(
@@ -101,11 +101,15 @@ def register_task(
     Raises:
         UserError: if the name is one of this package's own.
     """
-    new = Registration(name, task, model, config, command)
-    if name in REGISTRY and _is_ours(REGISTRY[name]) and not _is_ours(new):
+    if name in _reserved:
         raise UserError(f"The task {name!r} is one of transformer_jax's own; choose another name.")
-    REGISTRY[name] = new
+    REGISTRY[name] = Registration(name, task, model, config, command)
     add_group(name, config)
+
+
+def reserve_names() -> None:
+    """Let nobody register another task under a name that is registered now."""
+    _reserved.update(REGISTRY)
 
 
 def registered_names() -> tuple[str, ...]:
@@ -147,9 +151,3 @@ def _resolved(reference: Any) -> Any:
         return reference
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _is_ours(registration: Registration) -> bool:
-    reference = registration.task_reference or registration.model_reference
-    module = reference if isinstance(reference, str) else getattr(reference, "__module__", "")
-    return str(module).partition(".")[0] == _PACKAGE

@@ -94,7 +94,7 @@ def test_configurations_that_are_none(run, tmp_path, body, expected):
 
 
 def test_a_configuration_that_is_not_there(run, tmp_path):
-    refused(run("evaluate", "--config", tmp_path / "none.py:de-en", "--split", "test"), "none.py", "no file")
+    refused(run("evaluate", "--config", tmp_path / "none.py:de-en", "--split", "test"), "none.py", "not a file")
 
 
 def test_different_line_counts(run, files):

@@ -35,6 +35,7 @@ class Columns(NamedTuple):
         return all(column.isdecimal() for column in (*self.text_columns, self.label_column))
 
 
+TEXT_AND_LABEL = Columns()
 AG_NEWS_COLUMNS = Columns(("2", "3"), "1")
 """Class, title and description, without a header."""
 AG_NEWS_EXTRA_COLUMNS = Columns(("3",), "1")
@@ -55,7 +56,7 @@ class _Row(NamedTuple):
 
 
 def read_labelled(
-    path: str | AnyPath, *, classes: Sequence[str] | None = None, columns: Columns = Columns()
+    path: str | AnyPath, *, classes: Sequence[str] | None = None, columns: Columns = TEXT_AND_LABEL
 ) -> list[Labelled]:
     """Read the labelled texts of a file; its name determines its form, and `.gz` may follow.
 
@@ -78,7 +79,7 @@ def read_labelled(
     """
     suffix = _suffix(path)
     if suffix == ".jsonl":
-        found = _from_json(path, Columns() if columns.are_numbers else columns)
+        found = _from_json(path, TEXT_AND_LABEL if columns.are_numbers else columns)
     elif suffix in _DELIMITERS:
         found = _from_table(list(_rows(path, suffix)), columns)
     else:

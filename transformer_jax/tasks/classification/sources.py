@@ -67,7 +67,7 @@ def columns_of(config: "DataConfig") -> Columns:
     return Columns(config.text_columns, config.label_column)
 
 
-def load_training_data(config: "DataConfig", own: ClassificationConfig = ClassificationConfig()) -> TextData:
+def load_training_data(config: "DataConfig", own: ClassificationConfig) -> TextData:
     """Texts for training and validation.
 
     Without a `validation_split`, `validation_percent` % of the training texts are held out, equal ones together. Texts

@@ -15,7 +15,7 @@ from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, Columns
+from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, TEXT_AND_LABEL
 from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
 
 
@@ -71,9 +71,9 @@ class TextClassifierSettings:
     """It was trained on lower-cased text, so what it reads is lower-cased too."""
     max_length: int = 128
     """Largest number of tokens that it reads; longer texts are truncated."""
-    text_columns: tuple[str, ...] = Columns().text_columns
+    text_columns: tuple[str, ...] = TEXT_AND_LABEL.text_columns
     """Columns of the text in the files it was trained on, like `DataConfig.text_columns`; `evaluate` reads them."""
-    label_column: str = Columns().label_column
+    label_column: str = TEXT_AND_LABEL.label_column
     """Column of the label."""
 
     @classmethod

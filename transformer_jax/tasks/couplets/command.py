@@ -51,8 +51,8 @@ class CoupletCommand(PairCommand):
         parser.add_argument(
             "--explain",
             action="store_true",
-            help="print a table below each: the lines with their tones (平 level, 仄 oblique, 通 either), and × where a "
-            "rule is broken",
+            help="print a table below each: the lines with their tones (平 level, 仄 oblique, 通 either), and × where "
+            "a rule is broken",
         )
         parser.add_argument(
             "--sample", action="store_true", help="sample instead of searching, at temperature 1 unless given"
@@ -164,10 +164,10 @@ COMMAND = CoupletCommand(
     "each, LOWER<TAB>SCORE, the score being the log-probability, less the penalties of weighted rules, over the length "
     "penalty. White space within a line is ignored.",
     "The rules are length (equal), punctuation (at the same places), repetition (of characters, at the same places and "
-    "nowhere else), distinct (no character of the upper line) and tones (level against oblique, 平仄). RULES is a list "
-    "such as length,tones=2,distinct=off: a name alone makes a rule hard, a number is the penalty in nats for each place "
-    "that breaks it; none and all may begin the list. Where no line can keep all hard rules, a message on standard error "
-    "names those that were given up.",
+    "nowhere else), distinct (no character of the upper line) and tones (level against oblique, 平仄). RULES is a "
+    "list such as length,tones=2,distinct=off: a name alone makes a rule hard, a number is the penalty in nats for "
+    "each place that breaks it; none and all may begin the list. Where no line can keep all hard rules, a message on "
+    "standard error names those that were given up.",
 )
 
 

@@ -109,7 +109,7 @@ def load_couplets(config: "DataConfig", split: str) -> list[Couplet]:
     ]
 
 
-def load_training_data(config: "DataConfig", own: CoupletConfig = CoupletConfig()) -> CoupletData:
+def load_training_data(config: "DataConfig", own: CoupletConfig) -> CoupletData:
     """Couplets for training and validation, those unfit to learn from left out of both.
 
     Without a `validation_split`, `validation_percent` % of the upper lines of the training data are held out, with all
@@ -162,8 +162,8 @@ def _extra_couplets(folder: str) -> list[Couplet]:
     upper, lower = (find_file(as_path(folder) / "train", name) for name in ("in.txt", "out.txt"))
     if upper is None or lower is None:
         raise UserError(
-            f"config.couplet.extra_train is {folder}, which has no train/in.txt and train/out.txt (or with .gz); name a "
-            "folder that has both."
+            f"config.couplet.extra_train is {folder}, which has no train/in.txt and train/out.txt (or with .gz); name "
+            "a folder that has both."
         )
     return read_couplets(upper, lower)
 

@@ -27,8 +27,8 @@ class TranslateCommand(PairCommand):
     subject = "translation"
     working = "translating"
     scores = (
-        "sacreBLEU cased and lower-cased, chrF, their signatures, exact matches, perplexity of the references per token "
-        "and per character"
+        "sacreBLEU cased and lower-cased, chrF, their signatures, exact matches, perplexity of the references per "
+        "token and per character"
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -150,8 +150,8 @@ COMMAND = TranslateCommand(
     "translate texts, or the lines of standard input",
     "Translate each TEXT, or each line of standard input (UTF-8), to one line of standard output. Blank lines stay "
     "blank.",
-    "With --n-best above 1 or --scores, each line of output is LINE<TAB>SCORE<TAB>TEXT: the number of the input line from "
-    "1, the log-probability over the length penalty, and the translation, best first.",
+    "With --n-best above 1 or --scores, each line of output is LINE<TAB>SCORE<TAB>TEXT: the number of the input line "
+    "from 1, the log-probability over the length penalty, and the translation, best first.",
 )
 
 
