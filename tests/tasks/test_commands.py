@@ -5,6 +5,7 @@ import pytest
 from tests.outcomes import refused
 from tests.tasks.toys import write_bundle, write_stacks
 from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.command_line import load_for
 from transformer_jax.tasks.pair_command import PairCommand
 from transformer_jax.tasks.registry import REGISTRY, register_task
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel
@@ -56,4 +57,4 @@ def test_a_model_that_no_command_is_for(run, tmp_path, answering, command, kind)
 
 def test_a_command_that_no_task_has(translator):
     with pytest.raises(UserError, match="The command alone belongs to no registered task"):
-        PairCommand("alone", "do something").load(str(translator))
+        load_for(PairCommand("alone", "do something"), str(translator))

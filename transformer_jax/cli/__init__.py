@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from transformer_jax.cli import evaluate, export, import_model
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.runtime import prepare
-from transformer_jax.tasks.command_line import beside_others
+from transformer_jax.tasks.command_line import add_task_command, beside_others
 from transformer_jax.tasks.registry import registered, registered_names
 
 
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in registered_names():
         command = registered(name).command
         if command is not None:
-            command.add_to(commands)
+            add_task_command(commands, command)
     for module in (evaluate, import_model, export):
         module.add_command(commands)
     return parser

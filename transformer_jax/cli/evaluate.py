@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.command_line import Command, add_model, command_for, write_report
-from transformer_jax.tasks.registry import registered, registered_names
+from transformer_jax.tasks.command_line import add_model, command_for, write_report
+from transformer_jax.tasks.registry import Command, registered, registered_names
 
 
 def add_command(commands: Any) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import as_path, write_atomically
-from transformer_jax.tasks.registry import Registration, registered, registered_names
+from transformer_jax.tasks.registry import Command, Registration, registered, registered_names
 
 if TYPE_CHECKING:
     from transformer_jax.config import Config
@@ -90,78 +90,40 @@ ALPHA_HELP = "exponent of the length penalty [the model's, usually 0.6]"
 BEAM_HELP = "hypotheses kept in the search [the model's, usually 4]"
 
 
-class Command:
-    """The subcommand of `transformer-jax` for the models of a task, and their evaluation by `transformer-jax evaluate`.
+def add_task_command(commands: Any, command: Command) -> None:
+    """Add the subcommand of a task to those of a parser."""
+    parser = commands.add_parser(
+        command.name, help=command.help, description=command.description, epilog=command.epilog, allow_abbrev=False
+    )
+    parser.set_defaults(command=command.run)
+    add_model(parser)
+    command.add_arguments(parser)
 
-    Its module must be quick to import: import JAX, and modules that do, inside the methods.
+
+def registration_of(command: Command) -> Registration:
+    """The registered task whose command has this name.
+
+    Raises:
+        UserError: if there is none.
     """
+    for task in map(registered, registered_names()):
+        if task.command is not None and task.command.name == command.name:
+            return task
+    raise UserError(f"The command {command.name} belongs to no registered task; give it to register_task.")
 
-    name: str
-    """`transformer-jax NAME`."""
-    help: str
-    """A phrase for the list of commands."""
-    description: str
-    epilog: str | None = None
-    subject: str
-    """What messages call the task, as in "a model of SUBJECT"."""
-    scores: str
-    """The scores that `evaluate` reports, for its help."""
-    options: Mapping[str, Mapping[str, Any]] = {}
-    """Options of `evaluate` that these models have, such as "--rules", to the arguments of `add_argument`. An option
-    that is not given must be None. Tasks may share an option; the first one's help is shown."""
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options of the subcommand, besides those of `add_model`."""
-        raise NotImplementedError
+def load_for(command: Command, path: str) -> Any:
+    """The trained model in a folder.
 
-    def run(self, arguments: argparse.Namespace) -> None:
-        """Run the subcommand.
+    Raises:
+        UserError: if it cannot be read, or is served by another command.
+    """
+    from transformer_jax.tasks.model_folder import load, task_of
 
-        Raises:
-            UserError: if the arguments are wrong; nothing has been written then.
-        """
-        raise NotImplementedError
-
-    def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
-        """The report of a loaded model, to be printed as JSON.
-
-        Raises:
-            UserError: if the arguments are wrong.
-        """
-        raise NotImplementedError
-
-    def add_to(self, commands: Any) -> None:
-        """Add the subcommand to those of a parser."""
-        parser = commands.add_parser(
-            self.name, help=self.help, description=self.description, epilog=self.epilog, allow_abbrev=False
-        )
-        parser.set_defaults(command=self.run)
-        add_model(parser)
-        self.add_arguments(parser)
-
-    def registration(self) -> Registration:
-        """The first registered task that has this command.
-
-        Raises:
-            UserError: if there is none.
-        """
-        for name in registered_names():
-            if registered(name).command is self:
-                return registered(name)
-        raise UserError(f"The command {self.name} belongs to no registered task; give it to register_task.")
-
-    def load(self, path: str) -> Any:
-        """The trained model in a folder.
-
-        Raises:
-            UserError: if it cannot be read, or is served by another command.
-        """
-        from transformer_jax.tasks.model_folder import load, task_of
-
-        model, own, task = load(path), self.registration(), task_of(path)
-        if task == own.name or (isinstance(own.model, type) and isinstance(model, own.model)):
-            return model
-        raise UserError(f"{path} holds a model for another task; use transformer-jax {command_for(task, path).name}.")
+    model, own, task = load(path), registration_of(command), task_of(path)
+    if task == own.name or (isinstance(own.model, type) and isinstance(model, own.model)):
+        return model
+    raise UserError(f"{path} holds a model for another task; use transformer-jax {command_for(task, path).name}.")
 
 
 def command_for(task: str, path: str) -> Command:

@@ -9,14 +9,16 @@ from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.command_line import (
     ALPHA_HELP,
     BEAM_HELP,
-    Command,
     config_of,
+    load_for,
     progress,
+    registration_of,
     samples,
     share_out,
     texts_to_read,
     write,
 )
+from transformer_jax.tasks.registry import Command
 
 if TYPE_CHECKING:
     from transformer_jax.config import Config
@@ -64,7 +66,7 @@ class PairCommand(Command):
         from transformer_jax.system import distributed
 
         texts = texts_to_read(arguments.texts)
-        model = self.load(arguments.model)
+        model = load_for(self, arguments.model)
         share_out(model, arguments, texts, lambda: model.check(texts))
         outputs = distributed.deal(lambda own: self.outputs(arguments, model, own), texts)
         write("".join(output + "\n" for output in outputs), arguments.output)
@@ -111,7 +113,7 @@ class PairCommand(Command):
         """
         from transformer_jax.tasks.registry import make_task
 
-        task = self.registration().name
+        task = registration_of(self).name
         if split != "validation" or config.task != task:
             raise UserError(f"evaluate scores this model on --split validation of a config of task {task!r}; name one.")
         pairs: Pairs = make_task(config, model.tokenizer.files()).validation  # type: ignore[attr-defined]

@@ -3,8 +3,9 @@
 Parts may be given as "module:name" and are imported when first used; this module imports no JAX.
 """
 
+import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -15,7 +16,47 @@ if TYPE_CHECKING:
     from transformer_jax.config import Config
     from transformer_jax.nn import ModelConfig
     from transformer_jax.tasks.base import Task
-    from transformer_jax.tasks.command_line import Command
+
+
+class Command:
+    """The subcommand of `transformer-jax` for the models of a task, and their evaluation by `transformer-jax evaluate`.
+
+    Its module must be quick to import: import JAX, and modules that do, inside the methods.
+    """
+
+    name: str
+    """`transformer-jax NAME`."""
+    help: str
+    """A phrase for the list of commands."""
+    description: str
+    epilog: str | None = None
+    subject: str
+    """What messages call the task, as in "a model of SUBJECT"."""
+    scores: str
+    """The scores that `evaluate` reports, for its help."""
+    options: Mapping[str, Mapping[str, Any]] = {}
+    """Options of `evaluate` that these models have, such as "--rules", to the arguments of `add_argument`. An option
+    that is not given must be None. Tasks may share an option; the first one's help is shown."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of the subcommand, besides those of `add_model`."""
+        raise NotImplementedError
+
+    def run(self, arguments: argparse.Namespace) -> None:
+        """Run the subcommand.
+
+        Raises:
+            UserError: if the arguments are wrong; nothing has been written then.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
+        """The report of a loaded model, to be printed as JSON.
+
+        Raises:
+            UserError: if the arguments are wrong.
+        """
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -63,7 +104,7 @@ class Registration:
         return cast(ModelClass, _resolved(self.model_reference))
 
     @property
-    def command(self) -> "Command | None":
+    def command(self) -> Command | None:
         """Its subcommand of `transformer-jax`, and how `evaluate` scores its models."""
         return cast("Command | None", _resolved(self.command_reference))
 
@@ -80,7 +121,7 @@ def register_task(
     model: ModelClass | str,
     *,
     config: type[Any] | None = None,
-    command: "Command | str | None" = None,
+    command: Command | str | None = None,
 ) -> None:
     """Let `config.task = name` train `task`, and let `load` make a `model` of the folders that come out.
 

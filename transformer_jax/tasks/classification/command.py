@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.classification.labelled import Columns, Labelled, read_labelled
 from transformer_jax.tasks.command_line import (
-    Command,
     config_of,
+    load_for,
     progress,
     samples,
     share_out,
     texts_to_read,
     write,
 )
+from transformer_jax.tasks.registry import Command
 
 if TYPE_CHECKING:
     from transformer_jax.tasks.classification.text_classifier import Classification
@@ -68,7 +69,7 @@ class ClassifyCommand(Command):
         if arguments.json and arguments.top is not None:
             raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
         texts = texts_to_read(arguments.texts)
-        model = self.load(arguments.model)
+        model = load_for(self, arguments.model)
         share_out(model, arguments, texts, lambda: model.check(texts))
 
         def lines_of(numbered: list[tuple[int, str]]) -> list[str]:

@@ -8,6 +8,7 @@ from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.command_line import (
     add_sampling,
     config_of,
+    load_for,
     progress,
     require_one_process,
     samples,
@@ -72,7 +73,7 @@ class CoupletCommand(PairCommand):
         if options["temperature"]:
             require_one_process("--sample" if arguments.sample else "--temperature")
         uppers = texts_to_read(arguments.texts)
-        model = self.load(arguments.model)
+        model = load_for(self, arguments.model)
         share_out(model, arguments, uppers, lambda: model.check(uppers))
 
         def answer(numbered: list[tuple[int, str]]) -> list[tuple[list[str], list[str]]]:

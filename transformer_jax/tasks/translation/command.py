@@ -9,6 +9,7 @@ from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.command_line import (
     add_sampling,
     checked_argument,
+    load_for,
     require_one_process,
     share_out,
     texts_to_read,
@@ -86,7 +87,7 @@ class TranslateCommand(PairCommand):
         if arguments.temperature:
             require_one_process("--temperature")
         texts = texts_to_read(arguments.texts)
-        model = self.load(arguments.model)
+        model = load_for(self, arguments.model)
         options = {
             name: getattr(arguments, name)
             for name in (
