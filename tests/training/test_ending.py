@@ -15,7 +15,7 @@ from transformer_jax.training.progress import Clock, Stop
 @pytest.fixture
 def two(monkeypatch):
     """As if there were two processes."""
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
 
 
 def make_ending(max_minutes=0.0):

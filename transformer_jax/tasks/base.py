@@ -94,10 +94,14 @@ def make_batches(
     data = config.data
     mesh = make_mesh(config.mesh)
     share = ALONE
-    if distributed.count() > 1:
+    if distributed.process_count() > 1:
         exchange = distributed.Exchange()
         share = Share(
-            distributed.index(), distributed.count(), partial(own_rows, mesh), exchange.gather, exchange.close
+            distributed.process_index(),
+            distributed.process_count(),
+            partial(own_rows, mesh),
+            exchange.gather,
+            exchange.close,
         )
     slots = data.tokens_per_batch
     if longest is not None:

@@ -68,7 +68,7 @@ class PairCommand(Command):
         texts = texts_to_read(arguments.texts)
         model = load_for(self, arguments.model)
         share_out(model, arguments, texts, lambda: model.check(texts))
-        outputs = distributed.deal(lambda own: self.outputs(arguments, model, own), texts)
+        outputs = distributed.parallel_map(lambda own: self.outputs(arguments, model, own), texts)
         write("".join(output + "\n" for output in outputs), arguments.output)
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class PairCommand(Command):
         scored = score_references(model, pairs)
         progress(f"{self.working} {len(pairs):,} lines")
         start = time.perf_counter()
-        outputs = distributed.deal(lambda own: self.outputs(arguments, model, own), sources)
+        outputs = distributed.parallel_map(lambda own: self.outputs(arguments, model, own), sources)
         seconds = time.perf_counter() - start
         decoding = model.settings.decoding
         return {
@@ -148,7 +148,7 @@ def score_references(model: Any, pairs: Pairs) -> Scored:
         return [(score.log_prob, len(score.tokens)) for score in scores]
 
     progress(f"scoring {len(pairs):,} references")
-    return [(log_prob, tokens) for log_prob, tokens in distributed.deal(score, pairs)]
+    return [(log_prob, tokens) for log_prob, tokens in distributed.parallel_map(score, pairs)]
 
 
 def perplexities(scored: Scored, references: Sequence[str]) -> dict[str, float]:

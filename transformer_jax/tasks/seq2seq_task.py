@@ -143,7 +143,7 @@ class Seq2SeqTask:
         All devices of all processes share in the search.
         """
         here, options = distributed.local_copy(params), self.search_options(final=final)
-        return distributed.deal(partial(self._search, here, options), range(len(self.validation)))
+        return distributed.parallel_map(partial(self._search, here, options), range(len(self.validation)))
 
     def search_options(self, *, final: bool) -> SearchOptions:
         """Of an evaluation: as configured if `final`, otherwise greedy."""

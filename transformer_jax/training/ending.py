@@ -32,7 +32,7 @@ def tell(values: Mapping[str, float], mesh: Mesh) -> Told:
         values: of this process; those of `COUNTS` and `FLAGS` are told, and missing ones are 0.
         mesh: all devices of the run.
     """
-    if distributed.count() == 1:
+    if distributed.process_count() == 1:
         return None
     row = np.array([values.get(name, 0.0) for name in COUNTS + FLAGS], np.float32)
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -72,7 +72,7 @@ class Ending:
 
     def is_due(self, step: int) -> bool:
         """Whether the run is to end after `step`; the same at all processes."""
-        if distributed.count() == 1:
+        if distributed.process_count() == 1:
             return self._stop.signal is not None or self._clock.is_late()
         for number in (signal.SIGTERM, signal.SIGINT):
             if self._heard[number.name]:

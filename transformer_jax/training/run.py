@@ -81,16 +81,16 @@ def run(
     with stop_on_signals() as stop:
         try:
             outcome = _Run(config, as_path(workdir), started, notes, profile, stop).train()
-            distributed.wait_for_all()
+            distributed.barrier()
         except BaseException as error:
             if not stop.explains(error):
                 raise
             outcome = Outcome(stop.saved_step, {}, None, stop.signal)
-            if distributed.is_first():
+            if distributed.is_main():
                 what = f"and saved at step {outcome.step:,}" if outcome.step else "with nothing new to save"
                 print(f"Stopped {what}; the same command goes on from there.", flush=True)
-            if distributed.count() > 1 and not stop.is_common:
-                distributed.leave(
+            if distributed.process_count() > 1 and not stop.is_common:
+                distributed.exit_all(
                     130 if stop.signal == signal.SIGINT else 0, "It was stopped; the same command goes on."
                 )
     return outcome
@@ -168,7 +168,7 @@ class _Run:
         """The loop itself."""
         training = self.config.training
         saved, progress = self._restore()
-        log_type = RunLog if distributed.is_first() else SilentLog
+        log_type = RunLog if distributed.is_main() else SilentLog
         step = first_step = 0 if saved is None else int(saved.step)
         goes_on = step < training.num_steps and not self._out_of_patience(progress)
         batches_to_come = self.task.batches.iterate(progress.position) if goes_on else iter(())
@@ -178,7 +178,7 @@ class _Run:
             contextlib.closing(Prefetched(batches_to_come)) as batches,
             contextlib.closing(self.task.batches),
             traced(self.step_fn, self.profile_folder, steps=training.num_steps - step) as step_fn,
-            distributed.not_waiting_for_the_lost(),
+            distributed.exit_if_peer_lost(),
         ):
             self._greet(log, step)
             state = self._compiled(saved)
@@ -223,7 +223,7 @@ class _Run:
 
     def _restore(self) -> tuple[TrainState | None, Progress]:
         """The last checkpoint, or None and a fresh start."""
-        latest = distributed.first_says(self.checkpoints.latest())
+        latest = distributed.broadcast(self.checkpoints.latest())
         if latest is None:
             return None, Progress()
         state, metadata = self.checkpoints.restore(latest, self.like)
@@ -320,7 +320,7 @@ class _Run:
             else:
                 log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
 
-        thorough = distributed.first_says(self.clock.has(FINAL_EVALUATIONS / 2 * self.clock.evaluation_seconds))
+        thorough = distributed.broadcast(self.clock.has(FINAL_EVALUATIONS / 2 * self.clock.evaluation_seconds))
         candidates = self._candidates(state, step, progress)
         choice = choose(candidates, partial(self._judge, final=thorough), self.clock, tell)
         evaluation = choice.judged.evaluation
@@ -330,7 +330,7 @@ class _Run:
         scores = evaluation.scores | {"parameters": choice.name, "steps": step, "minutes": minutes}
         path = self.workdir / "model"
         params = distributed.local_copy(choice.params)
-        if distributed.is_first():
+        if distributed.is_main():
             save(
                 path,
                 task=self.config.task,
@@ -351,7 +351,7 @@ class _Run:
             best = progress.best_step
             candidates[f"step {best:,}"] = lambda: to_evaluate(self.checkpoints.restore(best, self.like)[0])
         last = [saved for saved in self.checkpoints.steps() if saved == step or self._is_due(saved)]
-        last = distributed.first_says(last[-self.config.training.average_last :])
+        last = distributed.broadcast(last[-self.config.training.average_last :])
         if len(last) > 1:
             name = f"mean of the {len(last)} checkpoints to step {last[-1]:,}"
             candidates[name] = lambda: mean_of(self.checkpoints, last, self.like.params)

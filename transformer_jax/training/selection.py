@@ -35,7 +35,7 @@ class Choice(NamedTuple):
 def judge(task: Task, metric: str, params: Params, *, final: bool) -> Judged:
     """The task's evaluation, with the scores of the first process, so that all decide alike."""
     evaluation = task.evaluate(params, final=final)
-    evaluation = evaluation._replace(scores=distributed.first_says(evaluation.scores))
+    evaluation = evaluation._replace(scores=distributed.broadcast(evaluation.scores))
     value = float(evaluation.scores[metric])
     return Judged(-value if metric in task.lower_is_better else value, evaluation)
 
@@ -57,7 +57,7 @@ def choose(
     best: Choice | None = None
     seconds = 0.0
     for name, params_of in candidates.items():
-        if best is not None and not distributed.first_says(clock.has(1.5 * seconds)):
+        if best is not None and not distributed.broadcast(clock.has(1.5 * seconds)):
             tell(name, None)
             continue
         started = time.monotonic()

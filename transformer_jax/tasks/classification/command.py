@@ -79,7 +79,7 @@ class ClassifyCommand(Command):
                 for (number, _), said in zip(numbered, found, strict=True)
             ]
 
-        lines = distributed.deal(lines_of, list(enumerate(texts, start=1)))
+        lines = distributed.parallel_map(lines_of, list(enumerate(texts, start=1)))
         write("".join(line + "\n" for line in lines), arguments.output)
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class ClassifyCommand(Command):
             save_confusion_picture,
         )
 
-        draws = arguments.picture and distributed.is_first()
+        draws = arguments.picture and distributed.is_main()
         if draws:
             check_picture(arguments.picture)
         classes = model.settings.classes
@@ -107,7 +107,7 @@ class ClassifyCommand(Command):
 
         progress(f"classifying {len(records):,} texts")
         start = time.perf_counter()
-        probabilities = np.array(distributed.deal(classify, texts), np.float32)
+        probabilities = np.array(distributed.parallel_map(classify, texts), np.float32)
         seconds = time.perf_counter() - start
         scores = classification_scores(np.array([classes.index(r.label) for r in records]), probabilities, classes)
         progress("confusion matrix\n" + confusion_table(scores.confusion, classes))

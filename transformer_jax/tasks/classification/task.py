@@ -115,7 +115,7 @@ class ClassificationTask:
             return self.predictor.predict(here, own).tolist()
 
         texts = [tokens.tolist() for tokens, _ in self.validation_examples]
-        probabilities = np.array(distributed.deal(classify, texts), np.float32)
+        probabilities = np.array(distributed.parallel_map(classify, texts), np.float32)
         labels = np.array([label[0] for _, label in self.validation_examples])
         report = classification_scores(labels, probabilities, self.classes)
         likelihoods = np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float32).tiny)

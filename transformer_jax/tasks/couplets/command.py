@@ -90,7 +90,7 @@ class CoupletCommand(PairCommand):
                 for (number, upper), replies in zip(numbered, found, strict=True)
             ]
 
-        answers = distributed.deal(answer, list(enumerate(uppers, start=1)))
+        answers = distributed.parallel_map(answer, list(enumerate(uppers, start=1)))
         for _, remarks in answers:
             for remark in remarks:
                 progress(remark)
@@ -113,7 +113,7 @@ class CoupletCommand(PairCommand):
 
         progress(f"writing lower lines to {len(pairs):,} upper lines")
         start = time.perf_counter()
-        found = distributed.deal(reply, uppers)
+        found = distributed.parallel_map(reply, uppers)
         seconds = time.perf_counter() - start
         groups = {"all": list(range(len(pairs)))}
         if arguments.config:

@@ -125,7 +125,7 @@ class TranslateCommand(PairCommand):
                 for (number, _), translations in zip(numbered, found, strict=True)
             ]
 
-        write("".join(distributed.deal(lines_of, list(enumerate(texts, start=1)))), arguments.output)
+        write("".join(distributed.parallel_map(lines_of, list(enumerate(texts, start=1)))), arguments.output)
 
     def score(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
         """BLEU, chrF and exact matches."""
