@@ -1,6 +1,6 @@
 """Train a model; without arguments: configs/numerals.py into runs/numerals, a few minutes on a laptop.
 
-The same command goes on with a run that was interrupted.
+The same command resumes a run that was interrupted.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.runtime import prepare
+from transformer_jax.task_groups import moved_fields
 from transformer_jax.tasks.command_line import add_processes, beside_others
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
@@ -23,8 +24,9 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
 def main(argv: list[str]) -> int:
     """Read the command line and train.
 
-    Returns 0 if all went well or SIGTERM stopped it, 2 for mistakes in what was asked, 130 after Ctrl-C. With several
-    processes it does not return if one of them fails, but ends with 2, or with 75 where another process has gone.
+    Returns 0 on success or after SIGTERM, 2 for mistakes in the arguments, the config or the data, 130 after Ctrl-C.
+    With several processes, if one of them fails it does not return, but exits with 2, or with 75 where another process
+    is gone.
     """
     started = time.monotonic()
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
@@ -40,10 +42,10 @@ def main(argv: list[str]) -> int:
     arguments, overrides = parser.parse_known_args(argv[1:])
     file, _, argument = arguments.config.partition(":")
     workdir = arguments.workdir or Path("runs", "-".join(filter(None, [Path(file).stem, argument])))
-    logging.set_verbosity(logging.FATAL)  # errors of libraries are raised too; what else they say is not for users
+    logging.set_verbosity(logging.FATAL)  # libraries raise their errors too; their logs are not for users
     notes = prepare()
     try:
-        # Not before: these import JAX.
+        # Only now: these import JAX.
         from transformer_jax.config import load_config_file
         from transformer_jax.training import run
 
@@ -65,11 +67,14 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     for override in remaining:
         name, _, path = override.partition("=")[0].lstrip("-").partition(".")
         if name != "config":
-            raise UserError(f"{override} is no option; a configuration is named by --config=FILE.py.")
+            raise UserError(f"{override} is not an option; name a configuration by --config=FILE.py.")
         group = config
         for part in path.split("."):
             if not isinstance(group, ConfigDict) or part not in group:
-                raise UserError(f"config.{path} is no field; docs/configuration.md lists those that there are.")
+                if path in moved_fields():
+                    now = " or ".join(f"config.{name}" for name in moved_fields()[path])
+                    raise UserError(f"config.{path} is now {now}; set it there.")
+                raise UserError(f"config.{path} is not a field; docs/configuration.md lists all fields.")
             group = group[part]
         if "=" not in override and not isinstance(group, bool):
             next(remaining, None)  # its value
@@ -80,7 +85,7 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     except flags.Error as error:
         raise UserError(str(error)) from error
     if rest:
-        raise UserError(f"{rest[0]} is no option; write --config.GROUP.FIELD=VALUE.")
+        raise UserError(f"{rest[0]} is not an option; write --config.GROUP.FIELD=VALUE.")
     return holder.value
 
 

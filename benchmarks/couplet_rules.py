@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the upper lines [0]")
     arguments = parser.parse_args()
     writer = transformer_jax.load(arguments.model)
-    rules = Rules.parse(writer.settings.decoding.rules if arguments.rules is None else arguments.rules)
+    rules = Rules.parse(writer.settings.rules if arguments.rules is None else arguments.rules)
     uppers = upper_lines(arguments.lines, writer.tokenizer.source, arguments.seed)
     start = time.perf_counter()
     found = writer.search(uppers, rules=rules)

@@ -11,7 +11,12 @@ import time
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
-from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, read_extra, read_labelled
+from transformer_jax.tasks.classification.labelled import (
+    AG_NEWS_CLASSES,
+    AG_NEWS_COLUMNS,
+    AG_NEWS_EXTRA_COLUMNS,
+    read_labelled,
+)
 
 
 def main() -> None:
@@ -23,10 +28,10 @@ def main() -> None:
     parser.add_argument("--ngrams", type=int, default=1, metavar="N", help="longest word n-gram [1]")
     parser.add_argument("--c", type=float, default=0.5, metavar="C", help="C of the SVM [0.5]")
     arguments = parser.parse_args()
-    train = read_labelled(arguments.train, classes=AG_NEWS_CLASSES)
+    train = read_labelled(arguments.train, classes=AG_NEWS_CLASSES, columns=AG_NEWS_COLUMNS)
     if arguments.extra:
-        train += read_extra(arguments.extra, AG_NEWS_CLASSES)
-    test = read_labelled(arguments.test, classes=AG_NEWS_CLASSES)
+        train += read_labelled(arguments.extra, classes=AG_NEWS_CLASSES, columns=AG_NEWS_EXTRA_COLUMNS)
+    test = read_labelled(arguments.test, classes=AG_NEWS_CLASSES, columns=AG_NEWS_COLUMNS)
     start = time.perf_counter()
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, arguments.ngrams))
     features = vectorizer.fit_transform([record.text for record in train])

@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config.data.update(name="headlines", max_length=64, row_length=64)
     config.tokenizer.vocab_size = 1000
     config.model.update(d_model=64, num_heads=4, d_ff=128, num_encoder_layers=2, dropout_rate=0.1, norm_first=True)
-    config.optim.update(schedule="cosine", lr=3e-3, warmup_steps=30, label_smoothing=0.0, mask_rate=0.2, mask_loss=0.2)
+    config.optim.update(schedule="cosine", lr=3e-3, warmup_steps=30, label_smoothing=0.0)
+    config.classification.update(mask_rate=0.2, mask_loss=0.2)
     config.training.update(
         num_steps=400, log_every=50, eval_every=100, checkpoint_every=100, metric="accuracy", num_samples=5
     )

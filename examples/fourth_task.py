@@ -1,13 +1,16 @@
 """A fourth task, spelling numbers backwards ("drei" to "ierd"), without touching the package.
 
-Run `python examples/fourth_task.py`, which trains, saves, loads and answers, or train by the command line with
-`python train.py --config=examples/fourth_task.py`.
+Run `python examples/fourth_task.py`, which trains, saves, loads and answers. With arguments it is `transformer-jax`
+with one more task: `python examples/fourth_task.py reverse --model DIR drei`. Its config works with train.py, and with
+`python examples/fourth_task.py evaluate --model DIR --config=examples/fourth_task.py --split=validation`.
 """
 
 import sys
 import tempfile
 
 from transformer_jax import Evaluation, Seq2SeqTask, Translator, default_config, exact_match, load, register_task, run
+from transformer_jax.cli import main
+from transformer_jax.tasks.pair_command import PairCommand
 from transformer_jax.tasks.translation.numerals import number_words
 
 
@@ -31,7 +34,7 @@ class Backwards(Seq2SeqTask):
         return Evaluation(scores, list(zip(words, outputs, references, strict=True)))
 
 
-register_task("backwards", Backwards, Translator)
+register_task("backwards", Backwards, Translator, command=PairCommand("reverse", "spell words backwards"))
 
 
 def get_config():
@@ -48,5 +51,7 @@ def get_config():
 
 
 if __name__ == "__main__":
-    outcome = run(get_config(), sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp())
+    if len(sys.argv) > 1:
+        sys.exit(main())
+    outcome = run(get_config(), tempfile.mkdtemp())
     print(load(outcome.model).translate(["drei", "quatre", "siebenhundertzwölf"]))

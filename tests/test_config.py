@@ -1,11 +1,13 @@
+import copy
 import dataclasses
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
-from transformer_jax.config import Config, default_config, from_config_dict, load_config_file, read_config
+from transformer_jax.config import Config, default_config, from_config_dict, load_config_file, read_config, upgraded
 from transformer_jax.system.errors import UserError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
@@ -53,8 +55,8 @@ def test_wrong_type_names_the_field(group, field, value):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sead": 1}, r"config\.sead is no field; known here: task, seed,"),
-        ({"model": {"d_modell": 64}}, r"config\.model\.d_modell is no field; known here: d_model,"),
+        ({"sead": 1}, r"config\.sead is not a field; known here: task, seed,"),
+        ({"model": {"d_modell": 64}}, r"config\.model\.d_modell is not a field; known here: d_model,"),
         ({"model": 64}, r"config\.model is 64, but must be a group of fields\."),
         ({"seed": {"a": 1}}, r"config\.seed is .*must be of type int"),
     ],
@@ -100,8 +102,8 @@ def test_a_config_file_is_called_with_its_argument(tmp_path, suffix, d_model):
 @pytest.mark.parametrize(
     ("source", "suffix", "message"),
     [
-        (None, "", "is no file; name a configuration"),
-        (None, ":large", "is no file; name a configuration"),
+        (None, "", "is not a file; name a configuration"),
+        (None, ":large", "is not a file; name a configuration"),
         (CONFIG_FILE, ":huge", r"gives no config \(KeyError: huge\)"),
         ("def get_config(): pass", ":large", r"gives no config \(TypeError: .*0 positional arguments"),
         ("def get_hyper(): pass", "", r"has no function get_config"),
@@ -135,14 +137,14 @@ def test_a_config_file_that_gives_none_is_named_in_one_line(tmp_path, source, su
 
 
 def test_a_folder_is_no_config_file(tmp_path):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         load_config_file(str(tmp_path))
 
 
 def test_the_config_of_a_run_is_read_back(tmp_path):
     config = dataclasses.replace(Config(), seed=7)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(dataclasses.asdict(config)))
+    path.write_text(json.dumps(config.to_dict()))
     assert read_config(str(path)) == config
 
 
@@ -152,3 +154,70 @@ def test_a_broken_config_of_a_run_is_told(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
         read_config(str(path))
+
+
+OLD = {
+    "task": "couplet",
+    "data": {"name": "text", "extra_train": "more", "blocklist": "words.txt"},
+    "optim": {"mask_rate": 0.0, "mask_loss": 0.0, "lr": 0.5},
+    "decoding": {"rules": "all", "max_length": 20},
+}
+"""Fields of a config as release 0.1.0 stored it, which kept those of single tasks in shared groups."""
+
+
+@pytest.mark.parametrize(
+    ("task", "group"),
+    [
+        ("couplet", {"rules": "all", "extra_train": "more", "blocklist": "words.txt"}),
+        ("classification", {"extra_train": "more", "mask_rate": 0.0, "mask_loss": 0.0}),
+        ("translation", None),
+    ],
+)
+def test_a_stored_config_of_an_earlier_release_is_upgraded(tmp_path, task, group):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(OLD | {"task": task}))
+    config = read_config(str(path))
+    assert dataclasses.asdict(config)["groups"] == ({} if group is None else {task: group})
+    assert config.decoding.max_length == 21, "it did not count the end of sentence"
+    assert (config.optim.lr, config.data.name) == (0.5, "text")
+    assert upgraded(config.to_dict()) == config.to_dict()
+    assert OLD["decoding"] == {"rules": "all", "max_length": 20}, "its argument stays as it is"
+
+
+@pytest.mark.parametrize("values", [[], 3, {"data": 3}, {"decoding": []}, {"optim": 3}])
+def test_what_is_not_a_config_is_not_upgraded(values):
+    assert upgraded(values) == values
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("decoding.rules", "config.couplet.rules"),
+        ("data.blocklist", "config.couplet.blocklist"),
+        ("data.extra_train", "config.classification.extra_train or config.couplet.extra_train"),
+        ("optim.mask_rate", "config.classification.mask_rate"),
+        ("optim.mask_loss", "config.classification.mask_loss"),
+    ],
+)
+def test_a_field_that_moved_is_refused_with_its_place_now(old, now):
+    config = default_config()
+    group, _, name = old.partition(".")
+    config[group][name] = "x"
+    with pytest.raises(UserError, match=rf"config\.{old} is now {now}; set it there"):
+        from_config_dict(config)
+
+
+def test_each_task_has_its_own_group_and_refuses_those_of_others():
+    config = default_config()
+    config.couplet.rules = "none"
+    with pytest.raises(UserError, match=r"config\.couplet\.rules means nothing for task 'translation'; drop it"):
+        from_config_dict(config)
+    config.task = "couplet"
+    crossed = from_config_dict(config)
+    assert crossed.couplet.rules == "none"
+    assert crossed.classification.mask_rate == 0.0
+    assert "couplet" in crossed.to_dict()
+    assert "classification" not in crossed.to_dict()
+    with pytest.raises(AttributeError, match="Config has no attribute 'painting'"):
+        _ = crossed.painting
+    assert copy.deepcopy(crossed) == pickle.loads(pickle.dumps(crossed)) == crossed

@@ -1,7 +1,6 @@
 """What the documentation says of fields, files, flags and names is so."""
 
 import ast
-import dataclasses
 import importlib
 import re
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from transformer_jax.cli import main
-from transformer_jax.config import Config
+from transformer_jax.config import default_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -30,9 +29,9 @@ def fences(text, language):
 def fields():
     """`group.field` to default of every field there is."""
     found = {}
-    for name, value in vars(Config()).items():
-        if dataclasses.is_dataclass(value):
-            found |= {f"{name}.{inner}": default for inner, default in vars(value).items()}
+    for name, value in default_config().to_dict().items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": default for inner, default in value.items()}
         else:
             found[name] = value
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import transformer_jax
-from transformer_jax.config import default_config
+from transformer_jax.config import default_config, from_config_dict, read_config
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 TASKS = ("translation", "classification", "couplet")
@@ -35,13 +35,13 @@ def config_of(task):
     if task == "classification":
         config.data.name = "headlines"
         config.tokenizer.vocab_size = 120
-        config.optim.update(mask_rate=0.2, mask_loss=0.2)
+        config.classification.update(mask_rate=0.2, mask_loss=0.2)
         config.training.metric = "accuracy"
     if task == "couplet":
         config.data.name = "antitheses"
         config.tokenizer.kind = "char"
         config.training.metric = "loss"
-        config.decoding.rules = "length,punctuation,distinct"
+        config.couplet.rules = "length,punctuation,distinct"
     return config
 
 
@@ -69,6 +69,26 @@ def test_a_model_folder_answers_as_it_did(run_folder):
         ):
             assert answer.label == label
             assert answer.probabilities == pytest.approx(probabilities, rel=1e-4)
+
+
+def test_settings_are_where_this_release_keeps_them(run_folder):
+    stored = json.loads((run_folder / "model_written" / "config.json").read_text(encoding="utf-8"))
+    assert stored["format_version"] == 1
+    settings = transformer_jax.load(run_folder / "model_written").settings
+    if run_folder.name == "classification":
+        assert (settings.text_columns, settings.label_column) == (("text",), "label")
+        return
+    rules = stored["settings"]["decoding"]["rules"]
+    assert not hasattr(settings.decoding, "rules")
+    assert getattr(settings, "rules", rules) == rules
+    stored["settings"]["decoding"]["max_length"] = 7  # without the end of sentence, which release 0.1.0 did not count
+    (run_folder / "model_written" / "config.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert transformer_jax.load(run_folder / "model_written").settings.decoding.max_length == 8
+
+
+def test_the_config_of_a_run_is_upgraded(run_folder):
+    config = read_config(str(run_folder / "config.json"))
+    assert config == from_config_dict(config_of(run_folder.name))
 
 
 def test_a_run_resumes_and_ends_as_if_undisturbed(run_folder):

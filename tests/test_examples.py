@@ -1,6 +1,7 @@
 """Every example runs, and its numbers are correct."""
 
 import itertools
+import json
 import math
 import re
 import runpy
@@ -16,6 +17,8 @@ from flax import nnx
 
 import transformer_jax
 from tests.tasks.toys import write_bundle
+from transformer_jax.cli import main
+from transformer_jax.tasks.registry import REGISTRY
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TESTED = {
@@ -191,7 +194,7 @@ def backwards(tmp_path_factory):
     config.training.update(num_steps=6, checkpoint_every=6, log_every=6)
     config.decoding.update(beam_size=1, max_extra_tokens=0)
     yield it, config, transformer_jax.run(config, tmp_path_factory.mktemp("backwards"))
-    del transformer_jax.tasks.registry.MODELS["backwards"], transformer_jax.tasks.TASKS["backwards"]
+    del REGISTRY["backwards"]
 
 
 def test_a_fourth_task_trains_and_its_folder_loads_as_its_class(backwards):
@@ -211,10 +214,44 @@ def test_a_fourth_task_trains_and_its_folder_loads_as_its_class(backwards):
     assert outcome.scores["loss"] == pytest.approx(-total / tokens, rel=1e-4)
 
 
+def test_a_fourth_task_has_a_command_of_its_own(backwards, capfdbinary):
+    _, _, outcome = backwards
+    words = ["drei", "quatre"]
+    assert main(["reverse", "--model", str(outcome.model), *words]) == 0
+    expected = "".join(f"{word}\n" for word in transformer_jax.load(outcome.model).translate(words))
+    assert capfdbinary.readouterr().out.decode() == expected
+    assert main(["classify", "--model", str(outcome.model), "drei"]) == 2
+    assert "use transformer-jax reverse" in capfdbinary.readouterr().err.decode()
+
+
+def test_a_fourth_task_is_evaluated_by_the_command_line(backwards, capfdbinary, tmp_path):
+    it, config, outcome = backwards
+    pairs = it["Backwards"](transformer_jax.config.from_config_dict(config), None).validation[:9]
+    for name, texts in zip(("source", "reference"), zip(*pairs, strict=True), strict=True):
+        (tmp_path / name).write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    evaluate = ["evaluate", "--model", str(outcome.model)]
+    files = ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "reference")]
+    assert main([*evaluate, *files]) == 0
+    report = json.loads(capfdbinary.readouterr().out)
+    assert report["lines"] == 9
+    assert {"exact_match", "perplexity_per_token", "perplexity_per_character"} <= set(report)
+    assert main([*evaluate, *files, "--rules", "none"]) == 2
+    assert "--rules means nothing for a model of pairs" in capfdbinary.readouterr().err.decode()
+    assert main([*evaluate, "--config", str(EXAMPLES / "fourth_task.py"), "--split", "test"]) == 2
+    assert main([*evaluate, "--config", str(EXAMPLES / "fourth_task.py"), "--split", "validation"]) == 0
+    assert json.loads(capfdbinary.readouterr().out)["perplexity_per_token"] > 1
+
+
+def test_the_step_of_a_fourth_task_has_its_flops(backwards):
+    it, config, _ = backwards
+    task = it["Backwards"](transformer_jax.config.from_config_dict(config), None)
+    rows = [[example] for example in task.encode(task.validation[:2])]
+    assert task.flops(task.collate(rows, 16, 2)) > 1e4
+
+
 def test_a_task_that_is_not_registered_is_a_clear_error(backwards, monkeypatch):
     _, config, outcome = backwards
-    monkeypatch.delitem(transformer_jax.tasks.registry.MODELS, "backwards")
-    monkeypatch.delitem(transformer_jax.tasks.TASKS, "backwards")
+    monkeypatch.delitem(REGISTRY, "backwards")
     with pytest.raises(transformer_jax.UserError, match=r"task is 'backwards', .* \(register_task\)\."):
         transformer_jax.load(outcome.model)
     with pytest.raises(transformer_jax.UserError, match=r"config\.task is 'backwards', but must be one of "):

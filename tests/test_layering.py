@@ -4,12 +4,14 @@ import ast
 import dataclasses
 import graphlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from transformer_jax.config import Config
+from transformer_jax.task_groups import task_groups
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "transformer_jax"
@@ -17,7 +19,7 @@ PACKAGE = REPOSITORY / "transformer_jax"
 # Low to high. A module imports from lower rows, or from its own package; neighbours in a row don't know each other.
 LAYERS = (
     ("system",),
-    ("sharding", "data"),
+    ("sharding", "data", "task_groups"),
     ("nn",),
     ("decoding",),
     ("config",),
@@ -111,6 +113,54 @@ def test_the_check_sees_what_is_wrong(module, source):
     assert len(faults(module, source)) == 1
 
 
+def test_the_package_stays_small():
+    assert len(MODULES) <= 90
+    assert len({unit(module) for module in MODULES if "." not in module and MODULES[module].parent == PACKAGE}) <= 8
+    assert len(LAYERS) <= 9
+
+
+ONE_IDEA_PER_ROOM = {"__init__", "task", "sources", "command", "metrics"}
+"""File names that may come more than once: they mean the same in each room."""
+
+
+def test_a_file_name_means_one_thing():
+    counts = Counter(path.stem for path in MODULES.values())
+    assert [name for name, count in counts.items() if count > 1 and name not in ONE_IDEA_PER_ROOM] == []
+
+
+ROOMS = {"translation", "classification", "couplets"}
+TASKS = {"translation", "classification", "couplet", "transformer"}
+DEFAULTS = {("config", "translation")}
+"""What is trained unless `config.task` says otherwise."""
+
+
+def names_of_tasks(module: str, source: str) -> list[str]:
+    """Imports of a task's room, and strings that name a room or a task, docstrings apart."""
+    found = [name for name in imports(source) if name.split(".")[:2] == ["transformer_jax", "tasks"]]
+    found = [name for name in found if ROOMS & set(name.split(".")[2:3])]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            is_task = node.value in TASKS and (module, node.value) not in DEFAULTS
+            if is_task or re.match(rf"transformer_jax\.tasks\.({'|'.join(ROOMS)})\b", node.value):
+                found.append(node.value)
+    return found
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if unit(module) != "tasks"])
+def test_nothing_outside_tasks_knows_a_task(module):
+    assert names_of_tasks(module, MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_the_check_sees_names_of_tasks():
+    assert names_of_tasks("cli", "from transformer_jax.tasks.couplets import rules") != []
+    assert names_of_tasks("cli", "from transformer_jax.tasks import couplets") != []
+    assert names_of_tasks("cli", "x = task == 'couplet'") == ["couplet"]
+    assert names_of_tasks("cli", "x = 'transformer_jax.tasks.couplets.rules:Rules'") != []
+    assert names_of_tasks("cli", "from transformer_jax.tasks.registry import registered") == []
+    assert names_of_tasks("config", "task = 'translation'") == []
+    assert names_of_tasks("config", "task = 'couplet'") == ["couplet"]
+
+
 def test_no_cycles():
     graph = {module: own_imports(path.read_text(encoding="utf-8")) - {module} for module, path in MODULES.items()}
     order = list(graphlib.TopologicalSorter(graph).static_order())
@@ -119,12 +169,20 @@ def test_no_cycles():
 
 GROUPS = {field.name: type(getattr(Config(), field.name)) for field in dataclasses.fields(Config)}
 GROUPS = {name: cls for name, cls in GROUPS.items() if dataclasses.is_dataclass(cls)} | {"config": Config}
+GROUPS |= {name: task_groups()[name] for name in TASKS if name in task_groups()}
 FIELDS = [
     (group, field.name)
     for group, cls in GROUPS.items()
     for field in dataclasses.fields(cls)
-    if field.name not in GROUPS
+    if field.name not in GROUPS and (group, field.name) != ("config", "groups")
 ] + [("mesh", "data")]
+
+
+def pairs(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
+    """The assignments that an assignment of tuples is made of."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        return list(zip(target.elts, value.elts, strict=True))
+    return [(target, value)]
 
 
 def reads(source: str, package: str = "") -> Iterator[tuple[str, str]]:
@@ -132,6 +190,7 @@ def reads(source: str, package: str = "") -> Iterator[tuple[str, str]]:
     nodes = list(ast.walk(ast.parse(source)))
     # `config`, and the arguments of lambdas, are of the classes that the source names.
     named = {node.id for node in nodes if isinstance(node, ast.Name)}
+    named |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     known = {group for group, cls in GROUPS.items() if cls.__name__ in named} | {"config"}
     # `data` lies below the classes and can't name them; its `config` is the group of its own name.
     known |= {package} & set(GROUPS)
@@ -140,9 +199,18 @@ def reads(source: str, package: str = "") -> Iterator[tuple[str, str]]:
     for node in nodes:
         if isinstance(node, ast.Lambda):
             aliases |= {argument.arg: known for argument in node.args.args}
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr in GROUPS:
-            # `spec = config.tokenizer`
-            aliases |= {ast.unparse(target): {node.value.attr} for target in node.targets}
+        elif isinstance(node, ast.arg) and node.annotation is not None:
+            # `own: CoupletConfig`, quoted or not
+            annotation = ast.unparse(node.annotation).strip("'")
+            for group in set(GROUPS) - {"config"}:
+                if annotation == GROUPS[group].__name__:
+                    aliases[node.arg] = {group}
+        elif isinstance(node, ast.Assign):
+            # `spec = config.tokenizer`, also of several at a time
+            for target in node.targets:
+                for name, value in pairs(target, node.value):
+                    if isinstance(value, ast.Attribute) and value.attr in GROUPS:
+                        aliases[ast.unparse(name)] = {value.attr}
     for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             owner = ast.unparse(node.value).split(".")[-1]
@@ -173,6 +241,11 @@ def test_a_reader_is_told_from_a_namesake():
     assert ("tokenizer", "kind") in set(reads("spec = config.tokenizer\nprint(spec.kind)"))
     assert ("mesh", "data") not in set(reads("config.data.name"))
     assert ("mesh", "data") in set(reads("def f(config: MeshConfig):\n    return config.data"))
+    assert ("data", "name") in set(reads("def f(config: 'DataConfig'):\n    return config.name"))
+    assert ("couplet", "rules") in set(reads("def f(own: CoupletConfig):\n    return own.rules"))
+    assert ("couplet", "rules") in set(reads("data, own = config.data, config.couplet\nx = own.rules"))
+    assert ("couplet", "rules") in set(reads("x = self.config.couplet.rules"))
+    assert ("couplet", "rules") not in set(reads("x = model.settings.rules, own.rules"))
 
 
 SOURCES = [

@@ -8,6 +8,8 @@ import importlib.metadata
 
 import lazy_loader
 
+import transformer_jax.tasks  # noqa: F401  (registers our tasks; imports no JAX)
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 try:

@@ -82,6 +82,7 @@ from .tasks.couplets.writer import CoupletWriter as CoupletWriter
 from .tasks.metrics import (
     exact_match as exact_match,
     perplexity as perplexity,
+    translation_scores as translation_scores,
 )
 from .tasks.model_folder import (
     load as load,
@@ -95,7 +96,6 @@ from .tasks.registry import (
 from .tasks.seq2seq_model import Score as Score
 from .tasks.seq2seq_task import Seq2SeqTask as Seq2SeqTask
 from .tasks.transformer_stacks import TransformerStacks as TransformerStacks
-from .tasks.translation.metrics import translation_scores as translation_scores
 from .tasks.translation.multi30k import Multi30k as Multi30k
 from .tasks.translation.translator import (
     Alignment as Alignment,

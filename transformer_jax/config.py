@@ -1,8 +1,10 @@
-"""What an experiment is: frozen dataclasses, and the one crossing from ml_collections into them."""
+"""The configuration of an experiment: frozen dataclasses, and their conversion from ml_collections and JSON."""
 
 import dataclasses
 import json
 import runpy
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,45 +15,46 @@ from transformer_jax.nn import ModelConfig
 from transformer_jax.sharding import MeshConfig
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import as_path, os_errors
+from transformer_jax.task_groups import moved_fields, task_groups
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where examples come from and how they become batches."""
+    """Source of the examples, and how they are batched."""
 
     name: str = "numerals"
-    """Embedded: numerals, headlines, antitheses. Your own files: text. By TFDS: multi30k or any of its translation
-    sets; ag_news, ag_news_subset or any of its sets of labelled texts; couplet."""
+    """An embedded set, "text" for your own files, or a TFDS set; docs/configuration.md lists them by task."""
     source_language: str = "de"
     target_language: str = "en"
     manual_dir: str = ""
-    """Folder with a set's raw files, for machines without a network."""
+    """Folder with the raw files of a set, for machines without a network."""
     data_dir: str = ""
-    """Where TFDS keeps prepared sets; empty: TFDS's own default."""
+    """Folder of prepared TFDS sets; default: TFDS's own."""
     train_split: str = "train"
     validation_split: str = "validation"
-    """Empty: cut `validation_percent` % out of the training data (classification and couplets)."""
+    """Empty: hold out `validation_percent` % of the training data, for tasks that can."""
     validation_percent: float = 5.0
-    """Chosen by a hash of what is read, so that equal texts stay together."""
+    """Records are chosen by a hash of their input, so equal inputs stay together."""
     train_source: str = ""
-    """Files of `name="text"`: plain or gzip, one sentence or couplet line a line, aligned line by line."""
+    """Files of `name="text"` for pairs: plain or gzip, aligned line by line."""
     train_target: str = ""
     validation_source: str = ""
     validation_target: str = ""
     train_file: str = ""
-    """Files of `name="text"` for classification: CSV, TSV or JSON lines, plain or gzip."""
+    """Files of `name="text"` for labelled texts: CSV, TSV or JSON Lines, plain or gzip."""
     validation_file: str = ""
-    extra_train: str = ""
-    """Further training data: a file of labelled texts, or a folder of couplets."""
-    blocklist: str = ""
-    """A file of words, one a line: couplets that have one are left out."""
+    text_columns: tuple[str, ...] = ("text",)
+    """Columns of the text in these files, joined by a space: names in the header (or JSON fields), or numbers from 1
+    for CSV and TSV files without a header."""
+    label_column: str = "label"
+    """Column of the label, by name or number like `text_columns`."""
     lowercase: bool = False
-    """Let the model read and write lower-cased text; references are scored as they are."""
+    """Read and write lower-cased text; references keep their case."""
     max_length: int = 128
-    """Tokens of one sentence, end of sentence included; longer training pairs are left out and counted, longer texts
-    to classify are cut short."""
+    """Largest number of tokens of a sentence, end of sentence included. Longer training pairs are left out and
+    counted; longer texts to classify are truncated."""
     batching: str = "pack"
-    """pack: several sentences a row, kept apart by segment masks; bucket: one a row, by length."""
+    """pack: several sentences per row, separated by segment masks; bucket: one per row, by length."""
     tokens_per_batch: int = 2048
     """Token slots of a batch, on each side."""
     row_length: int = 64
@@ -62,16 +65,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """How text becomes tokens."""
+    """Tokenization."""
 
     kind: str = "bpe"
     """bpe or unigram (sentencepiece), word, char."""
     vocab_size: int = 8000
     joint: bool = True
-    """One vocabulary for both languages."""
+    """One vocabulary for both sides."""
     max_texts: int = 0
-    """It is trained on at most so many texts or pairs, spread evenly over the training data; 0: 200,000, of couplets
-    2,000,000."""
+    """Largest number of texts or pairs to train it on, spread evenly over the training data; 0: the task's default."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class OptimConfig:
     schedule: str = "noam"
     """noam (section 5.3), rsqrt, cosine, linear, constant."""
     lr: float = 1.0
-    """noam: the factor before the paper's formula; otherwise the peak learning rate."""
+    """noam: factor before the paper's formula; otherwise the peak learning rate."""
     warmup_steps: int = 4000
     beta1: float = 0.9
     beta2: float = 0.98
@@ -92,33 +94,29 @@ class OptimConfig:
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0: no clipping."""
     accumulate_steps: int = 1
-    """Parts into which a batch is cut to save memory; the update stays the same."""
+    """Number of parts a batch is split into to save memory; the update stays the same."""
     label_smoothing: float = 0.1
-    mask_rate: float = 0.0
-    """Share of the tokens of a text that are hidden from a classifier in training, drawn anew each time."""
-    mask_loss: float = 0.0
-    """Weight of guessing the hidden tokens (Devlin et al., 2019) beside naming the class, per token and per text."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Length of a run, checkpoints, averaging, what is logged."""
+    """Length of a run, checkpoints, averaging, logging."""
 
     num_steps: int = 100_000
     max_minutes: float = 0.0
-    """End well within this wall-clock time, model written; 0: no limit."""
+    """Finish within this wall-clock time, model written; 0: no limit."""
     log_every: int = 50
     eval_every: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     average_last: int = 1
-    """At the end, try the mean of the parameters of the last so many checkpoints too (section 6.1)."""
+    """At the end, also try the mean of the parameters of the last N checkpoints (section 6.1)."""
     ema_decay: float = 0.0
     """Above 0: evaluate and write an exponential moving average of the parameters instead."""
     patience: int = 0
     """Evaluations without a better validation score before stopping early; 0: never."""
     metric: str = "bleu"
-    """Score on the validation data that tells which checkpoint is best, such as bleu or exact_match."""
+    """Validation score that selects the best checkpoint, such as bleu or exact_match."""
     num_samples: int = 3
     """Sample outputs shown at each evaluation."""
 
@@ -128,7 +126,7 @@ class DecodingConfig:
     """How outputs are searched for (section 6.1)."""
 
     conventions: str = "paper"
-    """paper, or a system whose searches are followed where they differ; see `decoding.CONVENTIONS`."""
+    """paper, or another system whose search is followed where it differs; see `decoding.CONVENTIONS`."""
 
     beam_size: int = 4
     alpha: float = 0.6
@@ -136,20 +134,18 @@ class DecodingConfig:
     max_extra_tokens: int = 50
     """An output is at most this many tokens longer than its input."""
     max_length: int = 0
-    """Most tokens of an output; 0: no bound but the last."""
+    """Largest number of tokens of an output, end of sentence included; 0: `max_extra_tokens` alone limits it."""
     batch_size: int = 64
-    rules: str = "length,punctuation,repetition,distinct,tones=1"
-    """What the lower line of a couplet keeps to, see `couplets.rules.Rules.parse`."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment: all that decides what a run learns, by groups of fields."""
+    """One experiment, in groups of fields; a registered task may add a group of its own (`config.couplet.rules`)."""
 
     task: str = "translation"
     seed: int = 0
     init_from: str = ""
-    """A model folder whose parameters the run starts from, see `training.origin`; empty: draw them."""
+    """A model folder to initialise the parameters from, see `training.origin`; empty: draw them."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -157,15 +153,38 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    groups: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Task groups by name; that of `task` is filled in with its defaults."""
+
+    def __post_init__(self) -> None:
+        if self.task not in self.groups and self.task in task_groups():
+            object.__setattr__(self, "groups", {**self.groups, self.task: task_groups()[self.task]()})
+
+    def __getattr__(self, name: str) -> Any:
+        """The group of a task: the given one, or its defaults."""
+        given = self.__dict__.get("groups", {})
+        if name.startswith("_") or name not in (known := given | task_groups()):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return given[name] if name in given else known[name]()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts of all fields, with the group of `task` and no other; `config_from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        groups = values.pop("groups")
+        return values | {name: group for name, group in groups.items() if name == self.task}
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Every field with its default, to be changed by a file in `configs/` and on the command line."""
-    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+    """Every field with its default, to be changed by a file in `configs/` and on the command line.
+
+    It has the groups of all registered tasks.
+    """
+    groups = {name: dataclasses.asdict(group()) for name, group in task_groups().items()}
+    return ml_collections.ConfigDict(Config().to_dict() | groups)
 
 
 def load_config_file(argument: str) -> ml_collections.ConfigDict:
-    """What `get_config` of a Python file returns.
+    """The result of `get_config` of a Python file.
 
     Args:
         argument: `FILE.py`, or `FILE.py:ARGUMENT` for a `get_config` that takes one.
@@ -175,7 +194,7 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
     """
     path, colon, choice = argument.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"{path} is no file; name a configuration, such as configs/multi30k.py:de-en.")
+        raise UserError(f"{path} is not a file; name a configuration, such as configs/multi30k.py:de-en.")
     try:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
@@ -183,7 +202,7 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
         config = get_config(choice) if colon else get_config()
     except UserError:
         raise
-    # The file is a person's own code, in which anything may go wrong.
+    # The file is the user's own code, in which anything may fail.
     except Exception as error:
         cause = str(error).strip().partition("\n")[0].strip("\"'")
         raise UserError(f"{argument} gives no config ({type(error).__name__}: {cause}); see its get_config.") from error
@@ -193,10 +212,10 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
 
 
 def read_config(argument: str) -> Config:
-    """The config of a Python file, see `load_config_file`, or of the `config.json` that a run leaves.
+    """The config of a Python file, see `load_config_file`, or of a run's `config.json`.
 
     Raises:
-        UserError: if there is no such file, or it holds no config.
+        UserError: if there is no such file, or it is not a config.
     """
     if not argument.endswith(".json"):
         return from_config_dict(load_config_file(argument))
@@ -206,25 +225,83 @@ def read_config(argument: str) -> Config:
             content = path.read_bytes()
         values = json.loads(content.decode("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{argument} is no config of a run ({error}); name the one in a work folder.") from error
-    config: Config = build(Config, values, argument)
-    return config
+        raise UserError(f"{argument} is not the config of a run ({error}); name the one in a work folder.") from error
+    return config_from_dict(upgraded(values), argument)
 
 
 def from_config_dict(config: ml_collections.ConfigDict) -> Config:
-    """Cross from ml_collections to the frozen dataclasses.
+    """Convert to the frozen dataclasses.
 
     Raises:
-        UserError: naming the field, if one is unknown or of the wrong type.
+        UserError: naming the field, if it is unknown, of the wrong type, or in the group of another task.
     """
-    return build(Config, config.to_dict(), "config")
+    return config_from_dict(config.to_dict(), "config")
+
+
+def config_from_dict(values: Any, where: str) -> Config:
+    """The config with these values, and defaults elsewhere; the inverse of `Config.to_dict`.
+
+    Raises:
+        UserError: naming the field after `where`, if it is unknown, of the wrong type, or in the group of another task.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is {values!r}, but must be a group of fields.")
+    known = task_groups()
+    shared = [field.name for field in dataclasses.fields(Config) if field.name != "groups"]
+    for name in values:
+        if name not in shared and name not in known:
+            raise UserError(f"{where}.{name} is not a field; known here: {', '.join([*shared, *known])}.")
+    refuse_moved(values, where)
+    config: Config = build(Config, {name: values[name] for name in values if name in shared}, where)
+    groups = {name: build(known[name], values[name], f"{where}.{name}") for name in values if name in known}
+    for name, group in groups.items():
+        for each in dataclasses.fields(group):
+            if name != config.task and getattr(group, each.name) != getattr(known[name](), each.name):
+                raise UserError(f"{where}.{name}.{each.name} means nothing for task {config.task!r}; drop it.")
+    return dataclasses.replace(config, groups={name: group for name, group in groups.items() if name == config.task})
+
+
+def refuse_moved(values: Mapping[str, Any], where: str = "config") -> None:
+    """Refuse fields that an earlier release had elsewhere.
+
+    Raises:
+        UserError: naming the field and its place now.
+    """
+    for old, now in moved_fields().items():
+        group, _, name = old.partition(".")
+        if isinstance(values.get(group), Mapping) and name in values[group]:
+            moved = " or ".join(f"config.{path}" for path in now)
+            raise UserError(f"{where}.{old} is now {moved}; set it there.")
+
+
+def upgraded(values: Any) -> Any:
+    """The stored config of a run, its fields moved to where this release has them.
+
+    Release 0.1.0 kept fields of single tasks in shared groups, and did not count the end of sentence in
+    `decoding.max_length`. Anything that is not such a config is returned as it is.
+    """
+    if not isinstance(values, dict) or not all(isinstance(values.get(name, {}), dict) for name in ("data", "decoding")):
+        return values
+    values = deepcopy(values)
+    if "rules" in values.get("decoding", {}) and values["decoding"].get("max_length"):
+        values["decoding"]["max_length"] += 1
+    for old, now in moved_fields().items():
+        group, _, name = old.partition(".")
+        if not isinstance(values.get(group), dict) or name not in values[group]:
+            continue
+        value = values[group].pop(name)
+        for path in now:
+            task, _, new_name = path.partition(".")
+            if task == values.get("task"):
+                values.setdefault(task, {})[new_name] = value
+    return values
 
 
 def build(cls: Any, values: Any, where: str) -> Any:
-    """The dataclass `cls` with these values, and its defaults elsewhere; a default tells the type of its field.
+    """The dataclass `cls` with these values, and its defaults elsewhere; a field has the type of its default.
 
     Raises:
-        UserError: naming the field after `where`, if one is unknown or of the wrong type.
+        UserError: naming the field after `where`, if it is unknown or of the wrong type.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where} is {values!r}, but must be a group of fields.")
@@ -232,7 +309,7 @@ def build(cls: Any, values: Any, where: str) -> Any:
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in known:
-            raise UserError(f"{where}.{name} is no field; known here: {', '.join(known)}.")
+            raise UserError(f"{where}.{name} is not a field; known here: {', '.join(known)}.")
     return cls(**{name: _checked(getattr(defaults, name), value, f"{where}.{name}") for name, value in values.items()})
 
 

@@ -1,37 +1,3 @@
-import io
-import sys
+from tests.commands import classifier, couplet_writer, run, translator
 
-import pytest
-
-from tests.tasks.toys import write_bundle, write_classifier, write_couplet_writer
-from transformer_jax.cli import main
-
-
-@pytest.fixture(scope="session")
-def translator(tmp_path_factory):
-    return write_bundle(tmp_path_factory.mktemp("translator") / "model")
-
-
-@pytest.fixture(scope="session")
-def classifier(tmp_path_factory):
-    return write_classifier(tmp_path_factory.mktemp("classifier") / "model")
-
-
-@pytest.fixture(scope="session")
-def couplet_writer(tmp_path_factory):
-    return write_couplet_writer(tmp_path_factory.mktemp("couplet_writer") / "model")
-
-
-@pytest.fixture
-def run(translator, classifier, couplet_writer, monkeypatch, capfdbinary):
-    """Run a command on a model, its own unless told otherwise; returns (exit status, stdout, stderr)."""
-    models = {"translate": translator, "evaluate": translator, "classify": classifier, "couplet": couplet_writer}
-
-    def call(command, *arguments, stdin=b"", model=None):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="ascii"))
-        folder = models[command] if model is None else model
-        status = main([command, "--model", str(folder), *map(str, arguments)])
-        out, err = capfdbinary.readouterr()
-        return status, out.decode("utf-8"), err.decode("utf-8")
-
-    return call
+__all__ = ["classifier", "couplet_writer", "run", "translator"]

@@ -211,7 +211,7 @@ BROKEN = {
     "config is too large": (write("config.json", b" " * 1_000_001), ["config.json", "1,000,000 bytes"]),
     "config is a list": (write("config.json", b"[]"), ["config.json", "format_version"]),
     "config has NaN": (write("config.json", b'{"format_version": NaN}'), ["config.json", "NaN"]),
-    "later version": (in_config(lambda c: c.update(format_version=2)), ["format_version 2"]),
+    "later version": (in_config(lambda c: c.update(format_version=3)), ["format_version 3"]),
     "of another system": (
         write("config.json", b'{"model_type": "marian"}'),
         ["format_version", "transformer-jax import"],
@@ -292,7 +292,7 @@ def test_a_broken_classifier_is_refused_in_one_sentence(tmp_path, case):
 
 @pytest.mark.parametrize("name", ["nowhere", "config.json"])
 def test_a_path_that_is_no_folder(folder, name):
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         load(folder / name)
 
 
@@ -346,7 +346,7 @@ def test_a_failed_exchange_puts_the_old_model_back(folder, monkeypatch):
 def test_what_is_no_model_is_never_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("ten years of work", encoding="utf-8")
     for path in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(UserError, match="no model folder"):
+        with pytest.raises(UserError, match="not a model folder"):
             write_bundle(path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

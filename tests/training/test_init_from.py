@@ -24,9 +24,9 @@ from transformer_jax.interop.marian import import_marian
 from transformer_jax.sharding import shard_batch
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Evaluation
+from transformer_jax.tasks.metrics import translation_scores
 from transformer_jax.tasks.model_folder import load, save
-from transformer_jax.tasks.registry import TASKS
-from transformer_jax.tasks.translation.metrics import translation_scores
+from transformer_jax.tasks.registry import registered
 from transformer_jax.training import run
 from transformer_jax.training import run as loop
 from transformer_jax.training.origin import read_origin, task_from
@@ -55,8 +55,8 @@ def config(tmp_path):
 @pytest.fixture
 def unscored(monkeypatch):
     """Searching is what takes longest."""
-    scores = dict.fromkeys(TASKS["translation"].metrics, 1.0)
-    monkeypatch.setattr(TASKS["translation"], "evaluate", lambda *_, **__: Evaluation(scores, []))
+    scores = dict.fromkeys(registered("translation").task.metrics, 1.0)
+    monkeypatch.setattr(registered("translation").task, "evaluate", lambda *_, **__: Evaluation(scores, []))
 
 
 def assert_equal(a, b):

@@ -48,7 +48,7 @@ def everything() -> Config:
 
 def classifying() -> Config:
     config = classification_sample.get_config()
-    config.optim.update(mask_rate=0.2, mask_loss=0.5)
+    config.classification.update(mask_rate=0.2, mask_loss=0.5)
     return shrunk(config, {})
 
 

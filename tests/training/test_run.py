@@ -20,7 +20,7 @@ from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.classification import sources as texts
 from transformer_jax.tasks.model_folder import load
-from transformer_jax.tasks.registry import TASKS
+from transformer_jax.tasks.registry import registered
 from transformer_jax.tasks.translation import task as translation
 from transformer_jax.training import progress, run
 from transformer_jax.training import run as loop
@@ -50,8 +50,8 @@ def scores(monkeypatch):
             numbers = dict.fromkeys(self.metrics, score)
             return Evaluation(numbers, [("one", "two", "three")])
 
-        for task in TASKS.values():
-            monkeypatch.setattr(task, "evaluate", evaluate)
+        for name in ("translation", "classification", "couplet"):
+            monkeypatch.setattr(registered(name).task, "evaluate", evaluate)
 
     return replace
 
@@ -68,7 +68,7 @@ def short(**training):
 def small_classifier(**training):
     config = classification_sample.get_config()
     config.tokenizer.kind = "word"
-    config.optim.update(mask_rate=0.1, mask_loss=0.2)
+    config.classification.update(mask_rate=0.1, mask_loss=0.2)
     return shrunk(config, training)
 
 

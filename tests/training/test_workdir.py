@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import types
 
@@ -101,11 +100,11 @@ def test_what_does_not_change_the_model_may_change(tmp_path):
     )
     find_origin(changed, tmp_path)
     claim(tmp_path, changed, task())
-    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(changed)))
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(changed.to_dict()))
 
 
 def test_fields_that_may_change_exist():
-    fields = dataclasses.asdict(Config())
+    fields = Config().to_dict()
     for name in MAY_CHANGE:
         group, _, field = name.partition(".")
         assert not field or field in fields[group]

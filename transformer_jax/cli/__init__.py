@@ -1,6 +1,7 @@
 """The command line: `transformer-jax COMMAND ...`.
 
-JAX takes seconds to import; functions that need what is built on it import it late, so that --help is quick.
+The subcommands are those of the registered tasks, and `evaluate`, `import` and `export`. JAX takes seconds to import,
+so functions that need it import it late and --help is quick.
 """
 
 import argparse
@@ -13,21 +14,19 @@ from collections.abc import Sequence
 from transformer_jax.cli import convert, evaluate
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.runtime import prepare
-from transformer_jax.tasks.classification import command as classify
-from transformer_jax.tasks.command_line import beside_others
-from transformer_jax.tasks.couplets import command as couplet
-from transformer_jax.tasks.translation import command as translate
+from transformer_jax.tasks.command_line import add_task_command, beside_others
+from transformer_jax.tasks.registry import registered, registered_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status.
+    """Run a command and return its exit status.
 
-    0: done. 2: a mistake in the command line or its files, told in one sentence on stderr with nothing written.
-    130: interrupted. 141: nobody reads the output any more. With several processes it does not return if one of them
-    fails, but ends with 2, or with 75 where another process has gone.
+    0: done. 2: a mistake in the command line or its files, reported in one sentence on stderr with nothing written.
+    130: interrupted. 141: the output was closed by its reader. With several processes, if one of them fails it does not
+    return, but exits with 2, or with 75 where another process is gone.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Help names Chinese characters, which not every locale can write.
+        # Help contains Chinese characters, which not every locale can write.
         sys.stdout.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     prepare()
@@ -51,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="transformer-jax",
-        description="Translate, classify and write couplets with a trained Transformer; score, import and export one.",
+        description="Use a trained Transformer: one command for each task; score, import and export models.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (translate, classify, couplet, evaluate, convert):
-        command.add_command(commands)
+    for name in registered_names():
+        command = registered(name).command
+        if command is not None:
+            add_task_command(commands, command)
+    for module in (evaluate, convert):
+        module.add_command(commands)
     return parser

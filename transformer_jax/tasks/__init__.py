@@ -1,1 +1,9 @@
-"""Tasks: what each adds to the one training loop, and the model that comes out of it."""
+"""Tasks, a room each; importing this package registers ours. It imports no JAX."""
+
+import transformer_jax.tasks.classification
+import transformer_jax.tasks.couplets
+import transformer_jax.tasks.translation  # noqa: F401
+from transformer_jax.tasks.registry import register_task, reserve_names
+
+register_task("transformer", None, "transformer_jax.tasks.transformer_stacks:TransformerStacks")
+reserve_names()

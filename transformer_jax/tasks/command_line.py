@@ -1,16 +1,21 @@
-"""What the commands share: options, what is read and written, and how work is shared out among processes."""
+"""Shared parts of the commands: options, input and output, and splitting the work among processes."""
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import as_path, write_atomically
+from transformer_jax.tasks.registry import Command, Registration, registered, registered_names
+
+if TYPE_CHECKING:
+    from transformer_jax.config import Config
 
 
 def texts_to_read(arguments: Sequence[str]) -> list[str]:
@@ -35,12 +40,12 @@ def checked_argument(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # bytes that are not UTF-8 reach Python as lone surrogates
-        raise UserError(f"The argument {text!r} is not UTF-8; mend it, or set the terminal to UTF-8.") from error
+        raise UserError(f"The argument {text!r} is not UTF-8; correct it, or set the terminal to UTF-8.") from error
     return text
 
 
 def write(text: str, path: str | None = None) -> None:
-    """Write UTF-8, whatever the locale, to standard output or, whole or not at all, to a file.
+    """Write UTF-8, whatever the locale, to standard output or, atomically, to a file.
 
     Raises:
         UserError: if the file can't be written.
@@ -61,12 +66,12 @@ def write(text: str, path: str | None = None) -> None:
 
 
 def write_report(report: Mapping[str, object]) -> None:
-    """Write one JSON object, null in place of what JSON has no word for."""
+    """Write one JSON object, with null for infinities and NaN."""
     write(json.dumps(_finite(report), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def progress(message: str) -> None:
-    """Tell a person, on standard error."""
+    """Report progress on standard error."""
     from transformer_jax.system import distributed
 
     if distributed.is_main():
@@ -81,16 +86,62 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Model = TypeVar("Model")
+ALPHA_HELP = "exponent of the length penalty [the model's, usually 0.6]"
+BEAM_HELP = "hypotheses kept in the search [the model's, usually 4]"
 
-ALPHA_HELP = "of the length penalty [the model's, usually 0.6]"
 
-_COMMANDS = {"Translator": "translate", "TextClassifier": "classify", "CoupletWriter": "couplet"}
-"""What a model is loaded as, to the command that it is for."""
+def add_task_command(commands: Any, command: Command) -> None:
+    """Add the subcommand of a task to those of a parser."""
+    parser = commands.add_parser(
+        command.name, help=command.help, description=command.description, epilog=command.epilog, allow_abbrev=False
+    )
+    parser.set_defaults(command=command.run)
+    add_model(parser)
+    command.add_arguments(parser)
+
+
+def registration_of(command: Command) -> Registration:
+    """The registered task whose command has this name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    for task in map(registered, registered_names()):
+        if task.command is not None and task.command.name == command.name:
+            return task
+    raise UserError(f"The command {command.name} belongs to no registered task; give it to register_task.")
+
+
+def load_for(command: Command, path: str) -> Any:
+    """The trained model in a folder.
+
+    Raises:
+        UserError: if it cannot be read, or is served by another command.
+    """
+    from transformer_jax.tasks.model_folder import load, task_of
+
+    model, own, task = load(path), registration_of(command), task_of(path)
+    if task == own.name or (isinstance(own.model, type) and isinstance(model, own.model)):
+        return model
+    raise UserError(f"{path} holds a model for another task; use transformer-jax {command_for(task, path).name}.")
+
+
+def command_for(task: str, path: str) -> Command:
+    """The command of a registered task, whose model is in the folder `path`.
+
+    Raises:
+        UserError: if it has none.
+    """
+    command = registered(task).command
+    if command is None:
+        raise UserError(
+            f"{path} holds a model that no command serves; load it in Python, or train from it with --config.init_from."
+        )
+    return command
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how much of the work it does at a time."""
+    """Add `--model`, `--batch-size` and the options of several processes."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, such as runs/numerals/model")
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="texts at a time on each device; changes speed, not results"
@@ -99,76 +150,54 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Which of several processes this one is; `sharing.beside_others` reads it."""
+    """Add the options of several processes, which `beside_others` reads."""
     group = parser.add_argument_group(
         "several processes",
-        "Start the same command with the same input, on several machines or one, and all share in the work; process 0 "
-        "tells what comes of it. Without these options one process uses all devices of its machine.",
+        "Start the same command with the same input on each machine (or several times on one), and the processes "
+        "split the work; process 0 writes the result. Without these options one process uses all devices of its "
+        "machine.",
     )
     group.add_argument(
         "--distributed",
         action="store_true",
-        help="one of several processes; by itself on Cloud TPU, Slurm and what else JAX finds",
+        help="one of several processes; on Cloud TPU, Slurm and others that JAX detects, this option suffices",
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 waits for the others")
-    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
-
-
-def add_search(parser: argparse.ArgumentParser) -> None:
-    """How widely to search."""
-    parser.add_argument("--beam", type=int, metavar="K", help="hypotheses kept in the search [the model's, usually 4]")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address at which process 0 waits for the others")
+    group.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process_id", type=int, metavar="I", help="number of this process, from 0")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How to draw."""
+    """Add the options of sampling."""
     parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="X", help="above 0: draw instead of search [0]"
+        "--temperature", type=float, default=0.0, metavar="X", help="above 0: sample instead of searching [0]"
     )
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens [all]")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest P of all [1]")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn [0]")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens [all]")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the smallest set of tokens of probability P [1]",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples [0]")
 
 
-def load_as(kind: type[Model], path: str) -> Model:
-    """The trained model in a folder.
-
-    Raises:
-        UserError: if it can't be read, or is for another command than that of `kind`.
-    """
-    from transformer_jax.tasks.model_folder import load
-
-    model = load(path)
-    if not isinstance(model, kind):
-        raise not_for_this_command(path, model)
-    return model
-
-
-def not_for_this_command(path: str, model: Any) -> UserError:
-    """What to say of a loaded model that a command can do nothing with."""
-    command = _COMMANDS.get(type(model).__name__)
-    if command is None:  # stacks without a vocabulary, or the class of a registered task
-        return UserError(
-            f"{path} holds no model for the text commands; load it in Python, or train from it with --config.init_from."
-        )
-    return UserError(f"{path} holds a model for another task; use transformer-jax {command}.")
-
-
-_PLACE = ("distributed", "coordinator", "num_processes", "process_id")
-_OF_THE_FIRST = ("output", "picture")
-_NAME_CONTENT = ("texts", "uppers", "model", "data", "source", "reference", "config", "manual_dir")
-_MAY_DIFFER = {"command", *_PLACE, *_OF_THE_FIRST, *_NAME_CONTENT}
-"""Arguments that need not be the same at all processes; where they name texts or a model, these must."""
+_PROCESS = ("distributed", "coordinator", "num_processes", "process_id")
+_WRITTEN_BY_FIRST = ("output", "picture")
+_NAME_CONTENT = ("texts", "model", "data", "source", "reference", "config", "manual_dir")
+_MAY_DIFFER = {"command", *_PROCESS, *_WRITTEN_BY_FIRST, *_NAME_CONTENT}
+"""Arguments that may differ among processes; the texts and the model that they name must not."""
 
 
 @contextlib.contextmanager
 def beside_others(arguments: argparse.Namespace) -> Iterator[None]:
-    """Meet the other processes that were started for this command, if there are any, and end with them.
+    """Connect to the other processes that were started for this command, if any, and end with them.
 
-    To be entered before anything else that has to do with JAX.
+    Enter it before anything else that uses JAX.
 
     Raises:
-        UserError: if they are not there.
+        UserError: if they do not answer.
     """
     from transformer_jax.system import distributed
 
@@ -180,18 +209,18 @@ def beside_others(arguments: argparse.Namespace) -> Iterator[None]:
     )
     with distributed.exit_together():
         yield
-        distributed.barrier()  # whether the first can write what it has to is the others' affair too
+        distributed.barrier()  # all fail if the first one cannot write
 
 
 def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any], check: Callable[[], None]) -> None:
-    """Make ready for `processes.deal` of these texts: the model is put on all devices of this process.
+    """Prepare for `distributed.parallel_map` of these texts: put the model on all devices of this process.
 
     Args:
-        model: as the command has loaded it.
+        model: the loaded model.
         arguments: of the command.
-        texts: all of them; what `json` can write.
-        check: called if there are several processes; should refuse texts that the model does not take, by their numbers
-            among all. Those among the texts that a process is dealt would mislead.
+        texts: all of them, serializable as JSON.
+        check: refuses texts that the model does not accept, by their numbers among all; called if there are several
+            processes, as each would count within its own share.
 
     Raises:
         UserError: if the processes were given different texts, options or models.
@@ -213,7 +242,7 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any], c
         {
             **{f"--{name.replace('_', '-')}": value for name, value in options.items()},
             "The input": f"{len(texts):,} texts of SHA-256 {digest[:12]}",
-            # It holds the hashes of all other files.
+            # It contains the hashes of all other files.
             "The model": hashlib.sha256((as_path(arguments.model) / CONFIG_FILE).read_bytes()).hexdigest()[:12],
         }
     )
@@ -221,7 +250,7 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any], c
 
 
 def require_one_process(option: str) -> None:
-    """Refuse an option that works on all texts, in order.
+    """Refuse an option that processes all texts, in order.
 
     Raises:
         UserError: if there are several processes.
@@ -230,3 +259,26 @@ def require_one_process(option: str) -> None:
 
     if distributed.process_count() > 1:
         raise UserError(f"{option} needs all texts in one process; drop it, or start a single process.")
+
+
+def config_of(arguments: argparse.Namespace) -> "Config":
+    """The configuration that `--config` names, with `--manual-dir`.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    from transformer_jax.config import read_config
+
+    config = read_config(arguments.config)
+    if arguments.manual_dir is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, manual_dir=arguments.manual_dir))
+
+
+def samples(
+    arguments: argparse.Namespace, inputs: Sequence[str], outputs: Sequence[str], references: Sequence[str]
+) -> dict[str, Any]:
+    """Input, output and reference of the first `--samples` examples, as a part of a report."""
+    rows = list(zip(inputs, outputs, references, strict=True))[: max(0, arguments.samples)]
+    names = ("input", "output", "reference")
+    return {"samples": [dict(zip(names, row, strict=True)) for row in rows]} if rows else {}

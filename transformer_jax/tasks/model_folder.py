@@ -1,4 +1,4 @@
-"""A trained model as one directory: written whole or not at all, read without running code."""
+"""A trained model as one folder: written atomically, read without running code."""
 
 import dataclasses
 import hashlib
@@ -22,9 +22,11 @@ from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.nn import ModelConfig, abstract_params, unstack_layers
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, as_path, os_errors, replace_folder, resolved
-from transformer_jax.tasks.registry import MODELS
+from transformer_jax.tasks.registry import registered, registered_names
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Release 0.1.0 wrote version 1, whose settings are upgraded."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
@@ -33,13 +35,13 @@ _LARGEST_CONFIG = 1_000_000  # bytes
 _LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
 _UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|```")
-"""What would let a title, which may come from anybody, write more than a heading into READMEs."""
+"""Characters that would let an untrusted title write more than a heading into READMEs."""
 
 _MAY_BE_ZERO = ("source_vocab_size", "target_vocab_size", "num_classes")
-"""Sizes that not every kind of model has; whether it has, the model itself checks."""
+"""Sizes that not every kind of model has; the model checks its own."""
 
 _AS_STORED: dict[str, Any] = {"attention_implementation": "xla", "scan_layers": False, "remat": "none"}
-"""How a model is computed is the machine's business, not the model's."""
+"""Options of the computation depend on the machine, so they are not stored."""
 
 
 def save(
@@ -53,27 +55,27 @@ def save(
     scores: Mapping[str, object],
     origin: Mapping[str, object] | None = None,
 ) -> None:
-    """Write a trained model; one that is there already is replaced when the new one is complete.
+    """Write a trained model, replacing the one already there once the new one is complete.
 
     Args:
         path: the folder to write.
-        task: of the model: translation, classification, couplet, transformer, or one that `register_task` has added.
+        task: name of a registered task.
         model_config: of the model, vocabulary sizes included.
-        params: of the model, as `models.split` gives them; stored with a set of tensors for each layer.
-        tokenizer_files: as `TokenizerPair.files` gives them; none for a model without a vocabulary.
+        params: as `nn.split` returns them; stored with a set of tensors per layer.
+        tokenizer_files: as `TokenizerPair.files` returns them; empty for a model without a vocabulary.
         settings: fields of the task's settings, such as `TranslatorSettings`.
-        scores: of the model on its validation or test data, with their signatures, for the model's card.
-        origin: what made the model, for its card: data, command.
+        scores: on validation or test data, with their signatures, for the model card.
+        origin: data and command that made the model, for the model card.
 
     Raises:
-        UserError: for an unknown task or setting, or a path that is something else than a model.
+        UserError: if the task or a setting is unknown, or the path exists and is not a model folder.
     """
     folder = resolved(as_path(path))
     if not _may_be_replaced(folder):
-        raise UserError(f"{path} exists and is no model folder; name another, or remove it.")
-    if task not in MODELS:
-        raise UserError(f"The task is {task!r}, but a model folder can hold {', '.join(MODELS)}.")
-    checked = build(MODELS[task].settings_type, dict(settings), "settings")
+        raise UserError(f"{path} exists and is not a model folder; name another, or remove it.")
+    if task not in registered_names():
+        raise UserError(f"The task is {task!r}, but must be one of {', '.join(registered_names())}.")
+    checked = checked_settings(task, dict(settings), "settings")
     model_config = dataclasses.replace(model_config, **_AS_STORED)
     tensors = {
         ".".join(map(str, name)): np.ascontiguousarray(value, dtype=np.float32)
@@ -101,7 +103,7 @@ def task_of(path: str | AnyPath) -> str:
     """The task of a model folder, without reading the model.
 
     Raises:
-        UserError: if it is none, or its `config.json` is damaged.
+        UserError: if it is not one, or its `config.json` is damaged.
     """
     return _read_config(_folder(path)).task
 
@@ -109,10 +111,10 @@ def task_of(path: str | AnyPath) -> str:
 def load(path: str | AnyPath) -> Any:
     """Read a trained model, such as the `model` folder of a run.
 
-    Nothing in the folder is run, and everything is checked before it is used.
+    No code from the folder is run, and everything is checked before it is used.
 
     Returns:
-        A `Translator`, `TextClassifier`, `CoupletWriter` or `TransformerStacks`, as the model's task is.
+        An object of the class registered for the model's task, such as a `Translator`.
 
     Raises:
         UserError: if a file is missing, damaged, of another version, or does not belong to the others.
@@ -121,7 +123,20 @@ def load(path: str | AnyPath) -> Any:
     config = _read_config(folder)
     tokenizer = _read_tokenizer(folder, config)
     params = _read_params(folder, config)
-    return MODELS[config.task](config.model, params, tokenizer, config.settings)
+    return registered(config.task).model(config.model, params, tokenizer, config.settings)
+
+
+def checked_settings(task: str, values: Any, where: str) -> Any:
+    """Settings of a model, those of earlier releases upgraded, as an instance of the task's `settings_type`.
+
+    Raises:
+        UserError: naming the field after `where`, if it is unknown or of the wrong type.
+    """
+    settings_type = registered(task).model.settings_type
+    upgrade = getattr(settings_type, "upgrade", None)
+    if upgrade is not None and isinstance(values, dict):
+        values = upgrade(values)
+    return build(settings_type, values, where)
 
 
 def _may_be_replaced(folder: AnyPath) -> bool:
@@ -142,13 +157,13 @@ def _folder(path: str | AnyPath) -> AnyPath:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a model folder.") from error
     if not is_folder:
-        raise UserError(f"{path} is no folder; name a model folder, such as runs/numerals/model.")
+        raise UserError(f"{path} is not a folder; name a model folder, such as runs/numerals/model.")
     return folder
 
 
 @dataclass(frozen=True)
-class _BundleConfig:
-    """The checked content of `config.json`."""
+class _FolderConfig:
+    """Checked content of `config.json`."""
 
     task: str
     model: ModelConfig
@@ -156,12 +171,12 @@ class _BundleConfig:
     sha256: dict[str, str]
 
 
-def _read_config(folder: AnyPath) -> _BundleConfig:
+def _read_config(folder: AnyPath) -> _FolderConfig:
     path = folder / CONFIG_FILE
     content = _read_file(path, _LARGEST_CONFIG)
 
     def no_constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not JSON")
 
     try:
         values = json.loads(content.decode("utf-8"), parse_constant=no_constant)
@@ -172,29 +187,29 @@ def _read_config(folder: AnyPath) -> _BundleConfig:
             f"{path} has no field format_version; it does not describe a model of this package; import it first "
             "(transformer-jax import), or name another folder."
         )
-    if values["format_version"] != FORMAT_VERSION:
+    if values["format_version"] not in READABLE_VERSIONS:
         raise UserError(
-            f"{path} has format_version {values['format_version']!r}, but this release reads {FORMAT_VERSION}; "
+            f"{path} has format_version {values['format_version']!r}, but this release reads 1 and 2; "
             "use the release that wrote it."
         )
     for name in values:
         if name not in _CONFIG_FIELDS:
-            raise UserError(f"{path}: {name} is no field; known here: {', '.join(_CONFIG_FIELDS)}.")
+            raise UserError(f"{path}: {name} is not a field; known here: {', '.join(_CONFIG_FIELDS)}.")
     for name in _CONFIG_FIELDS:
         if name not in values:
             raise UserError(f"{path} has no field {name}; copy the model again from its origin.")
-    if values["task"] not in list(MODELS):
+    if values["task"] not in registered_names():
         raise UserError(
-            f"{path}: task is {values['task']!r}, but must be one of {', '.join(MODELS)}, or one that the caller has "
-            "registered (register_task)."
+            f"{path}: task is {values['task']!r}, but must be one of {', '.join(registered_names())}, or one that the "
+            "caller has registered (register_task)."
         )
     model = build(ModelConfig, values["model"], f"{path}: model")
     model = dataclasses.replace(model, **_AS_STORED)
     for name, value in dataclasses.asdict(model).items():
         smallest = 0 if name in _MAY_BE_ZERO else 1
         if type(value) is int and not smallest <= value < 2**31:
-            raise UserError(f"{path}: model.{name} is {value}, but must be a size from {smallest} on.")
-    settings = build(MODELS[values["task"]].settings_type, values["settings"], f"{path}: settings")
+            raise UserError(f"{path}: model.{name} is {value}, but must be a size of at least {smallest}.")
+    settings = checked_settings(values["task"], values["settings"], f"{path}: settings")
     if _UNFIT_FOR_TITLE.search(settings.title):
         raise UserError(
             f"{path}: settings has a line break, control character or fence (```) in a name of the model's title; "
@@ -209,10 +224,10 @@ def _read_config(folder: AnyPath) -> _BundleConfig:
     for name in sha256:
         if Path(name).name != name or "\0" in name:
             raise UserError(f"{path}: sha256 names {name!r}, but must name files of this folder.")
-    return _BundleConfig(values["task"], model, settings, sha256)
+    return _FolderConfig(values["task"], model, settings, sha256)
 
 
-def _read_tokenizer(folder: AnyPath, config: _BundleConfig) -> TokenizerPair | None:
+def _read_tokenizer(folder: AnyPath, config: _FolderConfig) -> TokenizerPair | None:
     names = [name for name in config.sha256 if name != WEIGHTS_FILE]
     files = {name: _read_file(folder / name, _LARGEST_TOKENIZER) for name in names}
     for name, content in files.items():
@@ -233,7 +248,7 @@ def _read_tokenizer(folder: AnyPath, config: _BundleConfig) -> TokenizerPair | N
     return pair
 
 
-def _read_params(folder: AnyPath, config: _BundleConfig) -> Any:
+def _read_params(folder: AnyPath, config: _FolderConfig) -> Any:
     path = folder / WEIGHTS_FILE
     content = _read_file(path)
     try:
@@ -242,12 +257,12 @@ def _read_params(folder: AnyPath, config: _BundleConfig) -> Any:
         raise UserError(f"{path} is truncated or damaged ({error}); copy it again from its origin.") from error
     decoder_layers = 0 if config.model.num_classes else config.model.num_decoder_layers
     layers = config.model.num_encoder_layers + decoder_layers
-    if layers > len(tensors):  # lest a mere number keep us building layers for ever
+    if layers > len(tensors):  # a number alone must not make us build layers forever
         raise UserError(f"{path} has {len(tensors):,} tensors, too few for {layers:,} layers; copy the model again.")
     try:
-        _, expected = abstract_params(MODELS[config.task].model_type, config.model)
+        _, expected = abstract_params(registered(config.task).model.model_type, config.model)
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{folder / CONFIG_FILE}: model describes none that can be built ({error}).") from error
+        raise UserError(f"{folder / CONFIG_FILE}: model describes a model that cannot be built ({error}).") from error
     flat = traverse_util.flatten_dict(expected)
     names = {".".join(map(str, key)): key for key in flat}
     for name in sorted(set(names) ^ set(tensors)):
@@ -268,7 +283,7 @@ def _read_file(path: AnyPath, limit: int | None = None) -> bytes:
     try:
         with os_errors(path):
             if path.exists() and not path.is_file():
-                raise UserError(f"{path} is no file; copy the model again from its origin.")
+                raise UserError(f"{path} is not a file; copy the model again from its origin.")
             with path.open("rb") as stream:
                 content: bytes = stream.read(-1 if limit is None else limit + 1)
     except FileNotFoundError as error:

@@ -57,6 +57,20 @@ class Seq2SeqSettings:
     renormalizes: bool = False
     """The probabilities of what may be produced add up to 1 while it searches."""
 
+    @classmethod
+    def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Stored settings, those of release 0.1.0 turned into today's.
+
+        It kept the rules of couplets in `decoding`, for every task, and `max_length` did not count the end of sentence.
+        """
+        decoding = settings.get("decoding")
+        if not isinstance(decoding, dict) or "rules" not in decoding:
+            return settings
+        decoding = {name: value for name, value in decoding.items() if name != "rules"}
+        if type(decoding.get("max_length")) is int and decoding["max_length"] > 0:
+            decoding["max_length"] += 1
+        return settings | {"decoding": decoding}
+
 
 Settings = TypeVar("Settings", bound=Seq2SeqSettings)
 

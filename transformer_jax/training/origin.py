@@ -11,8 +11,8 @@ from transformer_jax.nn import ModelConfig, Seq2Seq
 from transformer_jax.nn.losses import Params
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Task
-from transformer_jax.tasks.model_folder import load, task_of
-from transformer_jax.tasks.registry import MODELS, make_task
+from transformer_jax.tasks.model_folder import checked_settings, load, task_of
+from transformer_jax.tasks.registry import make_task, registered, registered_names
 from transformer_jax.tasks.transformer_stacks import TransformerStacks
 
 OF_THE_RUN = (
@@ -55,7 +55,8 @@ def read_origin(config: Config) -> Origin:
     if not config.init_from:
         return Origin(config.model)
     task = task_of(config.init_from)
-    own_stacks = task == "transformer" and config.task in MODELS and MODELS[config.task].model_type is Seq2Seq
+    is_seq2seq = config.task in registered_names() and registered(config.task).model.model_type is Seq2Seq
+    own_stacks = task == "transformer" and is_seq2seq
     if task != config.task and not own_stacks:
         raise UserError(
             f"config.init_from names a model of task {task!r}, but config.task is {config.task!r}; "
@@ -88,8 +89,8 @@ def stored_origin(config: Config, values: Any, tokenizer_files: dict[str, bytes]
         raise UserError(f"{where} does not tell what the run started from; choose another --workdir.")
     model: ModelConfig = build(ModelConfig, values["model"], f"{where}: model")
     settings = values["settings"]
-    if settings and config.task in MODELS:
-        settings = dataclasses.asdict(build(MODELS[config.task].settings_type, settings, f"{where}: settings"))
+    if settings and config.task in registered_names():
+        settings = dataclasses.asdict(checked_settings(config.task, settings, f"{where}: settings"))
     return Origin(model, settings, tokenizer_files)
 
 

@@ -49,7 +49,7 @@ def agree_on(config: Config, workdir: AnyPath) -> None:
         )
     if distributed.process_count() == 1:
         return
-    distributed.assert_equal({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
+    distributed.assert_equal({"--workdir": str(workdir), **_fields(config.to_dict(), "config")})
     _wait_to_share(
         lambda: len(set(distributed.all_gather(has_begun(workdir)))) == 1,
         f"{workdir} holds a run at some processes only",

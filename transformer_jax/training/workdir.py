@@ -1,12 +1,11 @@
 """What a run keeps in its folder besides checkpoints and logs: its config, its tokenizer, what it started from."""
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
 
-from transformer_jax.config import Config
+from transformer_jax.config import Config, upgraded
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, os_errors, replace_folder, write_atomically
 from transformer_jax.tasks.base import Task
@@ -36,11 +35,11 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
     """
     if not has_begun(workdir):
         return read_origin(config)
-    before = _read_json(workdir / "config.json")
+    before = upgraded(_read_json(workdir / "config.json"))
     if not isinstance(before, dict):
         raise UserError(f"{workdir / 'config.json'} is not the config of a run; choose another --workdir.")
-    default = dataclasses.asdict(Config())
-    for name, value, now in _differences(before, dataclasses.asdict(config), default):
+    default = Config(task=config.task).to_dict()
+    for name, value, now in _differences(before, config.to_dict(), default):
         if not name.startswith(MAY_CHANGE):
             raise UserError(
                 f"{workdir} holds a run with config.{name}={value!r}, not {now!r}; "
@@ -73,7 +72,7 @@ def claim(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
             (workdir / ORIGIN_FILE).unlink(missing_ok=True)
             if config.init_from:
                 write_atomically(workdir / ORIGIN_FILE, (json.dumps(origin.to_json(), indent=2) + "\n").encode())
-        write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+        write_atomically(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def has_begun(workdir: AnyPath) -> bool:

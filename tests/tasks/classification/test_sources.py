@@ -2,27 +2,16 @@ import dataclasses
 import gzip
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from transformer_jax.config import DataConfig
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.classification.ag_news import CLASSES
-from transformer_jax.tasks.classification.labelled import read_labelled
+from transformer_jax.tasks.classification.labelled import AG_NEWS_COLUMNS, read_labelled
 from transformer_jax.tasks.classification.sources import load_texts
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The fields of `config.DataConfig` that are read."""
-
-    name: str
-    manual_dir: str = ""
-    data_dir: str = ""
-    train_file: str = ""
-    validation_file: str = ""
 
 
 class ToyReviews(tfds.core.GeneratorBasedBuilder):
@@ -65,20 +54,20 @@ def news(tmp_path, write):
     """AG News's files, small, and the configuration to read them."""
     write("raw/train.csv.gz", "".join(f'"{1 + i % 4}","Title {i}","Text ""{i}"" ä"\n' for i in range(30)))
     write("raw/test.csv", '"4","A chip",""\n')
-    return Settings("ag_news", manual_dir=str(tmp_path / "raw"), data_dir=str(tmp_path / "tfds"))
+    return DataConfig("ag_news", manual_dir=str(tmp_path / "raw"), data_dir=str(tmp_path / "tfds"))
 
 
 def test_headlines():
-    records, classes = load_texts(Settings("headlines"), "validation")
+    records, classes = load_texts(DataConfig("headlines"), "validation")
     assert len(records) == 1_000
     assert classes == ("markets", "science", "sports", "weather")
     assert {record.label for record in records} == set(classes)
     with pytest.raises(UserError, match="headlines have no split 'dev'"):
-        load_texts(Settings("headlines"), "dev")
+        load_texts(DataConfig("headlines"), "dev")
 
 
 def test_own_files(write):
-    config = Settings(
+    config = DataConfig(
         "text",
         train_file=write("a.csv", "label,text\nspam,a\nham,b\nspam,c\n"),
         validation_file=write("b.jsonl.gz", '{"text": "d", "label": "spam"}\n'),
@@ -109,7 +98,7 @@ def test_mistakes_in_own_files_are_told(write, train, validation, split, message
     files = {name: write(file, text) if text else "" for name, file, text in
              (("train_file", "a.csv", train), ("validation_file", "b.csv", validation))}  # fmt: skip
     with pytest.raises(UserError, match=message):
-        load_texts(Settings("text", **files), split)
+        load_texts(DataConfig("text", **files, text_columns=("2",), label_column="1"), split)
 
 
 def test_ag_news_from_a_folder(news):
@@ -144,7 +133,7 @@ def test_the_subset_of_tfds_reads_a_folder_too(news):
 
 
 def test_any_tfds_set(tmp_path):
-    config = Settings("toy_reviews", data_dir=str(tmp_path))
+    config = DataConfig("toy_reviews", data_dir=str(tmp_path))
     records, classes = load_texts(config, "train")
     assert classes == ("bad", "good")
     assert list(records) == [("Title Text 0 ä", "good"), ("Title Text 1 ä", "bad")]
@@ -162,17 +151,17 @@ def test_any_tfds_set(tmp_path):
 )  # fmt: skip
 def test_sets_that_do_not_fit(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
-        load_texts(Settings(name, data_dir=str(tmp_path)), "train")
+        load_texts(DataConfig(name, data_dir=str(tmp_path)), "train")
 
 
 def test_real_ag_news(data_dir, tmp_path):
     # One of the two files, as preparing both takes long; test_labelled reads the other.
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "test.csv").symlink_to((data_dir / "ag_news" / "test.csv").resolve())
-    config = Settings("ag_news", manual_dir=str(tmp_path / "raw"), data_dir=str(tmp_path / "tfds"))
+    config = DataConfig("ag_news", manual_dir=str(tmp_path / "raw"), data_dir=str(tmp_path / "tfds"))
     records, classes = load_texts(config, "test")
     assert len(records) == 3_800
-    assert list(records) == read_labelled(data_dir / "ag_news" / "test.csv", classes=classes)
+    assert list(records) == read_labelled(data_dir / "ag_news" / "test.csv", classes=classes, columns=AG_NEWS_COLUMNS)
     with pytest.raises(UserError, match="has no split 'train', only test"):
         load_texts(config, "train")
 

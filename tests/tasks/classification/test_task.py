@@ -13,6 +13,7 @@ from transformer_jax.data.tokenizers import BOS, PAD, UNK, encode_texts
 from transformer_jax.nn import ModelConfig
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Task
+from transformer_jax.tasks.classification import ClassificationConfig
 from transformer_jax.tasks.classification.headlines import CLASSES, Headlines
 from transformer_jax.tasks.classification.metrics import classification_scores
 from transformer_jax.tasks.classification.task import hide_tokens
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make_config(folder):
-    def make(model=None, tokenizer=None, **data):
+    def make(model=None, tokenizer=None, own=None, **data):
         files = {f"{split}_file": str(folder / f"{split}.csv") for split in ("train", "validation")}
         options = {"max_length": 24, "row_length": 24, "tokens_per_batch": 192, "bucket_lengths": (7, 9)}
         sizes = {"d_model": 16, "num_heads": 2, "d_ff": 16, "num_encoder_layers": 1, "dropout_rate": 0.3}
@@ -53,6 +54,7 @@ def make_config(folder):
             tokenizer=tokenizer or TokenizerConfig(kind="word"),
             model=ModelConfig(**{**sizes, **(model or {})}),
             optim=OptimConfig(label_smoothing=SMOOTHING),
+            groups={"classification": own or ClassificationConfig()},
         )
 
     return make
@@ -206,7 +208,7 @@ def test_validation_cut_from_training_data(make_config, task, tmp_path):
 
 def test_extra_training_texts_leave_validation_unseen(make_config, task, folder):
     path = str(folder / "extra.csv")
-    more = make_task(make_config(extra_train=path), task.tokenizer_files)
+    more = make_task(make_config(own=ClassificationConfig(extra_train=path)), task.tokenizer_files)
     assert more.notes == [
         f"{TRAIN + 5} training texts, {VALIDATION} validation texts, 4 classes: {NAMES}",
         f"5 of the training texts are from {path}",
@@ -284,19 +286,18 @@ def test_init_is_a_function_of_the_key(task):
         ("model", {"num_heads": 3}, r"config\.model\.num_heads is 3"),
         ("data", {"batching": "none"}, r"config\.data\.batching is 'none'"),
         ("data", {"tokens_per_batch": 9}, r"config\.data\.tokens_per_batch is 9"),
-        ("data", {"blocklist": "words.txt"}, r"config\.data\.blocklist means nothing for classification"),
         ("data", {"train_file": ""}, r"config\.data\.train_file is empty"),
         ("data", {"validation_file": ""}, r"config\.data\.validation_file is empty"),
         ("data", {"name": "none"}, "none"),
-        ("data", {"extra_train": "missing.csv"}, r"missing\.csv"),
+        ("classification", {"extra_train": "missing.csv"}, r"missing\.csv"),
         ("tokenizer", {"kind": "none"}, r"config\.tokenizer\.kind is 'none'"),
     ],
 )
 def test_mistakes_are_told(make_config, group, values, message):
     config = make_config()
-    changed = dataclasses.replace(getattr(config, group), **values)
+    changed = {group: dataclasses.replace(getattr(config, group), **values)}
     with pytest.raises(UserError, match=message):
-        make_task(dataclasses.replace(config, **{group: changed}))
+        make_task(dataclasses.replace(config, **(changed if group in vars(config) else {"groups": changed})))
 
 
 def test_hidden_tokens_are_the_share_asked_for_and_never_beginnings_or_padding():
@@ -331,10 +332,8 @@ def test_nothing_is_hidden_unless_asked_for(rate, key):
 
 
 def test_the_loss_of_hidden_tokens_is_their_mean_cross_entropy(make_config):
-    config = make_config(model={"dropout_rate": 0.0})
-    optim = dataclasses.replace(config.optim, mask_rate=0.3)
     plain, guessing = (
-        make_task(dataclasses.replace(config, optim=dataclasses.replace(optim, mask_loss=weight)))
+        make_task(make_config({"dropout_rate": 0.0}, own=ClassificationConfig(mask_rate=0.3, mask_loss=weight)))
         for weight in (0.0, 0.5)
     )
     params = plain.init_params(jax.random.key(0))
@@ -365,6 +364,5 @@ def test_the_loss_of_hidden_tokens_is_their_mean_cross_entropy(make_config):
     ],
 )
 def test_masks_that_make_no_sense_are_refused(make_config, options, named):
-    config = make_config()
     with pytest.raises(UserError, match=named):
-        make_task(dataclasses.replace(config, optim=dataclasses.replace(config.optim, **options)))
+        make_task(make_config(own=ClassificationConfig(**options)))

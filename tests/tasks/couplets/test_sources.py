@@ -5,6 +5,7 @@ import pytest
 from transformer_jax.config import DataConfig
 from transformer_jax.data.readers import is_held_out
 from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.antitheses import antitheses
 from transformer_jax.tasks.couplets.sources import load_couplets, load_training_data, seen_uppers
 
@@ -37,7 +38,7 @@ def text(write):
 def test_antitheses():
     config = DataConfig(name="antitheses")
     assert load_couplets(config, "test") == list(antitheses("test"))
-    data = load_training_data(config)
+    data = load_training_data(config, CoupletConfig())
     assert data.train == list(antitheses("train"))
     assert data.validation == list(antitheses("validation"))
     assert data.notes == [
@@ -47,7 +48,7 @@ def test_antitheses():
 
 
 def test_validation_is_cut_by_upper_line(text):
-    data = load_training_data(text)
+    data = load_training_data(text, CoupletConfig())
     held_out = [upper for upper in UPPERS if is_held_out(upper, 10.0)]
     assert 20 < len(held_out) < 60
     assert [upper for upper, _ in data.validation] == held_out + held_out, "with all of their answers"
@@ -59,8 +60,8 @@ def test_extra_couplets_answer_no_upper_line_of_validation(text, write, tmp_path
     extra_uppers = [*UPPERS[:100], "别的上联", "春风"]
     write("verse/train/in.txt", extra_uppers)
     write("verse/train/out.txt", ["下戊己"] * 100 + ["另外下句", "秋"])
-    with_extra = dataclasses.replace(text, extra_train=str(tmp_path / "verse"))
-    data, without = load_training_data(with_extra), load_training_data(text)
+    extra = CoupletConfig(extra_train=str(tmp_path / "verse"))
+    data, without = load_training_data(text, extra), load_training_data(text, CoupletConfig())
     assert data.validation == without.validation
     extra = data.train[len(without.train) :]
     assert data.train[: len(without.train)] == without.train
@@ -79,9 +80,8 @@ def test_unfit_couplets_are_left_out_of_both_parts(write):
         train_target=write("out", ["秋雨", "月", "月落时", "平安来"]),
         validation_source=write("val.in", ["新年", "快发财"]),
         validation_target=write("val.out", ["旧岁", "慢平安"]),
-        blocklist=write("words", ["发财"]),
     )
-    data = load_training_data(config)
+    data = load_training_data(config, CoupletConfig(blocklist=write("words", ["发财"])))
     assert (data.train, data.validation) == ([("春风", "秋雨")], [("新年", "旧岁")])
     assert data.notes == [
         "Training data text train: 1 couplets (left out: 1 blank, 1 of unequal length, 1 with a blocked word)",
@@ -95,30 +95,31 @@ def test_seen_uppers():
 
 
 def test_mistakes_are_told(text, write, tmp_path):
-    def fails(match, **changes):
+    def fails(match, own=None, **changes):
         with pytest.raises(UserError, match=match):
-            load_training_data(dataclasses.replace(text, **changes))
+            load_training_data(dataclasses.replace(text, **changes), own or CoupletConfig())
 
     fails(r"config\.data\.train_target is empty; name a text file with one lower line per line", train_target="")
     fails(r"config\.data\.name=text has no split 'dev', only train, validation", train_split="dev")
     fails(r"antitheses have no split 'dev'", name="antitheses", train_split="dev")
     fails(r"config\.data\.name is 'couplets', but must be antitheses, text or couplet\.", name="couplets")
     fails(r"'couplet/small', but couplet has no configurations; drop the slash", name="couplet/small")
-    fails(r"ag_news_subset.* is no couplet set, it has no 'upper'", name="ag_news_subset", data_dir=str(tmp_path))
+    fails(r"ag_news_subset.* is not a couplet set, it has no 'upper'", name="ag_news_subset", data_dir=str(tmp_path))
     fails(r"config\.data\.validation_percent is 0, but must be above 0 and below 100", validation_percent=0.0)
     fails(r"config\.data\.validation_percent is 100", validation_percent=100.0)
     fails(
         r"config\.data\.validation_percent is 1e-09, which holds out none of 800 records; raise it",
         validation_percent=1e-9,
     )
-    fails(r"No couplets are left for training", blocklist=write("all", ["上"]))
-    fails(r"missing\.txt cannot be read", blocklist=str(tmp_path / "missing.txt"))
+    fails(r"No couplets are left for training", CoupletConfig(blocklist=write("all", ["上"])))
+    fails(r"missing\.txt cannot be read", CoupletConfig(blocklist=str(tmp_path / "missing.txt")))
     write("half/train/in.txt", ["春"])
-    fails(r"config\.data\.extra_train is .*half, which has no train/in\.txt and", extra_train=str(tmp_path / "half"))
+    half = CoupletConfig(extra_train=str(tmp_path / "half"))
+    fails(r"config\.couplet\.extra_train is .*half, which has no train/in\.txt and", half)
 
 
 @pytest.mark.slow
 def test_the_real_verse(data_dir, text):
-    data = load_training_data(dataclasses.replace(text, extra_train=str(data_dir / "couplet_verse")))
+    data = load_training_data(text, CoupletConfig(extra_train=str(data_dir / "couplet_verse")))
     assert data.notes[2].endswith("couplet_verse: 205,716 couplets")
     assert ("绮殿千寻起", "离宫百雉余") in data.train

@@ -10,6 +10,7 @@ from transformer_jax.data.tokenizers import EOS, UNK
 from transformer_jax.nn import ModelConfig
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Task
+from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.antitheses import antitheses
 from transformer_jax.tasks.couplets.judge import rule_shares
 from transformer_jax.tasks.couplets.rules import NAMES, Rules
@@ -37,7 +38,7 @@ def make_config(tmp_path_factory):
             path.write_text("".join(f"{couplet[number]}\n" for couplet in couplets), encoding="utf-8")
             files[f"{split}_{side}"] = str(path)
 
-    def make(tokenizer=None, **decoding):
+    def make(tokenizer=None, rules=CoupletConfig.rules, **decoding):
         options = {"beam_size": 3, "alpha": 3.0, "max_extra_tokens": 2, "batch_size": 16}
         return Config(
             task="couplet",
@@ -45,6 +46,7 @@ def make_config(tmp_path_factory):
             tokenizer=TokenizerConfig(**({"kind": "char"} | (tokenizer or {}))),
             model=ModelConfig(d_model=8, num_heads=2, d_ff=8, num_encoder_layers=1, num_decoder_layers=1),
             decoding=DecodingConfig(**(options | decoding)),
+            groups={"couplet": CoupletConfig(rules=rules)},
         )
 
     return make

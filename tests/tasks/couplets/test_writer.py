@@ -34,7 +34,7 @@ def test_what_was_saved_writes_the_same(model):
     config = tiny_config(tokenizer)
     before = CoupletWriter(config, tiny_params(config), tokenizer, model.settings)
     assert model.model_config == config
-    assert Rules.parse(model.settings.decoding.rules) == Rules()
+    assert Rules.parse(model.settings.rules) == Rules()
     assert model.search(UPPERS) == before.search(UPPERS)
 
 
@@ -79,8 +79,8 @@ def test_rules_are_objects_text_or_the_models_own(model):
     rules = Rules.parse("none,length,tones=3")
     expected = model.search(UPPERS, rules=rules)
     assert model.search(UPPERS, rules="none,length,tones=3") == expected
-    assert with_settings(model, decoding={"rules": str(rules)}).search(UPPERS) == expected
-    assert model.search(UPPERS, rules=model.settings.decoding.rules) == model.search(UPPERS)
+    assert with_settings(model, rules=str(rules)).search(UPPERS) == expected
+    assert model.search(UPPERS, rules=model.settings.rules) == model.search(UPPERS)
     assert expected != model.search(UPPERS)
     with pytest.raises(UserError, match="'rhyme' is no rule"):
         model.reply(UPPERS, rules="rhyme")

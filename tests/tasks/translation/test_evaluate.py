@@ -5,9 +5,8 @@ import pytest
 
 from tests.outcomes import as_lines, config_file, refused
 from tests.tasks.toys import TEXTS
-from transformer_jax.tasks.metrics import exact_match
+from transformer_jax.tasks.metrics import exact_match, translation_scores
 from transformer_jax.tasks.model_folder import load
-from transformer_jax.tasks.translation.metrics import translation_scores
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ def test_configurations_that_are_none(run, tmp_path, body, expected):
 
 
 def test_a_configuration_that_is_not_there(run, tmp_path):
-    refused(run("evaluate", "--config", tmp_path / "none.py:de-en", "--split", "test"), "none.py", "no file")
+    refused(run("evaluate", "--config", tmp_path / "none.py:de-en", "--split", "test"), "none.py", "not a file")
 
 
 def test_different_line_counts(run, files):

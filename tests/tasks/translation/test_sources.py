@@ -115,7 +115,7 @@ def test_mistakes_are_told(multi30k, tmp_path):
     fails(r"multi30k has only de-en", target_language="tlh")
     fails(r"config\.data\.source_language is 'fr'.*only de, en", name="multi30k/de-en", source_language="fr")
     fails(r"wmt14_translate has only cs-en, de-en", name="wmt14_translate", target_language="tlh")
-    fails(r"mnist.* is no translation set", name="mnist")
+    fails(r"mnist.* is not a translation set", name="mnist")
     fails(r"config\.data\.manual_dir is .*nowhere, which is not a folder", manual_dir=str(tmp_path / "nowhere"))
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -297,12 +297,6 @@ def test_lowercase_is_for_the_model_and_not_for_references(make_config, cased, m
     assert evaluation.scores["chrf"] < 100.0
 
 
-@pytest.mark.parametrize("field", ["extra_train", "blocklist"])
-def test_a_field_of_other_tasks_is_told(make_config, field):
-    with pytest.raises(UserError, match=rf"config\.data\.{field} means nothing for translation; leave it empty"):
-        make_task(make_config(**{field: "words.txt"}))
-
-
 @pytest.mark.parametrize("side", [0, 1], ids=["source", "target"])
 def test_a_validation_sentence_too_long_is_named(make_config, tmp_path, side):
     texts = [["eins", "zwei"], ["one", "two"]]

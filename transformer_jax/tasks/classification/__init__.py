@@ -1,1 +1,33 @@
 """Text classification: labelled texts, accuracy, a `TextClassifier`."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from transformer_jax.tasks.registry import register_task
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """The group `config.classification`."""
+
+    extra_train: str = ""
+    """A file of further training texts."""
+    mask_rate: float = 0.0
+    """Share of the tokens of a training text that are hidden, drawn again in every step."""
+    mask_loss: float = 0.0
+    """Weight of predicting the hidden tokens (Devlin et al., 2019) beside the class, per token and per text."""
+
+    MOVED: ClassVar[dict[str, str]] = {
+        "data.extra_train": "extra_train",
+        "optim.mask_rate": "mask_rate",
+        "optim.mask_loss": "mask_loss",
+    }
+
+
+register_task(
+    "classification",
+    "transformer_jax.tasks.classification.task:ClassificationTask",
+    "transformer_jax.tasks.classification.text_classifier:TextClassifier",
+    config=ClassificationConfig,
+    command="transformer_jax.tasks.classification.command:COMMAND",
+)

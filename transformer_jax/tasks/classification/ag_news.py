@@ -12,7 +12,7 @@ from transformer_jax.data.readers import find_file
 from transformer_jax.data.tfds_sets import check_network, checked_folder
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, as_path
-from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, Labelled, read_labelled
+from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, Labelled, read_labelled
 
 CLASSES = AG_NEWS_CLASSES
 
@@ -58,7 +58,7 @@ class AgNews(tfds.core.GeneratorBasedBuilder):
             splits = _download(dl_manager)
         else:
             files = local_files(folder)
-            splits = {split: read_labelled(path, classes=CLASSES) for split, (path,) in files.items()}
+            splits = {split: _read(path) for split, (path,) in files.items()}
         return {split: self._generate_examples(records) for split, records in splits.items()}
 
     def _generate_examples(self, records: list[Labelled]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -84,6 +84,10 @@ def local_files(folder: str | AnyPath, config: str = "") -> dict[str, tuple[AnyP
     return files
 
 
+def _read(path: AnyPath) -> list[Labelled]:
+    return read_labelled(path, classes=CLASSES, columns=AG_NEWS_COLUMNS)
+
+
 def _download(dl_manager: tfds.download.DownloadManager) -> dict[str, list[Labelled]]:
     urls = {split: f"{URL}{split}.csv" for split in SPLITS}
     check_network(urls["test"], "AG News")
@@ -94,7 +98,7 @@ def _download(dl_manager: tfds.download.DownloadManager) -> dict[str, list[Label
         content = path.read_bytes()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise UserError(f"{urls[split]} is not the file of the known MD5 {md5}; delete {path} and try again.")
-        splits[split] = read_labelled(path, classes=CLASSES)
+        splits[split] = _read(path)
         if len(splits[split]) != rows:
             raise UserError(
                 f"{urls[split]} has {len(splits[split]):,} rows instead of {rows:,}; delete {path} and try again."

@@ -1,62 +1,170 @@
-"""transformer-jax classify: texts or lines to classes."""
+"""transformer-jax classify: classify texts or lines."""
 
 import argparse
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.command_line import add_model, load_as, share_out, texts_to_read, write
+from transformer_jax.tasks.classification.labelled import Columns, Labelled, read_labelled
+from transformer_jax.tasks.command_line import (
+    config_of,
+    load_for,
+    progress,
+    samples,
+    share_out,
+    texts_to_read,
+    write,
+)
+from transformer_jax.tasks.registry import Command
 
 if TYPE_CHECKING:
     from transformer_jax.tasks.classification.text_classifier import Classification
 
 
-def add_command(commands: Any) -> None:
-    """Add this command to those of the parser."""
-    classify = commands.add_parser(
-        "classify",
-        help="tell the class of texts, or of the lines of standard input",
-        description="Tell the class of each TEXT, or of each line of standard input (UTF-8): one line of standard "
-        "output each, CLASS<TAB>PROBABILITY, with --top K of the K likeliest classes one after the other.",
-        allow_abbrev=False,
+class ClassifyCommand(Command):
+    """transformer-jax classify."""
+
+    name = "classify"
+    help = "classify texts, or the lines of standard input"
+    description = (
+        "Classify each TEXT, or each line of standard input (UTF-8): one line of standard output each, "
+        "CLASS<TAB>PROBABILITY, with --top K of the K likeliest classes one after the other."
     )
-    classify.set_defaults(command=_classify)
-    add_model(classify)
-    classify.add_argument("texts", nargs="*", metavar="TEXT", help="a text to classify")
-    classify.add_argument("--top", type=int, metavar="K", help="print the K likeliest classes, all if fewer [1]")
-    classify.add_argument(
-        "--json", action="store_true", help="print a JSON object per text: line, label, probabilities of all classes"
-    )
-    classify.add_argument("--output", metavar="FILE", help="write to FILE instead, whole or not at all")
+    subject = "classification"
+    scores = "accuracy, macro-F1, precision, recall and F1 of each class, confusion matrix, expected calibration error"
+    options = {  # noqa: RUF012  (never changed)
+        "--data": {"metavar": "FILE", "help": "labelled texts: CSV, TSV or JSON Lines, plain or gzip"},
+        "--text-columns": {
+            "nargs": "+",
+            "metavar": "NAME",
+            "help": "columns of the text, by name, or by number from 1 if there is no header [as in training, usually "
+            "text]",
+        },
+        "--label-column": {
+            "metavar": "NAME",
+            "help": "column of the label, by name or number as well [as in training, usually label]",
+        },
+        "--picture": {"metavar": "FILE", "help": "draw the confusion matrix, as PNG or SVG"},
+    }
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of the output."""
+        parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text to classify")
+        parser.add_argument("--top", type=int, metavar="K", help="print the K likeliest classes, all if fewer [1]")
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            help="print a JSON object per text: line, label, probabilities of all classes",
+        )
+        parser.add_argument("--output", metavar="FILE", help="write to FILE atomically instead")
+
+    def run(self, arguments: argparse.Namespace) -> None:
+        """Classify the texts, or the lines of standard input."""
+        from transformer_jax.system import distributed
+
+        top = 1 if arguments.top is None else arguments.top
+        if top < 1:
+            raise UserError(f"--top is {top}, but must be at least 1.")
+        if arguments.json and arguments.top is not None:
+            raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
+        texts = texts_to_read(arguments.texts)
+        model = load_for(self, arguments.model)
+        share_out(model, arguments, texts, lambda: model.check(texts))
+
+        def lines_of(numbered: list[tuple[int, str]]) -> list[str]:
+            found = model.classify([text for _, text in numbered], **_batch_size(arguments))
+            return [
+                _as_json(number, said) if arguments.json else _as_columns(top, said)
+                for (number, _), said in zip(numbered, found, strict=True)
+            ]
+
+        lines = distributed.parallel_map(lines_of, list(enumerate(texts, start=1)))
+        write("".join(line + "\n" for line in lines), arguments.output)
+
+    def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
+        """Scores of the predicted classes; the confusion matrix also as a table on standard error, or a picture."""
+        import numpy as np
+
+        from transformer_jax.system import distributed
+        from transformer_jax.tasks.classification.metrics import (
+            check_picture,
+            classification_scores,
+            confusion_table,
+            save_confusion_picture,
+        )
+
+        draws = arguments.picture and distributed.is_main()
+        if draws:
+            check_picture(arguments.picture)
+        classes = model.settings.classes
+        records = _records(arguments, model)
+        texts = [record.text for record in records]
+        share_out(model, arguments, records, lambda: model.check(texts))
+
+        def classify(texts: list[str]) -> list[list[float]]:
+            return [list(map(float, row)) for row in model.probabilities(texts, **_batch_size(arguments))]
+
+        progress(f"classifying {len(records):,} texts")
+        start = time.perf_counter()
+        probabilities = np.array(distributed.parallel_map(classify, texts), np.float32)
+        seconds = time.perf_counter() - start
+        scores = classification_scores(np.array([classes.index(r.label) for r in records]), probabilities, classes)
+        progress("confusion matrix\n" + confusion_table(scores.confusion, classes))
+        if draws:
+            save_confusion_picture(arguments.picture, scores.confusion, classes)
+        per_class = {
+            name: {
+                "precision": float(scores.precision[c]),
+                "recall": float(scores.recall[c]),
+                "f1": float(scores.f1[c]),
+                "support": int(scores.support[c]),
+            }
+            for c, name in enumerate(classes)
+        }
+        predicted = [classes[best] for best in probabilities.argmax(axis=1)]
+        return {
+            "accuracy": scores.accuracy,
+            "macro_f1": scores.macro_f1,
+            "expected_calibration_error": scores.expected_calibration_error,
+            "classes": per_class,
+            "confusion": scores.confusion.tolist(),
+            "texts": len(records),
+            **samples(arguments, texts, predicted, [record.label for record in records]),
+            "seconds": round(seconds, 3),
+        }
 
 
-def _classify(arguments: argparse.Namespace) -> None:
-    from transformer_jax.system import distributed
-    from transformer_jax.tasks.classification.text_classifier import TextClassifier
+COMMAND = ClassifyCommand()
 
-    top = 1 if arguments.top is None else arguments.top
-    if top < 1:
-        raise UserError(f"--top is {top}, but must be at least 1.")
-    if arguments.json and arguments.top is not None:
-        raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
-    texts = texts_to_read(arguments.texts)
-    model = load_as(TextClassifier, arguments.model)
-    share_out(model, arguments, texts, lambda: model.check(texts))
-    batch_size = {} if arguments.batch_size is None else {"batch_size": arguments.batch_size}
 
-    def lines_of(numbered: list[tuple[int, str]]) -> list[str]:
-        found = model.classify([text for _, text in numbered], **batch_size)
-        return [
-            _as_json(number, said) if arguments.json else _as_columns(top, said)
-            for (number, _), said in zip(numbered, found, strict=True)
-        ]
+def _records(arguments: argparse.Namespace, model: Any) -> list[Labelled]:
+    """The labelled texts of the file, or of the split of a configuration, that the arguments name."""
+    from transformer_jax.tasks.classification.sources import load_texts
 
-    lines = distributed.parallel_map(lines_of, list(enumerate(texts, start=1)))
-    write("".join(line + "\n" for line in lines), arguments.output)
+    classes = model.settings.classes
+    given = arguments.text_columns, arguments.label_column
+    if arguments.data and not any((arguments.config, arguments.split, arguments.manual_dir)):
+        columns = Columns(tuple(given[0] or model.settings.text_columns), given[1] or model.settings.label_column)
+        return read_labelled(arguments.data, classes=classes, columns=columns)
+    if not (arguments.config and arguments.split) or arguments.data or any(given):
+        raise UserError(
+            "evaluate needs, for a model of classification, either --data, or --config and --split (and "
+            "--text-columns and --label-column with --data only)."
+        )
+    records, theirs = load_texts(config_of(arguments).data, arguments.split)
+    if set(theirs) - set(classes):
+        unknown = ", ".join(sorted(set(theirs) - set(classes)))
+        raise UserError(f"{arguments.config} has classes that the model has not seen ({unknown}); name another.")
+    return list(records)
+
+
+def _batch_size(arguments: argparse.Namespace) -> dict[str, int]:
+    return {} if arguments.batch_size is None else {"batch_size": arguments.batch_size}
 
 
 def _as_columns(top: int, said: "Classification") -> str:
-    # Sorting keeps the order of equals, whose first is the label.
+    # The sort is stable, so the label stays first among equals.
     likeliest = sorted(said.probabilities.items(), key=lambda item: -item[1])[:top]
     return "\t".join(f"{name}\t{share:.4f}" for name, share in likeliest)
 

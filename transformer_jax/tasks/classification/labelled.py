@@ -3,7 +3,6 @@
 import csv
 import json
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,16 +14,32 @@ from transformer_jax.system.files import AnyPath
 AG_NEWS_CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 """In the order of the numbers 1 to 4 in AG News's files."""
 
-LABEL_COLUMNS = ("label", "class", "category", "class index", "labels", "sentiment", "target", "topic")
-TEXT_COLUMNS = ("text", "review", "sentence")
-TITLE_COLUMNS = ("title", "headline")
-KINDS = ("joined", "description")
-"""What the second column of a `"class","kind","text"` file may say."""
-
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LONGEST_FIELD = 2**31 - 1  # Python's own limit is 131,072 characters
-_ROWS_TO_TELL_A_HEADER = 10
-_LINE_BREAKING = ("Cc", "Zl", "Zp")  # Unicode's categories of control characters and separators of lines
+_COLUMNS_SHOWN, _NAME_SHOWN = 10, 40
+_LINE_BREAKING = ("Cc", "Zl", "Zp")  # Unicode categories of control characters and line separators
+
+
+class Columns(NamedTuple):
+    """Which columns of a table, or fields of JSON Lines, are text and label.
+
+    Names refer to the header, or to JSON fields; numbers, from 1, to the columns of a table without a header.
+    """
+
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str = "label"
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether all columns are given by number."""
+        return all(column.isdecimal() for column in (*self.text_columns, self.label_column))
+
+
+TEXT_AND_LABEL = Columns()
+AG_NEWS_COLUMNS = Columns(("2", "3"), "1")
+"""Class, title and description, without a header."""
+AG_NEWS_EXTRA_COLUMNS = Columns(("3",), "1")
+"""Class, kind of text and text, without a header: further texts for AG News."""
 
 
 class Labelled(NamedTuple):
@@ -40,56 +55,40 @@ class _Row(NamedTuple):
     cells: list[str]
 
 
-def read_labelled(path: str | AnyPath, *, classes: Sequence[str] | None = None) -> list[Labelled]:
-    """Read the labelled texts of a file, whose name tells its form; `.gz` may follow.
+def read_labelled(
+    path: str | AnyPath, *, classes: Sequence[str] | None = None, columns: Columns = TEXT_AND_LABEL
+) -> list[Labelled]:
+    """Read the labelled texts of a file; its name determines its form, and `.gz` may follow.
 
-    - `.jsonl`: an object with "text" and "label" on each line.
-    - `.csv`, `.tsv` with a header: the label stands in the first of `LABEL_COLUMNS` that there is; the text in the
-      first of `TEXT_COLUMNS`, else in `title` (or `headline`) and `description`, as many of them as there are.
-    - `.csv`, `.tsv` whose first row has no such name (AG News's own form): the label stands in the first column, the
-      text in all others.
+    - `.jsonl`: an object on each line, with the fields `columns` (numbers stand for "text" and "label").
+    - `.csv`, `.tsv`: a header and rows or, where `columns` are numbers, rows alone.
 
     Several columns of text are joined by a space. Fields of `.csv` may be quoted, quotes inside them doubled; in `.tsv`
-    a quote is a character like any other. Empty lines are skipped; case does not matter in names of files and columns.
+    a quote is an ordinary character. Empty lines are skipped. The case of file suffixes and of names in a header is
+    ignored.
 
     Args:
         path: of the file.
-        classes: names of the classes, if they are known, of which each label is then one; for AG News's classes, in
-            their order, also a number from 1, as in its own files.
+        classes: names of the classes, if known; each label must be one of them. For AG News's classes, in their order,
+            labels may also be numbers from 1, as in its own files.
+        columns: of text and label.
 
     Raises:
-        UserError: naming the file and the row (a header is row 1), if a label is unknown or not of one line, a column
-            missing, a text empty, or JSON or quoting broken; also if the file cannot be read or has no rows, or
-            its first row looks like a header of names that are not known.
+        UserError: naming the file and the row (a header is row 1), if a label is unknown or contains a line break, a
+            column is missing, a text empty, or JSON or quoting broken; also if the file cannot be read or has no rows.
     """
     suffix = _suffix(path)
     if suffix == ".jsonl":
-        found = _from_json(path)
+        found = _from_json(path, TEXT_AND_LABEL if columns.are_numbers else columns)
     elif suffix in _DELIMITERS:
-        rows = list(_rows(path, suffix))
-        found = _from_table(rows, check_header=classes is None)
+        found = _from_table(list(_rows(path, suffix)), columns)
     else:
-        raise UserError(f"{path} is of no known form; name a file that ends in .csv, .tsv or .jsonl, or these and .gz.")
+        raise UserError(f"{path} has no known suffix; name a file that ends in .csv, .tsv or .jsonl, or these and .gz.")
     return _checked(path, found, classes)
 
 
-def read_extra(path: str | AnyPath, classes: Sequence[str]) -> list[Labelled]:
-    """Read further training texts: the CSV columns class, kind and text without a header, or as `read_labelled`.
-
-    The first form is told by its second column, which holds nothing but the words of `KINDS`; it is ignored.
-
-    Raises:
-        UserError: as `read_labelled`.
-    """
-    if _suffix(path) == ".csv":
-        rows = list(_rows(path, ".csv"))
-        if rows and all(len(row.cells) == 3 and row.cells[1] in KINDS for row in rows):
-            return _checked(path, ((row.where, row.cells[0], row.cells[2]) for row in rows), classes)
-    return read_labelled(path, classes=classes)
-
-
 def join_columns(columns: Iterable[str]) -> str:
-    """Columns of text joined by a space, without the blanks around each; empty ones are left out."""
+    """Columns of text joined by a space, each stripped; empty ones are left out."""
     return " ".join(stripped for column in columns if (stripped := column.strip()))
 
 
@@ -100,7 +99,7 @@ def _suffix(path: str | AnyPath) -> str:
 def _checked(
     path: str | AnyPath, found: Iterable[tuple[str, str, str]], classes: Sequence[str] | None
 ) -> list[Labelled]:
-    """The records of (place, label, text), if all is well with them."""
+    """Records of (place, label, text), each checked."""
     records = []
     for where, label, text in found:
         if not text.strip():
@@ -118,7 +117,7 @@ def _checked(
 def _class_name(where: str, label: str, classes: Sequence[str] | None) -> str:
     if classes is None or label in classes:
         return label
-    # The classes of a person's own files are in an order that says nothing about numbers.
+    # In users' own files the order of the classes has no relation to numbers.
     if tuple(classes) == AG_NEWS_CLASSES:
         by_number = {str(number): name for number, name in enumerate(classes, start=1)}
         if label in by_number:
@@ -126,7 +125,7 @@ def _class_name(where: str, label: str, classes: Sequence[str] | None) -> str:
     raise UserError(f"{where}: the label {label!r} is unknown; known here: {', '.join(classes)}.")
 
 
-def _from_json(path: str | AnyPath) -> Iterator[tuple[str, str, str]]:
+def _from_json(path: str | AnyPath, columns: Columns) -> Iterator[tuple[str, str, str]]:
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -135,66 +134,75 @@ def _from_json(path: str | AnyPath) -> Iterator[tuple[str, str, str]]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             cause = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UserError(f"{where}: broken JSON ({cause}); write one object a line.") from error
+            raise UserError(f"{where}: broken JSON ({cause}); write one object per line.") from error
         if not isinstance(record, dict):
             raise UserError(f'{where}: not a JSON object; write {{"text": "...", "label": "..."}}.')
-        for key in ("text", "label"):
-            if key not in record:
-                raise UserError(f'{where}: "{key}" is missing; write {{"text": "...", "label": "..."}}.')
-        text, label = record["text"], record["label"]
-        if not isinstance(text, str):
-            raise UserError(f'{where}: "text" is {json.dumps(text):.40}, but must be a string.')
+        for name, option in _named(columns):
+            if name not in record:
+                raise UserError(f'{where}: "{name}" is missing, {_shown(record)}; add it, or {_remedy(option)}.')
+        texts, label = [record[name] for name in columns.text_columns], record[columns.label_column]
+        for name, text in zip(columns.text_columns, texts, strict=True):
+            if not isinstance(text, str):
+                raise UserError(f'{where}: "{name}" is {json.dumps(text):.40}, but must be a string.')
         if isinstance(label, bool) or not isinstance(label, str | int):
-            raise UserError(f'{where}: "label" is {json.dumps(label):.40}, but must be a string or a whole number.')
+            raise UserError(
+                f'{where}: "{columns.label_column}" is {json.dumps(label):.40}, but must be a string or a whole number.'
+            )
         try:
-            f"{text}{label}".encode()
+            "".join([*texts, str(label)]).encode()
         except UnicodeEncodeError as error:
             raise UserError(
                 f"{where}: half a surrogate pair (\\ud800 to \\udfff); write the whole character."
             ) from error
-        yield where, str(label), text
+        yield where, str(label), join_columns(texts)
 
 
-def _from_table(rows: list[_Row], *, check_header: bool) -> Iterator[tuple[str, str, str]]:
+def _from_table(rows: list[_Row], columns: Columns) -> Iterator[tuple[str, str, str]]:
     if not rows:
         return
-    header = [name.strip().lower() for name in rows[0].cells]
-    label = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
-    if label is None:
-        if len(header) < 2:
-            raise UserError(f"{rows[0].where}: only one column; a row needs a label and a text.")
-        if check_header and len(rows) > _ROWS_TO_TELL_A_HEADER:
-            counts = Counter(row.cells[0].strip() for row in rows)
-            if counts[rows[0].cells[0].strip()] == 1:
-                raise UserError(f"{rows[0].where} looks like a header; name its label column label.")
-        label, texts = 0, list(range(1, len(header)))
-    else:
-        texts = _text_columns(rows[0].where, header)
-        del rows[0]
-    for where, cells in rows:
-        if len(cells) != len(header):
+    where, first = rows[0]
+    *texts, label = (_place(where, first, name, option, columns) for name, option in _named(columns))
+    for row_where, cells in rows if columns.are_numbers else rows[1:]:
+        if len(cells) != len(first):
             raise UserError(
-                f"{where}: {len(cells)} columns, but the first row has {len(header)}; "
-                "add what is missing, or quote fields that hold the separator."
+                f"{row_where}: {len(cells)} columns, but the first row has {len(first)}; "
+                "add the missing ones, or quote fields that contain the separator."
             )
-        yield where, cells[label], join_columns(cells[column] for column in texts)
+        yield row_where, cells[label], join_columns(cells[column] for column in texts)
 
 
-def _text_columns(where: str, header: list[str]) -> list[int]:
-    for name in TEXT_COLUMNS:
-        if name in header:
-            return [header.index(name)]
-    title = next((name for name in TITLE_COLUMNS if name in header), "")
-    columns = [header.index(name) for name in (title, "description") if name in header]
-    if not columns:
+def _named(columns: Columns) -> list[tuple[str, str]]:
+    """Each column with the option that names it, the label last."""
+    return [*((name, "text_columns") for name in columns.text_columns), (columns.label_column, "label_column")]
+
+
+def _place(where: str, first: list[str], name: str, option: str, columns: Columns) -> int:
+    """Index of a column, given the first row."""
+    if columns.are_numbers:
+        if not 1 <= int(name) <= len(first):
+            raise UserError(f"{where}: there is no column {name}, {_shown(first)}; {_remedy(option)}.")
+        return int(name) - 1
+    header = [cell.strip().lower() for cell in first]
+    if name.strip().lower() not in header:
         raise UserError(
-            f"{where}: no column is named text, review, sentence, title, headline or description; name one so."
+            f"{where}: no column is named {name!r}, {_shown(first)}; {_remedy(option)} (without a header: numbers "
+            "from 1 for all columns)."
         )
-    return columns
+    return header.index(name.strip().lower())
+
+
+def _shown(names: Iterable[str]) -> str:
+    cells = [f"{name.strip()[:_NAME_SHOWN]!r}" for name in names]
+    more = ", ..." if len(cells) > _COLUMNS_SHOWN else ""
+    return f"only {', '.join(cells[:_COLUMNS_SHOWN])}{more}" if cells else "there is none"
+
+
+def _remedy(option: str) -> str:
+    return f"set config.data.{option}, or --{option.replace('_', '-')} of evaluate"
 
 
 def _rows(path: str | AnyPath, suffix: str) -> Iterator[_Row]:
-    """All rows but empty lines, which count as rows, as a spreadsheet counts them."""
+    """All rows but empty lines, which are counted as rows, as in a spreadsheet."""
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(
         (line + "\n" for line in read_lines(path)),

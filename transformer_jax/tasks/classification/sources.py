@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from transformer_jax.data.readers import MappedRecords, apart_from, cut
 from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.classification import headlines
-from transformer_jax.tasks.classification.labelled import Labelled, join_columns, read_extra, read_labelled
+from transformer_jax.tasks.classification import ClassificationConfig, headlines
+from transformer_jax.tasks.classification.labelled import (
+    AG_NEWS_COLUMNS,
+    AG_NEWS_EXTRA_COLUMNS,
+    Columns,
+    Labelled,
+    join_columns,
+    read_labelled,
+)
+
+if TYPE_CHECKING:  # importing config imports JAX
+    from transformer_jax.config import DataConfig
 
 if TYPE_CHECKING:  # importing config imports JAX
     from transformer_jax.config import DataConfig
@@ -23,13 +33,13 @@ _CLASSES_SHOWN = 10
 
 
 class TextData(NamedTuple):
-    """What a classifier learns from and is judged by."""
+    """Data of a classifier."""
 
     train: Sequence[Labelled]
     validation: list[Labelled]
     classes: tuple[str, ...]
     notes: list[str]
-    """What was read: a sentence each, for a person to read."""
+    """What was read, a sentence each."""
 
 
 def load_texts(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
@@ -54,27 +64,34 @@ def load_texts(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tu
     return _from_tfds(config, split)
 
 
-def load_training_data(config: "DataConfig") -> TextData:
+def columns_of(config: "DataConfig") -> Columns:
+    """Columns of the files of a set: AG News's own, or those of `config`."""
+    if config.name.startswith("ag_news"):
+        return AG_NEWS_COLUMNS
+    return Columns(config.text_columns, config.label_column)
+
+
+def load_training_data(config: "DataConfig", own: ClassificationConfig) -> TextData:
     """Texts for training and validation.
 
-    Without a `validation_split`, `validation_percent` % of the training texts are held out, equal ones together. No
-    text of `extra_train` stands in the validation part.
+    Without a `validation_split`, `validation_percent` % of the training texts are held out, equal ones together. Texts
+    of `own.extra_train` that are in the validation part are left out. That file has the columns of `config`; for AG
+    News, rows of class, kind and text without a header.
 
     Raises:
-        UserError: as `load_texts`, and if either part is left without texts.
+        UserError: as `load_texts`, and if either part has no texts.
     """
-    if config.blocklist:
-        raise UserError("config.data.blocklist means nothing for classification; leave it empty.")
     train, classes = load_texts(config, config.train_split)
     if config.validation_split:
         validation = list(load_texts(config, config.validation_split)[0])
     else:
         train, validation = cut(train, _text, config.validation_percent)
     notes = []
-    if config.extra_train:
-        extra = apart_from(validation, read_extra(config.extra_train, classes), _text)
+    if own.extra_train:
+        columns = AG_NEWS_EXTRA_COLUMNS if config.name.startswith("ag_news") else columns_of(config)
+        extra = apart_from(validation, read_labelled(own.extra_train, classes=classes, columns=columns), _text)
         train = [*train, *extra]
-        notes.append(f"{len(extra):,} of the training texts are from {config.extra_train}")
+        notes.append(f"{len(extra):,} of the training texts are from {own.extra_train}")
     for part, records in (("training", train), ("validation", validation)):
         if not len(records):
             raise UserError(f"The {part} data has no texts; check the files under config.data.")
@@ -95,11 +112,14 @@ def _from_files(config: "DataConfig", split: str) -> tuple[list[Labelled], tuple
         if not files[needed]:
             cut = ", or cut a part with an empty config.data.validation_split" if needed == "validation" else ""
             raise UserError(f"config.data.{needed}_file is empty; name a CSV, TSV or JSON Lines file{cut}.")
-    train = read_labelled(config.train_file)
+    columns = columns_of(config)
+    train = read_labelled(config.train_file, columns=columns)
     classes = tuple(sorted({record.label for record in train}))
     if len(classes) < 2:
         raise UserError(f"{config.train_file} has only the class {classes[0]!r}; a classifier needs at least two.")
-    return train if split == "train" else read_labelled(files[split], classes=classes), classes
+    if split == "train":
+        return train, classes
+    return read_labelled(files[split], classes=classes, columns=columns), classes
 
 
 class _Form(NamedTuple):

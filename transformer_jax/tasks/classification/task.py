@@ -23,7 +23,7 @@ from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Evaluation, make_batches
 from transformer_jax.tasks.classification.labelled import Labelled
 from transformer_jax.tasks.classification.metrics import classification_scores
-from transformer_jax.tasks.classification.sources import load_training_data
+from transformer_jax.tasks.classification.sources import columns_of, load_training_data
 from transformer_jax.tasks.classification.text_classifier import Predictor
 
 TOKENIZER_TEXTS = 200_000
@@ -43,15 +43,16 @@ class ClassificationTask:
             UserError: if the data can't be read or the fields of the config contradict each other.
         """
         self.config = config
-        data, optim = config.data, config.optim
-        if not 0 <= optim.mask_rate < 1:
-            raise UserError(f"config.optim.mask_rate is {optim.mask_rate}, but must be at least 0 and below 1.")
-        if optim.mask_loss and not optim.mask_rate:
+        data, own = config.data, config.classification
+        if not 0 <= own.mask_rate < 1:
+            raise UserError(f"config.classification.mask_rate is {own.mask_rate}, but must be at least 0 and below 1.")
+        if own.mask_loss and not own.mask_rate:
             raise UserError(
-                f"config.optim.mask_loss is {optim.mask_loss}, but hides no tokens; raise config.optim.mask_rate."
+                f"config.classification.mask_loss is {own.mask_loss}, but no tokens are hidden; raise "
+                "config.classification.mask_rate."
             )
         self.data_name = data.name
-        train, self.validation, self.classes, self.notes = load_training_data(data)
+        train, self.validation, self.classes, self.notes = load_training_data(data, own)
         if tokenizer_files is None:
             records = spread_evenly(train, config.tokenizer.max_texts or TOKENIZER_TEXTS)
             texts = [self._case(record.text) for record in records]
@@ -67,6 +68,7 @@ class ClassificationTask:
             "classes": self.classes,
             "lowercase": data.lowercase,
             "max_length": self.max_length,
+            **columns_of(data)._asdict(),
         }
         self.validation_examples = self.encode(self.validation)
         self.batches = make_batches(config, train, self.encode, collate_texts)
@@ -89,19 +91,21 @@ class ClassificationTask:
     def loss(self, params: Params, batch: TextBatch, key: Key[Array, ""] | None) -> Sums:
         """Smoothed cross-entropy of the classes and, weighted, of hidden tokens, in nats; and the number of texts."""
         model: Classifier = nnx.merge(self.graphdef, params)
-        optim = self.config.optim
+        own = self.config.classification
         tokens, segments, positions, labels = map(jnp.asarray, batch)
         mask_key, encode_key, classify_key = split_key(key, 3)
-        seen, places, are_hidden = hide_tokens(tokens, positions, optim.mask_rate, mask_key)
+        seen, places, are_hidden = hide_tokens(tokens, positions, own.mask_rate, mask_key)
         x = model.encode(seen, segments, positions, dropout_key=encode_key)
         logits = model.classify(x, segments, positions, num_segments=labels.shape[1], dropout_key=classify_key)
         weights = (labels != NO_LABEL).astype(jnp.float32)
-        loss = jnp.sum(weights * smoothed_cross_entropy(logits, jnp.maximum(labels, 0), optim.label_smoothing))
-        if key is not None and optim.mask_loss:
+        loss = jnp.sum(
+            weights * smoothed_cross_entropy(logits, jnp.maximum(labels, 0), self.config.optim.label_smoothing)
+        )
+        if key is not None and own.mask_loss:
             hidden = jnp.take_along_axis(x, places[..., None], axis=1)
             truth = jnp.take_along_axis(tokens, places, axis=1)
             guesses = chunked_cross_entropy(hidden, model.embedding.table[...], truth, are_hidden)
-            loss += optim.mask_loss * weights.sum() * guesses / jnp.maximum(are_hidden.sum(), 1.0)
+            loss += own.mask_loss * weights.sum() * guesses / jnp.maximum(are_hidden.sum(), 1.0)
         return {"loss": loss, "weight": weights.sum()}
 
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:

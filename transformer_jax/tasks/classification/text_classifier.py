@@ -14,6 +14,7 @@ from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
 from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, TEXT_AND_LABEL
 from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
 
 
@@ -61,14 +62,25 @@ def _probabilities(graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "B S"
 
 @dataclass(frozen=True)
 class TextClassifierSettings:
-    """What a classifier knows beside its sizes, vocabulary and parameters."""
+    """Settings of a classifier: everything beside its sizes, vocabulary and parameters."""
 
     classes: tuple[str, ...] = ("no", "yes")
     """In the order of the model's outputs."""
     lowercase: bool = False
     """It was trained on lower-cased text, so what it reads is lower-cased too."""
     max_length: int = 128
-    """Tokens of a text that it reads; what comes after them is left out."""
+    """Largest number of tokens that it reads; longer texts are truncated."""
+    text_columns: tuple[str, ...] = TEXT_AND_LABEL.text_columns
+    """Columns of the text in the files it was trained on, like `DataConfig.text_columns`; `evaluate` reads them."""
+    label_column: str = TEXT_AND_LABEL.label_column
+    """Column of the label."""
+
+    @classmethod
+    def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Stored settings, those of release 0.1.0 turned into today's: it had no columns."""
+        if "text_columns" in settings or settings.get("classes") != list(AG_NEWS_CLASSES):
+            return settings
+        return settings | AG_NEWS_COLUMNS._asdict()
 
     @property
     def title(self) -> str:

@@ -1,102 +1,189 @@
-"""transformer-jax couplet: upper lines to lower lines."""
+"""transformer-jax couplet: write lower lines to upper lines."""
 
 import argparse
+import time
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.command_line import (
-    add_model,
     add_sampling,
-    add_search,
-    load_as,
+    config_of,
+    load_for,
     progress,
     require_one_process,
+    samples,
     share_out,
     texts_to_read,
     write,
 )
+from transformer_jax.tasks.pair_command import PairCommand, Pairs, perplexities, score_references
 
 if TYPE_CHECKING:
+    from transformer_jax.config import Config
     from transformer_jax.tasks.couplets.generate import Reply
 
 
-def add_command(commands: Any) -> None:
-    """Add this command to those of the parser."""
-    couplet = commands.add_parser(
-        "couplet",
-        help="write the lower line of a couplet (对联)",
-        description="Write the lower line to each UPPER line, or to each line of standard input (UTF-8): one line of "
-        "standard output each, LOWER<TAB>SCORE, the score being the log-probability, less the penalties of weighted "
-        "rules, over the length penalty. White space within a line does not count.",
-        epilog="The rules are length (equal), punctuation (at the same places), repetition (of characters, at the same "
-        "places and nowhere else), distinct (no character of the upper line) and tones (level against oblique, 平仄). "
-        "RULES is a list such as length,tones=2,distinct=off: a name alone makes a rule hard, a number is the penalty "
-        "in nats for each place that breaks it; none and all may begin the list. Where no line can keep all hard "
-        "rules, a message on standard error says which were given up.",
-        allow_abbrev=False,
+class CoupletCommand(PairCommand):
+    """transformer-jax couplet."""
+
+    subject = "couplets"
+    scores = (
+        "perplexity per character, sacreBLEU over characters, distinct-n, the share of lines that keep each rule; with "
+        "--config also separately for upper lines that are in the training data (seen) and that are not (unseen)"
     )
-    couplet.set_defaults(command=_couplet)
-    add_model(couplet)
-    add_search(couplet)
-    couplet.add_argument("uppers", nargs="*", metavar="UPPER", help="an upper line")
-    couplet.add_argument(
-        "-n",
-        "--n",
-        type=int,
-        default=1,
-        metavar="N",
-        help="lower lines to each [1]; above 1, the output is LINE<TAB>LOWER<TAB>SCORE",
-    )
-    couplet.add_argument("--rules", metavar="RULES", help="what lower lines keep to, see below [the model's]")
-    couplet.add_argument(
-        "--explain",
-        action="store_true",
-        help="print a table below each: the lines with their tones (平 level, 仄 oblique, 通 either), and × where a "
-        "rule is broken",
-    )
-    couplet.add_argument("--sample", action="store_true", help="draw instead of search, at temperature 1 unless given")
-    add_sampling(couplet)
-    couplet.add_argument("--output", metavar="FILE", help="write to FILE instead, whole or not at all")
+    options = {  # noqa: RUF012  (never changed)
+        **{name: PairCommand.options[name] for name in ("--beam", "--source", "--reference")},
+        "--rules": {"metavar": "RULES", "help": "rules of couplets, see transformer-jax couplet [the model's]"},
+    }
 
-
-def _couplet(arguments: argparse.Namespace) -> None:
-    from transformer_jax.system import distributed
-    from transformer_jax.tasks.couplets.writer import CoupletWriter
-
-    if arguments.n < 1:
-        raise UserError(f"--n is {arguments.n}, but must be at least 1.")
-    options = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    if arguments.sample and not arguments.temperature:
-        options["temperature"] = 1.0
-    if options["temperature"]:
-        require_one_process("--sample" if arguments.sample else "--temperature")
-    uppers = texts_to_read(arguments.uppers)
-    model = load_as(CoupletWriter, arguments.model)
-    share_out(model, arguments, uppers, lambda: model.check(uppers))
-
-    def answer(numbered: list[tuple[int, str]]) -> list[tuple[list[str], list[str]]]:
-        found = model.search(
-            [upper for _, upper in numbered],
-            rules=arguments.rules,
-            beam_size=arguments.beam,
-            batch_size=arguments.batch_size,
-            n_best=arguments.n,
-            **options,
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of the search, of the rules and of the output."""
+        parser.add_argument("--beam", **self.options["--beam"])
+        parser.add_argument("texts", nargs="*", metavar="UPPER", help="an upper line")
+        parser.add_argument(
+            "-n",
+            "--n",
+            type=int,
+            default=1,
+            metavar="N",
+            help="lower lines to each [1]; above 1, the output is LINE<TAB>LOWER<TAB>SCORE",
         )
-        return [
-            (_lines(arguments, number, upper, replies), _remarks(number, replies, model.known_share(upper)))
-            for (number, upper), replies in zip(numbered, found, strict=True)
-        ]
+        parser.add_argument("--rules", metavar="RULES", help="rules that lower lines keep, see below [the model's]")
+        parser.add_argument(
+            "--explain",
+            action="store_true",
+            help="print a table below each: the lines with their tones (平 level, 仄 oblique, 通 either), and × where "
+            "a rule is broken",
+        )
+        parser.add_argument(
+            "--sample", action="store_true", help="sample instead of searching, at temperature 1 unless given"
+        )
+        add_sampling(parser)
+        parser.add_argument("--output", metavar="FILE", help="write to FILE atomically instead")
 
-    answers = distributed.parallel_map(answer, list(enumerate(uppers, start=1)))
-    for _, remarks in answers:
-        for remark in remarks:
-            progress(remark)
-    write("".join(line + "\n" for lines, _ in answers for line in lines), arguments.output)
+    def run(self, arguments: argparse.Namespace) -> None:
+        """Write lower lines to the upper lines."""
+        from transformer_jax.system import distributed
+
+        if arguments.n < 1:
+            raise UserError(f"--n is {arguments.n}, but must be at least 1.")
+        options = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        if arguments.sample and not arguments.temperature:
+            options["temperature"] = 1.0
+        if options["temperature"]:
+            require_one_process("--sample" if arguments.sample else "--temperature")
+        uppers = texts_to_read(arguments.texts)
+        model = load_for(self, arguments.model)
+        share_out(model, arguments, uppers, lambda: model.check(uppers))
+
+        def answer(numbered: list[tuple[int, str]]) -> list[tuple[list[str], list[str]]]:
+            found = model.search(
+                [upper for _, upper in numbered],
+                rules=arguments.rules,
+                beam_size=arguments.beam,
+                batch_size=arguments.batch_size,
+                n_best=arguments.n,
+                **options,
+            )
+            return [
+                (_lines(arguments, number, upper, replies), _remarks(number, replies, model.known_share(upper)))
+                for (number, upper), replies in zip(numbered, found, strict=True)
+            ]
+
+        answers = distributed.parallel_map(answer, list(enumerate(uppers, start=1)))
+        for _, remarks in answers:
+            for remark in remarks:
+                progress(remark)
+        write("".join(line + "\n" for lines, _ in answers for line in lines), arguments.output)
+
+    def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
+        """Scores of the best lower lines and perplexities of the references; also by whether training has the upper."""
+        from transformer_jax.system import distributed
+        from transformer_jax.tasks.couplets.judge import couplet_scores, rule_shares
+        from transformer_jax.tasks.couplets.rules import Rules
+
+        rules = Rules.parse(model.settings.rules if arguments.rules is None else arguments.rules)
+        pairs = self.pairs(arguments, model)
+        uppers = [upper for upper, _ in pairs]
+        share_out(model, arguments, pairs, lambda: model.check_pairs(uppers, [lower for _, lower in pairs]))
+
+        def reply(uppers: list[str]) -> list[tuple[str, bool]]:
+            found = model.search(uppers, rules=rules, beam_size=arguments.beam, batch_size=arguments.batch_size)
+            return [(best.text, bool(best.gave_up)) for best, *_ in found]
+
+        progress(f"writing lower lines to {len(pairs):,} upper lines")
+        start = time.perf_counter()
+        found = distributed.parallel_map(reply, uppers)
+        seconds = time.perf_counter() - start
+        groups = {"all": list(range(len(pairs)))}
+        if arguments.config:
+            seen = _seen(config_of(arguments), uppers)
+            groups["unseen"] = [i for i, known in enumerate(seen) if not known]
+            groups["seen"] = [i for i, known in enumerate(seen) if known]
+        scored = score_references(model, pairs)
+        report: dict[str, Any] = {}
+        for name, members in groups.items():
+            if not members:
+                continue
+            asked, written = [uppers[i] for i in members], [found[i][0] for i in members]
+            references = [pairs[i][1] for i in members]
+            report[name] = {
+                "lines": len(members),
+                **perplexities([scored[i] for i in members], references),
+                **couplet_scores(written, references),
+                "keeps": rule_shares(asked, written),
+                "references_keep": rule_shares(asked, references),
+                "gave_up": sum(found[i][1] for i in members),
+                **samples(arguments, asked, written, references),
+            }
+        beam = model.settings.decoding.beam_size if arguments.beam is None else arguments.beam
+        return report | {"rules": str(rules), "seconds": round(seconds, 3), "beam": beam}
+
+    def load_split(self, config: "Config", split: str, model: Any) -> Pairs:
+        """Any split of a set of couplets."""
+        from transformer_jax.tasks.couplets.sources import load_couplets
+
+        return load_couplets(config.data, split)
+
+    def pairs(self, arguments: argparse.Namespace, model: Any) -> Pairs:
+        """The couplets that the arguments name, without spaces, none of them blank."""
+        from transformer_jax.tasks.couplets.sources import without_spaces
+
+        pairs = [(without_spaces(upper), without_spaces(lower)) for upper, lower in super().pairs(arguments, model)]
+        for number, (upper, lower) in enumerate(pairs, start=1):
+            if not (upper and lower):
+                where = f"{arguments.reference if upper else arguments.source}, line {number:,}"
+                where = f"{arguments.config} {arguments.split}, couplet {number:,}" if arguments.config else where
+                raise UserError(f"{where} is blank; write a line there, or drop the couplet.")
+        return pairs
+
+
+COMMAND = CoupletCommand(
+    "couplet",
+    "write the lower line of a couplet (对联)",
+    "Write the lower line to each UPPER line, or to each line of standard input (UTF-8): one line of standard output "
+    "each, LOWER<TAB>SCORE, the score being the log-probability, less the penalties of weighted rules, over the length "
+    "penalty. White space within a line is ignored.",
+    "The rules are length (equal), punctuation (at the same places), repetition (of characters, at the same places and "
+    "nowhere else), distinct (no character of the upper line) and tones (level against oblique, 平仄). RULES is a "
+    "list such as length,tones=2,distinct=off: a name alone makes a rule hard, a number is the penalty in nats for "
+    "each place that breaks it; none and all may begin the list. Where no line can keep all hard rules, a message on "
+    "standard error names those that were given up.",
+)
+
+
+def _seen(config: "Config", uppers: list[str]) -> list[bool]:
+    """Whether the training data has each upper line."""
+    from transformer_jax.tasks.couplets.sources import load_training_data, seen_uppers
+
+    data = load_training_data(config.data, config.couplet)
+    # A part that was held out for validation is part of the training set too.
+    train = data.train if config.data.validation_split else [*data.train, *data.validation]
+    return seen_uppers(uppers, train)
 
 
 def _lines(arguments: argparse.Namespace, number: int, upper: str, replies: "list[Reply]") -> list[str]:
-    """What is printed for one upper line."""
+    """Lines of output for one upper line."""
     from transformer_jax.tasks.couplets.judge import explain
     from transformer_jax.tasks.couplets.sources import without_spaces
 
@@ -109,7 +196,7 @@ def _lines(arguments: argparse.Namespace, number: int, upper: str, replies: "lis
 
 
 def _remarks(number: int, replies: "list[Reply]", known_share: float) -> list[str]:
-    """What a person should know of the answer to one upper line."""
+    """Messages about the answer to one upper line."""
     remarks = []
     given_up = sorted({name for reply in replies for name in reply.gave_up})
     if given_up:

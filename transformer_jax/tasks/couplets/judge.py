@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from transformer_jax.tasks.couplets.rules import NAMES, Tone, tone
-from transformer_jax.tasks.metrics import _check_aligned, exact_match
+from transformer_jax.tasks.metrics import check_aligned, exact_match
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def couplet_scores(lowers: Sequence[str], references: Sequence[str]) -> dict[str
     """
     from sacrebleu.metrics import BLEU
 
-    _check_aligned(lowers, references)
+    check_aligned(lowers, references)
     bleu = BLEU(tokenize="char")
     score = bleu.corpus_score(lowers, [references]).score
     return {

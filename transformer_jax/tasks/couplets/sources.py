@@ -9,6 +9,7 @@ from transformer_jax.data.readers import apart_from, cut, find_file, pair_files,
 from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, as_path
+from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.antitheses import antitheses
 
 if TYPE_CHECKING:  # importing config imports JAX
@@ -22,7 +23,7 @@ Couplet = tuple[str, str]
 
 
 class Fit(NamedTuple):
-    """Couplets to learn from, and how many were left out for which reason."""
+    """Couplets to learn from, and the number left out for each reason."""
 
     couplets: list[Couplet]
     blank: int
@@ -80,12 +81,12 @@ _CHUNK = 65_536
 
 @dataclass(frozen=True)
 class CoupletData:
-    """What a model learns from and is judged by."""
+    """Training and validation data."""
 
     train: list[Couplet]
     validation: list[Couplet]
     notes: list[str]
-    """What was read, left out and held out: a sentence each, for a person to read."""
+    """What was read, left out and held out, a sentence each."""
 
 
 def load_couplets(config: "DataConfig", split: str) -> list[Couplet]:
@@ -117,22 +118,22 @@ def load_couplets(config: "DataConfig", split: str) -> list[Couplet]:
     )
     return [
         (record["upper"].decode("utf-8"), record["lower"].decode("utf-8"))
-        # Many at once, as that is faster, but not all, as that takes memory.
+        # In chunks: faster than one by one, and needs less memory than all at once.
         for start in range(0, len(records), _CHUNK)
         for record in records[start : start + _CHUNK]
     ]
 
 
-def load_training_data(config: "DataConfig") -> CoupletData:
+def load_training_data(config: "DataConfig", own: CoupletConfig) -> CoupletData:
     """Couplets for training and validation, those unfit to learn from left out of both.
 
     Without a `validation_split`, `validation_percent` % of the upper lines of the training data are held out, with all
-    lower lines that answer them. No couplet of `extra_train` answers an upper line of the validation part.
+    lower lines that answer them. Couplets of `own.extra_train` that answer an upper line of validation are left out.
 
     Raises:
         UserError: as `load_couplets`, and if either part is left without couplets.
     """
-    blocklist = read_blocklist(config.blocklist) if config.blocklist else []
+    blocklist = read_blocklist(own.blocklist) if own.blocklist else []
     fit = leave_out_unfit(load_couplets(config, config.train_split), blocklist)
     notes = [_note(f"Training data {config.name} {config.train_split}", fit)]
     if config.validation_split:
@@ -144,15 +145,17 @@ def load_training_data(config: "DataConfig") -> CoupletData:
         train, validation = cut(fit.couplets, lambda couplet: couplet[0], config.validation_percent)
         share = f"{config.validation_percent:g} % of the upper lines"
         notes.append(f"Validation data: {len(validation):,} of these, {share}, are held out")
-    if config.extra_train:
-        fit_extra = leave_out_unfit(_extra_couplets(config.extra_train), blocklist)
+    if own.extra_train:
+        fit_extra = leave_out_unfit(_extra_couplets(own.extra_train), blocklist)
         extra = apart_from(validation, fit_extra.couplets, lambda couplet: couplet[0])
-        notes.append(_note(f"Further training data {config.extra_train}", fit_extra))
+        notes.append(_note(f"Further training data {own.extra_train}", fit_extra))
         notes.append(f"{len(fit_extra.couplets) - len(extra):,} of these answer an upper line of validation: left out")
         train = train + extra
     for part, couplets in (("training", train), ("validation", validation)):
         if not couplets:
-            raise UserError(f"No couplets are left for {part}; check the files under config.data and its blocklist.")
+            raise UserError(
+                f"No couplets are left for {part}; check the files under config.data and config.couplet.blocklist."
+            )
     return CoupletData(train, validation, notes)
 
 
@@ -165,15 +168,17 @@ def seen_uppers(uppers: Iterable[str], train: Iterable[Couplet]) -> list[bool]:
 def _check_features(info: Any) -> None:
     missing = [name for name in ("upper", "lower") if name not in info.features]
     if missing:
-        raise UserError(f"{info.full_name} is no couplet set, it has no {missing[0]!r}; name one in config.data.name.")
+        raise UserError(
+            f"{info.full_name} is not a couplet set, it has no {missing[0]!r}; name one in config.data.name."
+        )
 
 
 def _extra_couplets(folder: str) -> list[Couplet]:
     upper, lower = (find_file(as_path(folder) / "train", name) for name in ("in.txt", "out.txt"))
     if upper is None or lower is None:
         raise UserError(
-            f"config.data.extra_train is {folder}, which has no train/in.txt and train/out.txt (or with .gz); name a "
-            "folder that has both."
+            f"config.couplet.extra_train is {folder}, which has no train/in.txt and train/out.txt (or with .gz); name "
+            "a folder that has both."
         )
     return read_couplets(upper, lower)
 

@@ -40,10 +40,11 @@ class CoupletTask(Seq2SeqTask):
             )
         if config.data.lowercase:
             raise UserError("config.data.lowercase is True, but couplets are read as they are; drop it.")
-        self.rules = Rules.parse(config.decoding.rules)
-        data = load_training_data(config.data)
+        self.rules = Rules.parse(config.couplet.rules)
+        data = load_training_data(config.data, config.couplet)
         super().__init__(config, data.train, data.validation, tokenizer_files, data.notes)
         self.data_name = config.data.name
+        self.settings["rules"] = config.couplet.rules
 
     def evaluate(self, params: Params, *, final: bool) -> Evaluation:
         """Perplexity, BLEU and the share of kept rules on the validation data; greedy search unless `final`."""

@@ -6,6 +6,7 @@ from typing import Any, Literal, overload
 
 from transformer_jax.data.tokenizers import UNK
 from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.generate import Reply, write
 from transformer_jax.tasks.couplets.rules import Rules
 from transformer_jax.tasks.couplets.sources import without_spaces
@@ -15,6 +16,17 @@ from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
 @dataclass(frozen=True)
 class CoupletWriterSettings(Seq2SeqSettings):
     """What a couplet model knows beside its sizes, vocabulary and parameters."""
+
+    rules: str = CoupletConfig.rules
+    """Rules that lower lines keep unless a call says otherwise, as `Rules.parse` reads them."""
+
+    @classmethod
+    def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Stored settings, those of release 0.1.0 turned into today's."""
+        decoding = settings.get("decoding")
+        if isinstance(decoding, dict) and "rules" in decoding:
+            settings = settings | {"rules": decoding["rules"]}
+        return super().upgrade(settings)
 
     @property
     def title(self) -> str:
@@ -86,7 +98,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
             TypeError: if a line is no string, or an option is unknown.
             UserError: if a line is blank or longer than the model takes, or an option is out of range.
         """
-        rules = self.settings.decoding.rules if rules is None else rules
+        rules = self.settings.rules if rules is None else rules
         rules = Rules.parse(rules) if isinstance(rules, str) else rules
         search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
         self.check(uppers)

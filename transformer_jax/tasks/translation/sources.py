@@ -27,7 +27,7 @@ def load_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:
 
     Args:
         config: `name` is numerals, text, multi30k, or a TFDS set such as `wmt14_translate/de-en`; without the part
-            after the slash, the configuration for the two languages is taken.
+            after the slash, the configuration of the two languages is used.
         split: of the set, as TFDS writes it (`train`, `train[:1000]`); `text` has train and validation.
 
     Raises:
@@ -51,7 +51,7 @@ def _tfds_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:
         import tensorflow_datasets as tfds
 
         if not isinstance(info.features, tfds.features.Translation):
-            raise UserError(f"{info.full_name} is no translation set; name another in config.data.name.")
+            raise UserError(f"{info.full_name} is not a translation set; name another in config.data.name.")
         for field, language in (("source_language", source), ("target_language", target)):
             if language not in info.features:
                 raise UserError(

@@ -7,9 +7,8 @@ from transformer_jax.data.readers import drop_blank_pairs
 from transformer_jax.nn.losses import Params
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Evaluation
-from transformer_jax.tasks.metrics import exact_match
+from transformer_jax.tasks.metrics import exact_match, translation_scores
 from transformer_jax.tasks.seq2seq_task import Seq2SeqTask
-from transformer_jax.tasks.translation.metrics import translation_scores
 from transformer_jax.tasks.translation.sources import load_pairs
 
 
@@ -25,9 +24,6 @@ class TranslationTask(Seq2SeqTask):
             UserError: if the data can't be read or the fields of the config contradict each other.
         """
         data = config.data
-        for field in ("extra_train", "blocklist"):
-            if getattr(data, field):
-                raise UserError(f"config.data.{field} means nothing for translation; leave it empty.")
         train, validation = load_pairs(data, data.train_split), load_pairs(data, data.validation_split)
         notes = []
         if data.name == "text":

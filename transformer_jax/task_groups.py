@@ -1,0 +1,53 @@
+"""Config groups of tasks: `tasks.registry` adds them, and `config`, which lies below the tasks, reads them."""
+
+import importlib.metadata
+import warnings
+from typing import Any
+
+ENTRY_POINTS = "transformer_jax.tasks"
+"""Group of the entry points of installed packages; each names a module that calls `register_task`."""
+
+_groups: dict[str, type[Any]] = {}
+_loaded: set[str] = set()
+
+
+def add_group(task: str, group: type[Any] | None) -> None:
+    """Make the frozen dataclass `group` the group `config.TASK`, or drop that of the task (None).
+
+    A field that an earlier release kept in another group is listed in the class variable `MOVED`: its old path in the
+    config, such as "optim.mask_rate", to its name here.
+    """
+    if group is None:
+        _groups.pop(task, None)
+    else:
+        _groups[task] = group
+
+
+def task_groups() -> dict[str, type[Any]]:
+    """Name of a task to the class of its group, for each task that has one."""
+    load_plugins()
+    return _groups
+
+
+def moved_fields() -> dict[str, list[str]]:
+    """Path of each field that moved into a task's group to its paths now, such as "couplet.rules"."""
+    moved: dict[str, list[str]] = {}
+    for task, group in task_groups().items():
+        for old, name in getattr(group, "MOVED", {}).items():
+            moved.setdefault(old, []).append(f"{task}.{name}")
+    return moved
+
+
+def load_plugins() -> None:
+    """Import the modules that installed packages name under `ENTRY_POINTS`, once.
+
+    A module that cannot be imported is reported as a warning: its tasks are missing, all others work.
+    """
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if point.value in _loaded:
+            continue
+        _loaded.add(point.value)  # first, as the module may ask for the registered tasks
+        try:
+            point.load()
+        except Exception as error:  # it is another package's code
+            warnings.warn(f"The tasks of {point.value} cannot be loaded ({error}); update that package.", stacklevel=2)

@@ -1,0 +1,162 @@
+"""The command of tasks whose models read one text and write another, and how `evaluate` scores them."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformer_jax.system.errors import UserError
+from transformer_jax.tasks.command_line import (
+    ALPHA_HELP,
+    BEAM_HELP,
+    config_of,
+    load_for,
+    progress,
+    registration_of,
+    samples,
+    share_out,
+    texts_to_read,
+    write,
+)
+from transformer_jax.tasks.registry import Command
+
+if TYPE_CHECKING:
+    from transformer_jax.config import Config
+
+Pairs = Sequence[tuple[str, str]]
+Scored = Sequence[tuple[float, int]]
+"""Log-probability and number of tokens of each reference, end of sentence included."""
+
+
+class PairCommand(Command):
+    """Writes an output for each input text; for any `Seq2SeqModel` whose `search` gives texts, such as `Translator`."""
+
+    subject = "pairs"
+    working = "answering"
+    """What progress messages say of its work on N lines."""
+    scores = "exact matches, perplexity of the references per token and per character"
+    options = {  # noqa: RUF012  (never changed)
+        "--beam": {"type": int, "metavar": "K", "help": BEAM_HELP},
+        "--alpha": {"type": float, "metavar": "X", "help": ALPHA_HELP},
+        "--source": {"metavar": "FILE", "help": "inputs, one a line, plain or gzip"},
+        "--reference": {"metavar": "FILE", "help": "expected outputs, aligned line by line"},
+    }
+
+    def __init__(self, name: str, help: str, description: str | None = None, epilog: str | None = None) -> None:
+        """Make a command.
+
+        Args:
+            name: `transformer-jax NAME`.
+            help: a phrase for the list of commands.
+            description: sentences for the command's own help; default: `help`.
+            epilog: further sentences, below its options.
+        """
+        self.name, self.help, self.epilog = name, help, epilog
+        self.description = description or f"{help.capitalize()}: one line of standard output for each."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of the command, besides those of every command."""
+        for name in ("--beam", "--alpha"):
+            parser.add_argument(name, **PairCommand.options[name])
+        parser.add_argument("texts", nargs="*", metavar="TEXT", help="an input [the lines of standard input]")
+        parser.add_argument("--output", metavar="FILE", help="write to FILE atomically instead")
+
+    def run(self, arguments: argparse.Namespace) -> None:
+        """Write the best output for each text."""
+        from transformer_jax.system import distributed
+
+        texts = texts_to_read(arguments.texts)
+        model = load_for(self, arguments.model)
+        share_out(model, arguments, texts, lambda: model.check(texts))
+        outputs = distributed.parallel_map(lambda own: self.outputs(arguments, model, own), texts)
+        write("".join(output + "\n" for output in outputs), arguments.output)
+
+    def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
+        """Scores of the best outputs, and perplexities of the references."""
+        from transformer_jax.system import distributed
+
+        pairs = self.pairs(arguments, model)
+        sources, references = [source for source, _ in pairs], [reference for _, reference in pairs]
+        share_out(model, arguments, pairs, lambda: model.check_pairs(sources, references))
+        scored = score_references(model, pairs)
+        progress(f"{self.working} {len(pairs):,} lines")
+        start = time.perf_counter()
+        outputs = distributed.parallel_map(lambda own: self.outputs(arguments, model, own), sources)
+        seconds = time.perf_counter() - start
+        decoding = model.settings.decoding
+        return {
+            **self.score(outputs, references),
+            **perplexities(scored, references),
+            "lines": len(pairs),
+            **samples(arguments, sources, outputs, references),
+            "seconds": round(seconds, 3),
+            "beam": decoding.beam_size if arguments.beam is None else arguments.beam,
+            "alpha": decoding.alpha if arguments.alpha is None else arguments.alpha,
+        }
+
+    def outputs(self, arguments: argparse.Namespace, model: Any, texts: Sequence[str]) -> list[str]:
+        """The best output for each text."""
+        found = model.search(texts, beam_size=arguments.beam, alpha=arguments.alpha, batch_size=arguments.batch_size)
+        return [best.text for best, *_ in found]
+
+    def score(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+        """Scores of the outputs; a subclass may add to them."""
+        from transformer_jax.tasks.metrics import exact_match
+
+        return {"exact_match": exact_match(outputs, references)}
+
+    def load_split(self, config: "Config", split: str, model: Any) -> Pairs:
+        """The pairs of a split of the data of `config`: the task's validation data, unless a subclass reads others.
+
+        Raises:
+            UserError: if the data can't be read, or does not belong to the model.
+        """
+        from transformer_jax.tasks.registry import make_task
+
+        task = registration_of(self).name
+        if split != "validation" or config.task != task:
+            raise UserError(f"evaluate scores this model on --split validation of a config of task {task!r}; name one.")
+        pairs: Pairs = make_task(config, model.tokenizer.files()).validation  # type: ignore[attr-defined]
+        return pairs
+
+    def pairs(self, arguments: argparse.Namespace, model: Any) -> Pairs:
+        """The pairs of the files, or of the split of a configuration, that the arguments name.
+
+        Raises:
+            UserError: if neither is named, or they cannot be read.
+        """
+        from transformer_jax.data.readers import read_pairs
+
+        files, experiment = (arguments.source, arguments.reference), (arguments.config, arguments.split)
+        if all(files) and not any((*experiment, arguments.manual_dir)):
+            pairs: Pairs = read_pairs(*files)
+        elif all(experiment) and not any(files):
+            pairs = list(self.load_split(config_of(arguments), arguments.split, model))
+        else:
+            raise UserError("evaluate needs either --source and --reference, or --config and --split.")
+        if not any(reference for _, reference in pairs):
+            raise UserError(f"{arguments.reference or arguments.split} has no reference text to score against.")
+        return pairs
+
+
+def score_references(model: Any, pairs: Pairs) -> Scored:
+    """Log-probability and tokens of each reference; all processes share in the work."""
+    from transformer_jax.system import distributed
+
+    def score(pairs: list[tuple[str, str]]) -> list[tuple[float, int]]:
+        scores = model.score([source for source, _ in pairs], [reference for _, reference in pairs])
+        return [(score.log_prob, len(score.tokens)) for score in scores]
+
+    progress(f"scoring {len(pairs):,} references")
+    return [(log_prob, tokens) for log_prob, tokens in distributed.parallel_map(score, pairs)]
+
+
+def perplexities(scored: Scored, references: Sequence[str]) -> dict[str, float]:
+    """Perplexity of the references, end of sentence included: per token (counting it) and per character (not)."""
+    from transformer_jax.tasks.metrics import perplexity
+
+    nll = -sum(log_prob for log_prob, _ in scored)
+    return {
+        "perplexity_per_token": perplexity(nll, sum(tokens for _, tokens in scored)),
+        "perplexity_per_character": perplexity(nll, sum(map(len, references))),
+    }
