@@ -191,7 +191,7 @@ def backwards(tmp_path_factory):
     config.training.update(num_steps=6, checkpoint_every=6, log_every=6)
     config.decoding.update(beam_size=1, max_extra_tokens=0)
     yield it, config, transformer_jax.run(config, tmp_path_factory.mktemp("backwards"))
-    del transformer_jax.tasks.registry.MODELS["backwards"], transformer_jax.tasks.TASKS["backwards"]
+    del transformer_jax.tasks.registry.MODELS["backwards"], transformer_jax.tasks.registry.TASKS["backwards"]
 
 
 def test_a_fourth_task_trains_and_its_folder_loads_as_its_class(backwards):
@@ -203,7 +203,8 @@ def test_a_fourth_task_trains_and_its_folder_loads_as_its_class(backwards):
     assert all(target == source[::-1] and len(source) < 16 for source, target in task.validation)
     assert len(task.validation) > 5
     sources = [source for source, _ in task.validation]
-    outputs = [output for _, output, _ in task.evaluate(model.params, final=True).samples]
+    evaluate = transformer_jax.training.make_evaluator(task, task.config)
+    outputs = [output for _, output, _ in evaluate(model.params, final=True).samples]
     assert model.translate(sources) == outputs
     scores = model.score(*map(list, zip(*task.validation, strict=True)))
     total = sum(score.log_prob for score in scores)
@@ -214,7 +215,7 @@ def test_a_fourth_task_trains_and_its_folder_loads_as_its_class(backwards):
 def test_a_task_that_is_not_registered_is_a_clear_error(backwards, monkeypatch):
     _, config, outcome = backwards
     monkeypatch.delitem(transformer_jax.tasks.registry.MODELS, "backwards")
-    monkeypatch.delitem(transformer_jax.tasks.TASKS, "backwards")
+    monkeypatch.delitem(transformer_jax.tasks.registry.TASKS, "backwards")
     with pytest.raises(transformer_jax.UserError, match=r"task is 'backwards', .* \(register_task\)\."):
         transformer_jax.load(outcome.model)
     with pytest.raises(transformer_jax.UserError, match=r"config\.task is 'backwards', but must be one of "):
