@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from tests.distributed.launch import FLAGS, SECONDS, Processes, assert_refused, free_port, text_files, train
-from transformer_jax.system.distributed import GONE
-from transformer_jax.system.distributed.meeting import MEETING_SECONDS
+from transformer_jax.system.distributed import PEER_LOST
+from transformer_jax.system.distributed.lifecycle import MEETING_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +108,7 @@ def test_when_one_is_killed_the_others_end_and_one_process_goes_on(data, whole, 
     assert time.monotonic() - killed_at < 60
     for index, process in enumerate(ended):
         if index != victim:
-            assert process.status == GONE, process
+            assert process.status == PEER_LOST, process
             told = [line for line in process.err.splitlines() if line.startswith("train.py: error:")]
             assert len(told) == 1
             assert "Another process has gone" in told[0]
@@ -180,7 +180,7 @@ def test_a_mistake_at_one_host_ends_all(data, tmp_path):
 def test_a_process_that_nobody_joins_gives_up(data, tmp_path, index, message):
     assert MEETING_SECONDS < 55
     code = (
-        "import runpy, sys; from transformer_jax.system.distributed import meeting; meeting.MEETING_SECONDS = 7.0\n"
+        "import runpy, sys; from transformer_jax.system.distributed import lifecycle; lifecycle.MEETING_SECONDS = 7.0\n"
         "sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__')"
     )
     place = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={index}"]

@@ -8,7 +8,7 @@ from tests.distributed.launch import free_port
 from tests.outcomes import as_lines, refused
 from tests.tasks.toys import TEXTS
 from transformer_jax.system import distributed
-from transformer_jax.system.distributed import meeting
+from transformer_jax.system.distributed import lifecycle
 from transformer_jax.tasks.translation.translator import Translation, Translator
 
 COUNT = 3
@@ -33,12 +33,12 @@ def run_dealt(run, monkeypatch, place):
 
     def call(command, *arguments, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(distributed, "count", lambda: COUNT)
-            patch.setattr(distributed, "is_first", lambda: place["index"] == 0)
-            patch.setattr(distributed, "start", lambda **_: None)
-            patch.setattr(distributed, "wait_for_all", lambda: None)
-            patch.setattr(distributed, "agree", agreed.append)
-            patch.setattr(distributed, "deal", deal)
+            patch.setattr(distributed, "process_count", lambda: COUNT)
+            patch.setattr(distributed, "is_main", lambda: place["index"] == 0)
+            patch.setattr(distributed, "initialize", lambda **_: None)
+            patch.setattr(distributed, "barrier", lambda: None)
+            patch.setattr(distributed, "assert_equal", agreed.append)
+            patch.setattr(distributed, "parallel_map", deal)
             agreed.clear()
             return run(command, *arguments, **options), dict(*agreed)
 
@@ -185,7 +185,7 @@ def test_what_must_be_the_same_at_all_processes(run_dealt, translator, tmp_path,
 
 
 def test_a_coordinator_that_is_not_there(run, monkeypatch):
-    monkeypatch.setattr(meeting, "MEETING_SECONDS", 5.1)
+    monkeypatch.setattr(lifecycle, "MEETING_SECONDS", 5.1)
     monkeypatch.setattr(meeting, "end_well_when_aborted", lambda *_, **__: None)  # would outlive this test
     place = ["--coordinator", f"localhost:{free_port()}", "--num_processes", 2, "--process_id", 1]
     for command in ("translate", "classify", "couplet", "evaluate"):

@@ -25,7 +25,7 @@ from transformer_jax.training.stopping import (
 @pytest.fixture
 def two(monkeypatch):
     """As if there were two processes."""
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
 
 
 def make_flags(max_minutes=0.0):

@@ -101,7 +101,7 @@ def _translation(arguments: argparse.Namespace, model: "Translator") -> dict[str
     scored = _scores(model, pairs)
     progress(f"translating {len(pairs):,} lines")
     start = time.perf_counter()
-    outputs = distributed.deal(translate, sources)
+    outputs = distributed.parallel_map(translate, sources)
     seconds = time.perf_counter() - start
     decoding = model.settings.decoding
     return {
@@ -140,7 +140,7 @@ def _couplets(arguments: argparse.Namespace, model: "CoupletWriter") -> dict[str
 
     progress(f"writing lower lines to {len(pairs):,} upper lines")
     start = time.perf_counter()
-    found = distributed.deal(reply, uppers)
+    found = distributed.parallel_map(reply, uppers)
     seconds = time.perf_counter() - start
     groups = {"all": list(range(len(pairs)))}
     if arguments.config:
@@ -189,7 +189,7 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
     from transformer_jax.tasks.classification.sources import load_texts
 
     _refuse(arguments, "classification", "source", "reference", "beam", "alpha", "rules")
-    pictured = arguments.picture and distributed.is_first()
+    pictured = arguments.picture and distributed.is_main()
     if pictured:
         check_picture(arguments.picture)
     classes = model.settings.classes
@@ -212,7 +212,7 @@ def _classification(arguments: argparse.Namespace, model: "TextClassifier") -> d
 
     progress(f"classifying {len(records):,} texts")
     start = time.perf_counter()
-    probabilities = np.array(distributed.deal(classify, texts), np.float32)
+    probabilities = np.array(distributed.parallel_map(classify, texts), np.float32)
     seconds = time.perf_counter() - start
     scores = classification_scores(np.array([classes.index(r.label) for r in records]), probabilities, classes)
     progress("confusion matrix\n" + confusion_table(scores.confusion, classes))
@@ -252,7 +252,7 @@ def _scores(model: "Translator | CoupletWriter", pairs: Pairs) -> Scored:
         return [(score.log_prob, len(score.tokens)) for score in scores]
 
     progress(f"scoring {len(pairs):,} references")
-    return [(log_prob, tokens) for log_prob, tokens in distributed.deal(score, pairs)]
+    return [(log_prob, tokens) for log_prob, tokens in distributed.parallel_map(score, pairs)]
 
 
 def _perplexities(scored: Scored, references: Sequence[str]) -> dict[str, float]:

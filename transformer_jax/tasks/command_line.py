@@ -47,7 +47,7 @@ def write(text: str, path: str | None = None) -> None:
     """
     from transformer_jax.system import distributed
 
-    if not distributed.is_first():
+    if not distributed.is_main():
         return
     content = text.encode("utf-8")
     if path is None:
@@ -69,7 +69,7 @@ def progress(message: str) -> None:
     """Tell a person, on standard error."""
     from transformer_jax.system import distributed
 
-    if distributed.is_first():
+    if distributed.is_main():
         print(f"transformer-jax: {message}", file=sys.stderr, flush=True)
 
 
@@ -172,15 +172,15 @@ def beside_others(arguments: argparse.Namespace) -> Iterator[None]:
     """
     from transformer_jax.system import distributed
 
-    distributed.start(
+    distributed.initialize(
         distributed=arguments.distributed,
         coordinator=arguments.coordinator,
         num_processes=arguments.num_processes,
         process_id=arguments.process_id,
     )
-    with distributed.ending_together():
+    with distributed.exit_together():
         yield
-        distributed.wait_for_all()  # whether the first can write what it has to is the others' affair too
+        distributed.barrier()  # whether the first can write what it has to is the others' affair too
 
 
 def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any], check: Callable[[], None]) -> None:
@@ -205,11 +205,11 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any], c
 
     if jax.local_device_count() > 1:
         model.params = replicated(model.params)
-    if distributed.count() == 1:
+    if distributed.process_count() == 1:
         return
     digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
     options = {name: value for name, value in vars(arguments).items() if name not in _MAY_DIFFER}
-    distributed.agree(
+    distributed.assert_equal(
         {
             **{f"--{name.replace('_', '-')}": value for name, value in options.items()},
             "The input": f"{len(texts):,} texts of SHA-256 {digest[:12]}",
@@ -228,5 +228,5 @@ def require_one_process(option: str) -> None:
     """
     from transformer_jax.system import distributed
 
-    if distributed.count() > 1:
+    if distributed.process_count() > 1:
         raise UserError(f"{option} needs all texts in one process; drop it, or start a single process.")

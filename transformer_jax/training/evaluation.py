@@ -43,9 +43,9 @@ class Evaluator:
             final: whether to search as configured; otherwise with a quick search.
         """
         predict = partial(self._task.predict, distributed.local_copy(params), final=final)
-        predictions = distributed.deal(predict, range(len(self._task.validation)))
+        predictions = distributed.parallel_map(predict, range(len(self._task.validation)))
         evaluation = self._task.score(predictions, self.loss_sums(params))
-        return evaluation._replace(scores=distributed.first_says(evaluation.scores))
+        return evaluation._replace(scores=distributed.broadcast(evaluation.scores))
 
     def loss_sums(self, params: Params) -> dict[str, float] | None:
         """The task's `eval_loss` summed over the validation data, or None if it has none."""
@@ -93,7 +93,7 @@ def choose(
     best: Choice | None = None
     seconds = 0.0
     for name, params_of in candidates.items():
-        if best is not None and not distributed.first_says(clock.has(1.5 * seconds)):
+        if best is not None and not distributed.broadcast(clock.has(1.5 * seconds)):
             report(name, None)
             continue
         started = time.monotonic()

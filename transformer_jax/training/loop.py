@@ -74,7 +74,7 @@ def run(
     with stop_on_signals() as stop:
         try:
             outcome = train(setup(config, as_path(workdir), started=started, stop=stop), notes=notes, profile=profile)
-            distributed.wait_for_all()
+            distributed.barrier()
         except BaseException as error:
             if not stop.explains(error):
                 raise
@@ -96,7 +96,7 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
         traced(
             run.train_step, run.workdir / "profile" if profile else None, steps=training.num_steps - step
         ) as train_step,
-        distributed.not_waiting_for_the_lost(),
+        distributed.exit_if_peer_lost(),
     ):
         _greet(run, log, step, notes)
         state, program = _start(run, saved)
@@ -141,7 +141,7 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
 
 def _restore(run: Run) -> tuple[TrainState | None, Progress]:
     """The last checkpoint, or None and the progress of a new run."""
-    latest = distributed.first_says(run.checkpoints.latest())
+    latest = distributed.broadcast(run.checkpoints.latest())
     if latest is None:
         return None, Progress()
     state, metadata = run.checkpoints.restore(latest, run.abstract_state)
@@ -187,7 +187,7 @@ def _out_of_patience(run: Run, progress: Progress) -> bool:
 
 
 def _open_log(run: Run, first_step: int) -> RunLog:
-    log_type = RunLog if distributed.is_first() else SilentLog
+    log_type = RunLog if distributed.is_main() else SilentLog
     return log_type(run.workdir, first_step=first_step, num_steps=run.config.training.num_steps)
 
 
@@ -256,7 +256,7 @@ def _finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progr
         else:
             log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
 
-    final = distributed.first_says(run.clock.has(FINAL_EVALUATIONS / 2 * run.clock.evaluation_seconds))
+    final = distributed.broadcast(run.clock.has(FINAL_EVALUATIONS / 2 * run.clock.evaluation_seconds))
     choice = choose(
         _candidates(run, state, step, progress),
         partial(run.evaluator, final=final),
@@ -270,7 +270,7 @@ def _finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progr
     scores = choice.evaluation.scores | {"parameters": choice.name, "steps": step, "minutes": minutes}
     path = run.workdir / "model"
     params = distributed.local_copy(choice.params)
-    if distributed.is_first():
+    if distributed.is_main():
         model_folder.save(
             path,
             task=run.config.task,
@@ -293,7 +293,7 @@ def _candidates(run: Run, state: TrainState, step: int, progress: Progress) -> M
         best = progress.best_step
         candidates[f"step {best:,}"] = lambda: params_to_evaluate(checkpoints.restore(best, run.abstract_state)[0])
     last = [saved for saved in checkpoints.steps() if saved == step or is_checkpoint_step(training, saved)]
-    last = distributed.first_says(last[-training.average_last :])
+    last = distributed.broadcast(last[-training.average_last :])
     if len(last) > 1:
         name = f"mean of the {len(last)} checkpoints to step {last[-1]:,}"
         candidates[name] = lambda: mean_of(checkpoints, last, run.abstract_state.params)
@@ -303,9 +303,9 @@ def _candidates(run: Run, state: TrainState, step: int, progress: Progress) -> M
 def _interrupted(stop: StopSignal) -> Outcome:
     """The outcome of a run that a signal ended; does not return if the other processes do not know of the signal."""
     outcome = Outcome(stop.saved_step, {}, None, stop.number)
-    if distributed.is_first():
+    if distributed.is_main():
         what = f"and saved at step {outcome.step:,}" if outcome.step else "with nothing new to save"
         print(f"Stopped {what}; rerun the command to resume.", flush=True)
-    if distributed.count() > 1 and not stop.is_common:
-        distributed.leave(130 if stop.number == signal.SIGINT else 0, "It was stopped; rerun the command to resume.")
+    if distributed.process_count() > 1 and not stop.is_common:
+        distributed.exit_all(130 if stop.number == signal.SIGINT else 0, "It was stopped; rerun the command to resume.")
     return outcome

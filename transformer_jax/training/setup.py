@@ -81,8 +81,8 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
     optimizer = make_optimizer(optim, schedule)
     task = common_task(config, origin)
     batches = train_batches(task, config, mesh)
-    if distributed.count() > 1:
-        distributed.agree({"The data": task.notes, "The digest of the training data": batches.digest()})
+    if distributed.process_count() > 1:
+        distributed.assert_equal({"The data": task.notes, "The digest of the training data": batches.digest()})
     if training.metric not in task.metrics:
         raise UserError(f"config.training.metric is {training.metric!r}, but must be one of {', '.join(task.metrics)}.")
     claim_for_all(workdir, config, task, origin)
@@ -175,10 +175,14 @@ def _batches(
     """Batches for training or, given the `longest` example, for evaluation: in order, none left out."""
     data = config.data
     share = ALONE
-    if distributed.count() > 1:
+    if distributed.process_count() > 1:
         exchange = distributed.Exchange()
         share = Share(
-            distributed.index(), distributed.count(), partial(own_rows, mesh), exchange.gather, exchange.close
+            distributed.process_index(),
+            distributed.process_count(),
+            partial(own_rows, mesh),
+            exchange.gather,
+            exchange.close,
         )
     slots = data.tokens_per_batch
     if longest is not None:
@@ -221,16 +225,17 @@ def agree_on(config: Config, workdir: AnyPath) -> None:
     Raises:
         UserError: on all processes alike.
     """
-    if jax.process_count() != distributed.count():
+    if jax.process_count() != distributed.process_count():
         raise UserError(
-            f"JAX finds {jax.process_count()} processes here, but only {distributed.count()} met; start all of them "
+            f"JAX finds {jax.process_count()} processes here, but only {distributed.process_count()} met; start all of them "
             "with --distributed, or with --coordinator, --num_processes and --process_id."
         )
-    if distributed.count() == 1:
+    if distributed.process_count() == 1:
         return
-    distributed.agree({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
+    distributed.assert_equal({"--workdir": str(workdir), **_fields(dataclasses.asdict(config), "config")})
     _wait_to_share(
-        lambda: len(set(distributed.gather(has_begun(workdir)))) == 1, f"{workdir} holds a run at some processes only"
+        lambda: len(set(distributed.all_gather(has_begun(workdir)))) == 1,
+        f"{workdir} holds a run at some processes only",
     )
 
 
@@ -240,12 +245,12 @@ def common_task(config: Config, origin: Origin) -> Task:
     Raises:
         UserError: if the data can't be read.
     """
-    if origin.tokenizer_files is None and not distributed.is_first():
-        origin = dataclasses.replace(origin, tokenizer_files=distributed.files_of_first(None))
+    if origin.tokenizer_files is None and not distributed.is_main():
+        origin = dataclasses.replace(origin, tokenizer_files=distributed.broadcast_files(None))
         return task_from(config, origin)
     task = task_from(config, origin)
     if origin.tokenizer_files is None:
-        distributed.files_of_first(task.tokenizer_files)
+        distributed.broadcast_files(task.tokenizer_files)
     return task
 
 
@@ -255,18 +260,18 @@ def claim_for_all(workdir: AnyPath, config: Config, task: Task, origin: Origin) 
     Raises:
         UserError: if the folder can't be used, or is not shared by all.
     """
-    if distributed.is_first():
+    if distributed.is_main():
         claim(workdir, config, task, origin)
-    if distributed.count() == 1:
+    if distributed.process_count() == 1:
         return
     # A name that no other folder has.
-    mark = workdir / distributed.first_says(f".{secrets.token_hex(8)}")
-    if distributed.is_first():
+    mark = workdir / distributed.broadcast(f".{secrets.token_hex(8)}")
+    if distributed.is_main():
         write_atomically(mark, b"")
-    distributed.wait_for_all()
+    distributed.barrier()
     _wait_to_share(mark.exists, f"{workdir} of this process is not that of process 0")
-    distributed.wait_for_all()
-    if distributed.is_first():
+    distributed.barrier()
+    if distributed.is_main():
         mark.unlink(missing_ok=True)
 
 

@@ -177,7 +177,7 @@ def host_values(values: Mapping[str, float], mesh: Mesh) -> HostValues:
         values: by name; missing ones are 0, others are ignored.
         mesh: all devices of the run.
     """
-    if distributed.count() == 1:
+    if distributed.process_count() == 1:
         return None
     row = np.array([values.get(name, 0.0) for name in BATCH_STATS + FLAGS], np.float32)
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -211,7 +211,7 @@ class StopFlags:
 
     def must_stop(self) -> bool:
         """Whether the run stops after the current step; the same on all processes."""
-        if distributed.count() == 1:
+        if distributed.process_count() == 1:
             return self._stop.number is not None or self._clock.is_late()
         for number in (signal.SIGTERM, signal.SIGINT):
             if self._means[number.name]:

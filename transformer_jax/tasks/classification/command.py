@@ -51,7 +51,7 @@ def _classify(arguments: argparse.Namespace) -> None:
             for (number, _), said in zip(numbered, found, strict=True)
         ]
 
-    lines = distributed.deal(lines_of, list(enumerate(texts, start=1)))
+    lines = distributed.parallel_map(lines_of, list(enumerate(texts, start=1)))
     write("".join(line + "\n" for line in lines), arguments.output)
 
 

@@ -88,7 +88,7 @@ def _couplet(arguments: argparse.Namespace) -> None:
             for (number, upper), replies in zip(numbered, found, strict=True)
         ]
 
-    answers = distributed.deal(answer, list(enumerate(uppers, start=1)))
+    answers = distributed.parallel_map(answer, list(enumerate(uppers, start=1)))
     for _, remarks in answers:
         for remark in remarks:
             progress(remark)

@@ -119,7 +119,7 @@ def _translate(arguments: argparse.Namespace) -> None:
             for (number, _), translations in zip(numbered, found, strict=True)
         ]
 
-    write("".join(distributed.deal(lines_of, list(enumerate(texts, start=1)))), arguments.output)
+    write("".join(distributed.parallel_map(lines_of, list(enumerate(texts, start=1)))), arguments.output)
 
 
 def _stream(model: "Translator", texts: Sequence[str], options: dict[str, Any]) -> None:
