@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from transformer_jax.training.report import computations, trip_count
+from benchmarks.collectives import computations, trip_count
 
 
 class Cost(NamedTuple):

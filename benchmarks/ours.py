@@ -19,6 +19,7 @@ from transformer_jax.sharding import make_mesh, on_mesh, shard_batch, state_shar
 from transformer_jax.system import runtime
 from transformer_jax.tasks.registry import make_task
 from transformer_jax.training.optim import make_optimizer, make_schedule
+from transformer_jax.training.setup import make_evaluator, train_batches
 from transformer_jax.training.step import TrainState, init_state, train_step
 
 COUPLETS = 65_536
@@ -95,7 +96,8 @@ def prepare(settings: Settings, name: str, folder: Path) -> Callable[[], Workloa
         config.data.max_length,
         folder,
     )
-    train = [example for batch, _ in task.batches.iterate(epochs=1) for example in unpacked(batch)]
+    batches = train_batches(task, config, make_mesh(config.mesh))
+    train = [example for batch, _ in batches.iterate(epochs=1) for example in unpacked(batch)]
     write_examples(workload.examples_file, Examples(train, task.validation_examples))
     return lambda: workload
 
@@ -110,14 +112,16 @@ class Trainer:
         schedule = make_schedule(config.optim, d_model=config.model.d_model, num_steps=config.training.num_steps)
         optimizer = make_optimizer(config.optim, schedule)
 
-        def fresh() -> TrainState:
+        def first_state() -> TrainState:
             return init_state(self.task.init_params(jax.random.key(config.seed)), optimizer, ema=False)
 
-        shardings = state_shardings(jax.eval_shape(fresh), self.mesh)
-        self.state = jax.jit(fresh, out_shardings=shardings)()
-        step_fn = partial(on_mesh(train_step, self.mesh), loss_fn=self.task.loss, optimizer=optimizer, seed=config.seed)
-        self._step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
-        self._batches = Prefetched(batch for batch, _ in self.task.batches.iterate())
+        shardings = state_shardings(jax.eval_shape(first_state), self.mesh)
+        self.state = jax.jit(first_state, out_shardings=shardings)()
+        update = partial(on_mesh(train_step, self.mesh), loss_fn=self.task.loss, optimizer=optimizer, seed=config.seed)
+        self._train_step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+        self._evaluator = make_evaluator(self.task, config, self.mesh)
+        batches = train_batches(self.task, config, self.mesh)
+        self._batches = Prefetched(batch for batch, _ in batches.iterate())
 
     def train(self, num_steps: int) -> Tally:
         """Take `num_steps` steps."""
@@ -126,7 +130,7 @@ class Trainer:
         before: Any = None
         for _ in range(num_steps):
             batch = next(self._batches)
-            self.state, sums = self._step_fn(self.state, shard_batch(batch, self.mesh))
+            self.state, sums = self._train_step(self.state, shard_batch(batch, self.mesh))
             tally.add(batch)
             if before is not None:
                 float(before)  # one step late, as in the training loop
@@ -137,7 +141,9 @@ class Trainer:
 
     def validation_loss(self) -> float:
         """Cross-entropy per token on the validation data, without smoothing."""
-        return float(self.task.likelihood(self.state.params)["loss"])
+        sums = self._evaluator.loss_sums(self.state.params)
+        assert sums is not None
+        return sums["loss"] / sums["weight"]
 
 
 def tokenizer_files(workload: Workload) -> dict[str, bytes]:

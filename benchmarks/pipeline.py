@@ -17,9 +17,11 @@ from benchmarks.shipped import QUICK, SHIPPED, shipped_config
 from benchmarks.workers import workers
 from transformer_jax.config import Config
 from transformer_jax.data.pipeline import Batches, Position
+from transformer_jax.sharding import make_mesh
 from transformer_jax.system import runtime
 from transformer_jax.tasks.registry import make_task
 from transformer_jax.training.optim import make_optimizer, make_schedule
+from transformer_jax.training.setup import train_batches
 from transformer_jax.training.step import init_state, train_step
 
 STEPS = 3
@@ -58,15 +60,16 @@ def build(name: str, settings: Settings) -> Callable[[], dict[str, float]]:
     runtime.prepare()
     config = shipped_config(name, settings)
     task = make_task(config)
-    untouched = copy.copy(task.batches)  # without the tokens that a first epoch keeps
+    all_batches = train_batches(task, config, make_mesh(config.mesh))
+    untouched = copy.copy(all_batches)  # without the tokens that a first epoch keeps
     # The tokens of a set of one window are kept for later epochs.
-    kept = not any(after.window for _, after in task.batches.iterate(epochs=1))
-    step = _training(config, task)
+    kept = not any(after.window for _, after in all_batches.iterate(epochs=1))
+    step = _training(config, task, next(first_window(all_batches, epoch=1)))
 
     def measure() -> dict[str, float]:
         first = _rate(copy.copy(untouched), epoch=0)
-        later = _rate(task.batches, epoch=1)
-        batches = list(itertools.islice(first_window(task.batches, epoch=1), STEPS))
+        later = _rate(all_batches, epoch=1)
+        batches = list(itertools.islice(first_window(all_batches, epoch=1), STEPS))
         started = time.perf_counter()
         for batch in batches:
             step(batch)
@@ -109,8 +112,8 @@ def _rate(batches: Batches[Any, Any], epoch: int) -> dict[str, float]:
         slots += sum(side.size for side in _sides(batch))
 
 
-def _training(config: Config, task: Any) -> Callable[[Any], None]:
-    """Makes one step of training on a batch, as the training loop does, after a first one to warm up."""
+def _training(config: Config, task: Any, first: Any) -> Callable[[Any], None]:
+    """Makes one training step on a batch, as the training loop does, after one on `first` to warm up."""
     schedule = make_schedule(config.optim, d_model=config.model.d_model, num_steps=config.training.num_steps)
     optimizer = make_optimizer(config.optim, schedule)
     fresh = partial(_fresh, task, optimizer, ema=config.training.ema_decay > 0)
@@ -131,7 +134,7 @@ def _training(config: Config, task: Any) -> Callable[[Any], None]:
         state, sums = jitted(state, batch)
         float(sums["loss"])
 
-    step(next(first_window(task.batches, epoch=1)))
+    step(first)
     return step
 
 

@@ -18,7 +18,7 @@ from benchmarks.targets import is_accelerator
 from benchmarks.workers import alternate, workers
 from transformer_jax.nn import ModelConfig
 from transformer_jax.system import runtime
-from transformer_jax.training.flops import chip_flops
+from transformer_jax.training.usage import chip_flops
 
 VOCAB_SIZE = 32_000
 BASE = ModelConfig(
@@ -42,7 +42,7 @@ def run(settings: Settings) -> Iterator[Record]:
     """The share at the base size and, on accelerators, at the big one too.
 
     Raises:
-        Unavailable: never on CPUs; on others, if `training.flops` has no figure of the chip.
+        Unavailable: never on CPUs; on others, if `training.usage` has no figure of the chip.
     """
     device = device_name(settings.threads)
     if is_accelerator(device):
@@ -80,10 +80,10 @@ def _share(name: str, size: StepSize, device: str, settings: Settings) -> Iterat
     if is_accelerator(device):
         published = chip_flops(device)
         if published is None:
-            raise Unavailable(f"training/flops.py has no published figure of {device}; add it to CHIP_FLOPS.")
+            raise Unavailable(f"training/usage.py has no published figure of {device}; add it to CHIP_FLOPS.")
         peak = published
     work = (
-        f"{size}; {size.flops / 1e9:,.0f} GFLOP of matrix products as training/flops.py counts; median of {repeats}, "
+        f"{size}; {size.flops / 1e9:,.0f} GFLOP of matrix products as nn/flops.py counts; median of {repeats}, "
         "each after one that is not timed"
     )
     for subject, unit, value, of_what in (

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Chip:
-    """What Google's pages on the chip say (cloud.google.com/tpu/docs); `training.flops` has its products a second."""
+    """What Google's pages on the chip say (cloud.google.com/tpu/docs); `training.usage` has their peak FLOP/s."""
 
     kind: str
     """`device_kind` in JAX."""

@@ -14,7 +14,7 @@ from benchmarks.tpu_chips import NOT_THERE, TOPOLOGIES, Chip, chip_of
 from benchmarks.tpu_programs import DECODER, ENCODER, STEP, Compiled, Program, build, described, step_size
 from benchmarks.workers import Worker
 from transformer_jax.sharding import MeshConfig
-from transformer_jax.training.flops import chip_flops
+from transformer_jax.training.usage import chip_flops
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",

@@ -14,6 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.collectives import Collective, collectives
 from benchmarks.hlo_cost import Cost, cost
 from benchmarks.synthetic import StepSize, SyntheticStep
 from transformer_jax.data.tokenizers import SPECIAL_TOKENS
@@ -23,7 +24,7 @@ from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.decoding.scheduler import Plan, Sentences, _advance, _begin
 from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params, split
 from transformer_jax.sharding import ROWS, MeshConfig, make_mesh
-from transformer_jax.training.report import Collective, collectives, memory
+from transformer_jax.training.usage import program_memory
 
 STEP, ENCODER, DECODER = ("training step", "encoder", "decode step")
 LENGTH, SENTENCE = 256, 32
@@ -126,7 +127,7 @@ def compile_program(program: Program, devices: Sequence[jax.Device], unit: int) 
         need = max(float(size) * 2 ** {"M": 20, "G": 30, "T": 40}[letter] for size, letter in sizes)
         return Compiled(len(devices), time.perf_counter() - started, need, None, ())
     seconds = time.perf_counter() - started
-    text, need = compiled.as_text(), memory(compiled)
+    text, need = compiled.as_text(), program_memory(compiled)
     return Compiled(len(devices), seconds, need.total if need else 0.0, cost(text, unit), tuple(collectives(text)))
 
 

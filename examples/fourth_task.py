@@ -8,16 +8,15 @@ with one more task: `python examples/fourth_task.py reverse --model DIR drei`. I
 import sys
 import tempfile
 
-from transformer_jax import Evaluation, Seq2SeqTask, Translator, default_config, exact_match, load, register_task, run
+from transformer_jax import Seq2SeqTask, Translator, default_config, load, register_task, run
 from transformer_jax.cli import main
 from transformer_jax.tasks.pair_command import PairCommand
 from transformer_jax.tasks.translation.numerals import number_words
 
 
 class Backwards(Seq2SeqTask):
-    """Words to the same words backwards; a model for text in and text out comes with `Seq2SeqTask`."""
+    """Words to the same words backwards: `Seq2SeqTask` with other data."""
 
-    metrics = ("loss", "perplexity", "exact_match")
     data_name = "number words, backwards"
 
     def __init__(self, config, tokenizer_files):
@@ -25,13 +24,6 @@ class Backwards(Seq2SeqTask):
         pairs = [(word, word[::-1]) for word in words if len(word) < config.data.max_length]
         train = [pair for i, pair in enumerate(pairs) if i % 19]
         super().__init__(config, train, pairs[::19], tokenizer_files, notes=[])
-
-    def evaluate(self, params, *, final):
-        """Score on unseen numbers; greedy search unless `final`."""
-        outputs = self.outputs(params, final=final)
-        words, references = zip(*self.validation, strict=True)
-        scores = {**self.likelihood(params), "exact_match": exact_match(outputs, references)}
-        return Evaluation(scores, list(zip(words, outputs, references, strict=True)))
 
 
 register_task("backwards", Backwards, Translator, command=PairCommand("reverse", "spell words backwards"))

@@ -109,7 +109,7 @@ def test_a_run_killed_at_any_moment_goes_on_exactly(start, whole, tmp_path):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "model").exists()
-    assert "Going on from step" in finish(start(tmp_path))
+    assert "Resuming from step" in finish(start(tmp_path))
     assert_same_run(tmp_path, whole)
 
 
@@ -119,7 +119,7 @@ def test_an_interrupted_run_goes_on_exactly(start, whole, tmp_path):
     wait_until(lambda: log.exists() and log.stat().st_size > 0, process)
     process.send_signal(signal.SIGINT)
     output = finish(process, status=128 + signal.SIGINT)
-    assert "the same command goes on from there" in output
+    assert "rerun the command to resume" in output
     assert not (tmp_path / "model").exists()
-    assert "Going on from step" in finish(start(tmp_path))
+    assert "Resuming from step" in finish(start(tmp_path))
     assert_same_run(tmp_path, whole)

@@ -206,7 +206,8 @@ def test_a_fourth_task_trains_and_its_folder_loads_as_its_class(backwards):
     assert all(target == source[::-1] and len(source) < 16 for source, target in task.validation)
     assert len(task.validation) > 5
     sources = [source for source, _ in task.validation]
-    outputs = [output for _, output, _ in task.evaluate(model.params, final=True).samples]
+    evaluate = transformer_jax.training.make_evaluator(task, task.config)
+    outputs = [output for _, output, _ in evaluate(model.params, final=True).samples]
     assert model.translate(sources) == outputs
     scores = model.score(*map(list, zip(*task.validation, strict=True)))
     total = sum(score.log_prob for score in scores)

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.collectives import collectives
 from transformer_jax import sharding as partition
 from transformer_jax.nn import Classifier, ModelConfig, Seq2Seq, abstract_params, split
 from transformer_jax.nn.losses import chunked_cross_entropy
@@ -30,7 +31,6 @@ from transformer_jax.sharding import (
     platform,
     state_shardings,
 )
-from transformer_jax.training.report import collectives
 from transformer_jax.training.step import init_state, train_step
 
 TINY = ModelConfig(

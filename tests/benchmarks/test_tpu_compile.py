@@ -4,6 +4,7 @@ import jax
 import pytest
 from flax import nnx
 
+from benchmarks.collectives import Collective
 from benchmarks.hlo_cost import Cost
 from benchmarks.settings import Settings, Unavailable
 from benchmarks.tpu_chips import CHIPS, TOPOLOGIES, chip_of
@@ -11,8 +12,7 @@ from benchmarks.tpu_compile import DATA, ENVIRONMENT, FSDP, MESHES, least_second
 from benchmarks.tpu_programs import DECODER, ENCODER, SHAPES, STEP, Compiled, Program, build, described, step_size
 from benchmarks.workers import Worker
 from transformer_jax.nn import Seq2Seq, split
-from transformer_jax.training.flops import chip_flops
-from transformer_jax.training.report import Collective
+from transformer_jax.training.usage import chip_flops
 
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
 

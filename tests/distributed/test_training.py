@@ -60,7 +60,7 @@ def assert_goes_on(workdir, data, whole, count):
         shutil.rmtree(workdir / folder)
     ended = train(workdir, data, count).wait()
     assert [process.status for process in ended] == [0] * count, ended
-    assert "Going on from step 10" in ended[0].out
+    assert "Resuming from step 10" in ended[0].out
     [after, _] = lines(workdir, "evaluation")
     assert after["step"] == before["step"] == 10
     assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
@@ -115,7 +115,7 @@ def test_when_one_is_killed_the_others_end_and_one_process_goes_on(data, whole, 
             assert "Traceback" not in process.err
     [resumed] = train(tmp_path, data, 1).wait()
     assert resumed.status == 0, resumed.err
-    assert "Going on from step" in resumed.out
+    assert "Resuming from step" in resumed.out
     assert_same_run(tmp_path, whole)
 
 

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from transformer_jax.system.errors import UserError
 from transformer_jax.training.checkpoint import Checkpoints
+from transformer_jax.training.step import TrainState
 
 METADATA = {
     "position": [3, 1, 4],
@@ -82,6 +83,29 @@ def test_params_alone(checkpoints):
         checkpoints.restore_params(1, like(make_state(width=6).params))
 
 
+class FormerState(NamedTuple):
+    """The state as release 0.1.0 stored it."""
+
+    step: Any
+    params: Any
+    opt_state: Any
+    average: Any
+
+
+@pytest.mark.parametrize("average", [None, {"kernel": jnp.arange(4.0)}], ids=["none", "some"])
+def test_a_checkpoint_of_an_earlier_release(checkpoints, average):
+    now = TrainState(*make_state(seed=2)[:3], average)
+    checkpoints.save(1, FormerState(*now), {"a": 1})
+    restored, metadata = checkpoints.restore(1, like(now))
+    assert type(restored) is TrainState
+    assert_same(restored, now)
+    assert metadata == {"a": 1}
+    assert_same(checkpoints.restore_params(1, like(now.params)), now.params)
+    other = {"kernel": jnp.arange(3.0)} if average else {"kernel": jnp.arange(4.0)}
+    with pytest.raises(UserError, match=r"average\.kernel"):
+        checkpoints.restore(1, like(now._replace(ema_params=other)))
+
+
 def test_other_devices(checkpoints):
     state = make_state(seed=1)
     eight = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -98,8 +122,8 @@ def test_other_devices(checkpoints):
     assert on_eight.params["encoder"]["layers"][0]["kernel"].addressable_shards[0].data.shape == (2, 8)
 
 
-def test_one_that_does_not_count_changes_not_which_others_stay(tmp_path):
-    with Checkpoints(tmp_path / "checkpoints", keep=2, counts=lambda step: step % 2 == 0) as checkpoints:
+def test_one_off_schedule_changes_not_which_others_stay(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=2, is_scheduled=lambda step: step % 2 == 0) as checkpoints:
         for step in (2, 4, 5):
             checkpoints.save(step, make_state(), {})
         assert checkpoints.steps() == [2, 4, 5]

@@ -27,9 +27,10 @@ from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.metrics import translation_scores
 from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.registry import registered
-from transformer_jax.training import run
-from transformer_jax.training import run as loop
-from transformer_jax.training.origin import read_origin, task_from
+from transformer_jax.training import loop, make_evaluator, run
+from transformer_jax.training.evaluation import Evaluator
+from transformer_jax.training.setup import setup
+from transformer_jax.training.workdir import read_origin, task_from
 
 SOURCES = ["abc", "cab", "bad", "dab ab", "ace", "bead", "cede", "deed"]
 TARGETS = ["CBA", "BAC", "DAB", "BA BAD", "ECA", "DAEB", "EDEC", "DEED"]
@@ -56,7 +57,7 @@ def config(tmp_path):
 def unscored(monkeypatch):
     """Searching is what takes longest."""
     scores = dict.fromkeys(registered("translation").task.metrics, 1.0)
-    monkeypatch.setattr(registered("translation").task, "evaluate", lambda *_, **__: Evaluation(scores, []))
+    monkeypatch.setattr(Evaluator, "__call__", lambda *_, **__: Evaluation(scores, []))
 
 
 def assert_equal(a, b):
@@ -116,7 +117,7 @@ def test_layers_are_stacked_within_the_run_only(tmp_path, config):
 @pytest.mark.parametrize("other", ["sizes", "vocabulary"])
 def test_another_model_in_the_folder_is_refused(tmp_path, config, other):
     config.init_from = str(write_bundle(tmp_path / "folder"))
-    loop._Run(from_config_dict(config), tmp_path / "run", 0.0)
+    setup(from_config_dict(config), tmp_path / "run", started=0.0)
     (tmp_path / "run" / "model").mkdir()  # begun, and yet without a checkpoint
     tokenizer = tiny_tokenizer() if other == "sizes" else tiny_tokenizer("abcdf ABCDE")
     model_config = dataclasses.replace(tiny_config(tokenizer), d_ff=16 if other == "sizes" else 8)
@@ -145,7 +146,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path, config, unscored):
     whole = run(config, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         batches = iter(range(5))
-        patch.setattr(loop, "place", lambda *batch: shard_batch(*batch) if next(batches) < 4 else killed())
+        patch.setattr(loop, "shard_batch", lambda *batch: shard_batch(*batch) if next(batches) < 4 else killed())
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / "killed")
     assert not (tmp_path / "killed" / "model").exists()
@@ -172,7 +173,8 @@ def test_an_imported_model_keeps_its_markers_and_what_it_never_writes(tmp_path, 
     assert task.generator.special_tokens == before.tokenizer.target.special_tokens != SpecialTokens()
     scores = before.score(GERMAN, ENGLISH)
     log_prob, tokens = sum(score.log_prob for score in scores), sum(len(score.tokens) for score in scores)
-    assert task.likelihood(origin.params)["loss"] == pytest.approx(-log_prob / tokens, rel=1e-5)
+    sums = make_evaluator(task, crossed).loss_sums(origin.params)
+    assert sums["loss"] / sums["weight"] == pytest.approx(-log_prob / tokens, rel=1e-5)
 
 
 def test_a_run_starts_from_stacks(tmp_path, config, unscored):

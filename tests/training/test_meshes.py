@@ -13,7 +13,8 @@ from transformer_jax.config import Config, from_config_dict
 from transformer_jax.sharding import MeshConfig, shard_batch
 from transformer_jax.tasks.classification import sources as texts
 from transformer_jax.tasks.translation import task as translation
-from transformer_jax.training.run import _Run
+from transformer_jax.training.loop import first_state
+from transformer_jax.training.setup import Run, setup
 
 DEVICES = jax.devices()
 STEPS = 20
@@ -62,18 +63,18 @@ def shrunk(config, model) -> Config:
     return from_config_dict(config)
 
 
-def prepared(config, sizes, tmp_path, monkeypatch) -> _Run:
+def prepared(config, sizes, tmp_path, monkeypatch) -> Run:
     monkeypatch.setattr(jax, "devices", lambda: DEVICES[: np.prod(sizes)])
-    return _Run(dataclasses.replace(config, mesh=MeshConfig(*sizes)), tmp_path, time.monotonic())
+    return setup(dataclasses.replace(config, mesh=MeshConfig(*sizes)), tmp_path, started=time.monotonic())
 
 
-def curve(config, sizes, tmp_path, monkeypatch) -> tuple[list[float], _Run]:
+def curve(config, sizes, tmp_path, monkeypatch) -> tuple[list[float], Run]:
     """The loss of every step, per token, and the norm of its gradient."""
     run = prepared(config, sizes, tmp_path, monkeypatch)
-    state, batches, losses = run._fresh(), run.task.batches.iterate(), []
+    state, batches, losses = first_state(run), run.batches.iterate(), []
     for _ in range(STEPS):
         batch, _ = next(batches)
-        state, sums = run.step_fn(state, shard_batch(batch, run.mesh))
+        state, sums = run.train_step(state, shard_batch(batch, run.mesh))
         losses.append(float(sums["loss"] / sums["weight"]))
     return losses, run
 
@@ -125,5 +126,5 @@ def test_validation_is_shared_out_over_a_mesh(tmp_path, monkeypatch):
     found = []
     for number, sizes in enumerate((ONE, MESHES["all"])):
         run = prepared(translating(), sizes, tmp_path / str(number), monkeypatch)
-        found.append(run.task.likelihood(run._fresh().params))
+        found.append(run.evaluator.loss_sums(first_state(run).params))
     assert found[1] == pytest.approx(found[0], rel=1e-6)

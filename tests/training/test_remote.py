@@ -19,8 +19,7 @@ from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.translation import multi30k
 from transformer_jax.tasks.translation.sources import load_pairs
 from transformer_jax.training.logging import RunLog
-from transformer_jax.training.origin import Origin
-from transformer_jax.training.workdir import find_origin
+from transformer_jax.training.workdir import Origin, find_origin
 
 RUN = "gs://bucket/run"
 

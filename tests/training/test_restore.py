@@ -10,8 +10,10 @@ import pytest
 from configs import numerals
 from transformer_jax.config import from_config_dict
 from transformer_jax.tasks.translation import task as translation
-from transformer_jax.training import run as loop
-from transformer_jax.training.selection import to_evaluate
+from transformer_jax.training import loop
+from transformer_jax.training.checkpoint import Progress
+from transformer_jax.training.evaluation import params_to_evaluate
+from transformer_jax.training.setup import setup
 
 DEVICES = jax.devices()
 
@@ -30,24 +32,24 @@ def open_run(workdir, monkeypatch, devices, **mesh):
     config.mesh.update(mesh)
     with monkeypatch.context() as patch:
         patch.setattr(jax, "devices", lambda: DEVICES[:devices])
-        return loop._Run(from_config_dict(config), workdir, time.monotonic())
+        return setup(from_config_dict(config), workdir, started=time.monotonic())
 
 
 def seen(run, progress):
     """Loss on the validation data, and the rows of the next ten batches that hold examples."""
-    state, progress = run._restore() if progress is None else progress
-    likelihood = run.task.likelihood(to_evaluate(state))
-    batches = [batch for batch, _ in itertools.islice(run.task.batches.iterate(progress.position), 10)]
-    return likelihood["loss"], [[field[:7] for field in batch] for batch in batches]
+    state, progress = loop._restore(run) if progress is None else progress
+    sums = run.evaluator.loss_sums(params_to_evaluate(state))
+    batches = [batch for batch, _ in itertools.islice(run.batches.iterate(progress.position), 10)]
+    return sums["loss"] / sums["weight"], [[field[:7] for field in batch] for batch in batches]
 
 
 def test_evaluation_and_batches_stay_the_same(tmp_path, monkeypatch):
     first = open_run(tmp_path, monkeypatch, 8, data=2, fsdp=2, tensor=2)
-    state = first.fresh({})
-    progress = loop.Progress()
-    _, progress.position = next(first.task.batches.iterate())
+    state = first.init_state({})
+    progress = Progress()
+    _, progress.position = next(first.batches.iterate())
     with first.checkpoints:
-        first._save(state, 1, progress)
+        loop._save(first, state, 1, progress)
     loss, batches = seen(first, (state, progress))
     assert len({str(batch) for batch in batches}) == 10
     for devices, mesh in ((1, {"data": 1}), (2, {"data": 1, "fsdp": 2}), (4, {"data": 2, "tensor": 2})):

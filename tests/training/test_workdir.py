@@ -10,8 +10,7 @@ from transformer_jax.sharding import MeshConfig
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Task
 from transformer_jax.training import workdir as module
-from transformer_jax.training.origin import Origin
-from transformer_jax.training.workdir import MAY_CHANGE, find_origin
+from transformer_jax.training.workdir import MAY_CHANGE, Origin, find_origin
 
 FILES = {"tokenizer.model": b"first", "tokenizer.target.model": b"second"}
 

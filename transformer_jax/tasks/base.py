@@ -1,122 +1,115 @@
 """The contract between a task and the training loop."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Key
 
 from transformer_jax.config import Config
-from transformer_jax.data.pipeline import ALONE, Batches, Example, Share
+from transformer_jax.data.pipeline import Example
 from transformer_jax.nn import ModelConfig
-from transformer_jax.nn.losses import Batch, Params, Sums
-from transformer_jax.sharding import make_mesh, own_rows, row_shards
-from transformer_jax.system import distributed
+from transformer_jax.nn.losses import Batch, LossFn, Params, Sums
+
+Record = Any
+"""One record of a data set, such as a pair of sentences."""
+Prediction = Any
+"""The output for one validation record: any value that `json` can write."""
 
 
 class Evaluation(NamedTuple):
-    """What one look at the validation data gave."""
+    """Result of an evaluation on the validation data."""
 
     scores: dict[str, float | str]
-    """By name: numbers, and the signatures of those that have one."""
+    """Metrics by name, and the signatures of those that have one."""
     samples: list[tuple[str, str, str]]
-    """Some (input, output, reference)."""
+    """(input, output, reference) of validation records, in order."""
 
 
 @runtime_checkable
 class Task(Protocol):
-    """Data, loss and metrics of one kind of model; the loop knows nothing else of it."""
+    """Data, loss and metrics of one kind of model, made by `task(config, tokenizer_files)`.
 
-    batches: Batches
-    """Of the training data."""
+    A task does not deal with devices, meshes or processes: `training` builds the batches, places the arrays and shares
+    out the work.
+    """
+
     model_config: ModelConfig
-    """With the sizes of the vocabularies filled in."""
+    """The model's sizes, vocabularies included."""
     graphdef: nnx.GraphDef
-    """The structure of the model, without parameters."""
+    """The model's structure without parameters."""
     tokenizer_files: dict[str, bytes]
-    """To be stored with the model."""
+    """Files to store with the model."""
     settings: dict[str, Any]
-    """What a trained model must know besides its parameters. Before the first evaluation the loop adds what the model
-    of `config.init_from` knows beyond that."""
+    """Settings to store with the model. Before the first evaluation `training` adds those of the model named by
+    `config.init_from` that the task does not set itself."""
     data_name: str
-    """What the model is trained on, for its card."""
+    """Name of the data set, for the model's card."""
     notes: list[str]
-    """What a person should know of the data, a line each."""
+    """Facts about the data for the log, one per line."""
+
+    @property
+    def train(self) -> Sequence[Record]:
+        """Training records."""
+        ...
+
+    @property
+    def validation(self) -> Sequence[Record]:
+        """Validation records. All of them count, however long."""
+        ...
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the scores of an `Evaluation` that are numbers."""
+        """Names of the numeric scores of an `Evaluation`."""
         ...
 
     @property
     def lower_is_better(self) -> tuple[str, ...]:
-        """Those of `metrics` of which less is better."""
+        """Those of `metrics` that improve by getting smaller."""
+        ...
+
+    @property
+    def eval_loss(self) -> LossFn | None:
+        """Loss of a validation batch, without smoothing; None if `score` computes the loss from the predictions."""
         ...
 
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None: ...
 
+    def encode(self, records: list[Record]) -> list[Example]:
+        """Token ids of records: one int32 vector per side."""
+        ...
+
+    def collate(self, rows: list[list[Example]], row_length: int, num_rows: int) -> Batch:
+        """Rows of examples as a batch of `num_rows` rows; see `data.pipeline.Batches`."""
+        ...
+
     def init_params(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters; may be jitted."""
+        """Draw the initial parameters; can be jitted."""
         ...
 
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""] | None) -> Sums:
-        """See `steps.LossFn`."""
+        """Training loss; see `nn.losses.LossFn`."""
         ...
 
-    def evaluate(self, params: Params, *, final: bool) -> Evaluation:
-        """Score on validation data: with a quick search during training, with the configured one if `final`.
+    def flops(self, batch: Batch) -> float:
+        """FLOPs of the matrix products of one training step on this batch, padding included."""
+        ...
 
-        The parameters come with a set of tensors for each layer, whatever `model_config.scan_layers` says. With several
-        processes, all are called, and the parameters are spread over the devices of all: `processes.local_copy` makes
-        them whole on each, and `processes.deal` shares out the work. The scores of the first process count.
+    def predict(self, params: Params, numbers: Sequence[int], *, final: bool) -> list[Prediction]:
+        """Outputs for some validation records, computed on the devices that hold `params`.
+
+        Args:
+            params: the parameters, with one set of tensors per layer whatever `model_config.scan_layers` says.
+            numbers: indices into `validation`.
+            final: whether to search as configured; otherwise with a quick search.
         """
         ...
 
+    def score(self, predictions: list[Prediction], sums: dict[str, float] | None) -> Evaluation:
+        """Metrics of all predictions.
 
-def make_batches(
-    config: Config,
-    records: Sequence[Any],
-    encode: Callable[[list[Any]], list[Example]],
-    collate: Callable[[list[list[Example]], int, int], Any],
-    *,
-    longest: int | None = None,
-) -> Batches:
-    """Batches of a set of records as the fields of `config.data` say, for the mesh of `config`.
-
-    Args:
-        config: of the experiment.
-        records: see `Batches`, like the next two.
-        encode: records to examples.
-        collate: rows of examples to a batch.
-        longest: of validation examples, all of which count however long they are, in the order given. None: training.
-    """
-    data = config.data
-    mesh = make_mesh(config.mesh)
-    share = ALONE
-    if distributed.process_count() > 1:
-        exchange = distributed.Exchange()
-        share = Share(
-            distributed.process_index(),
-            distributed.process_count(),
-            partial(own_rows, mesh),
-            exchange.gather,
-            exchange.close,
-        )
-    slots = data.tokens_per_batch
-    if longest is not None:
-        slots = max(slots, longest, data.row_length)
-    return Batches(
-        records,
-        encode,
-        collate,
-        batching=data.batching,
-        tokens_per_batch=slots,
-        row_length=data.row_length,
-        bucket_lengths=data.bucket_lengths,
-        max_length=data.max_length if longest is None else longest,
-        row_multiple=row_shards(mesh) * config.optim.accumulate_steps,
-        share=share,
-        seed=config.seed,
-        shuffle=longest is None,
-    )
+        Args:
+            predictions: one per validation record, in order.
+            sums: `eval_loss` summed over the validation data, or None without an `eval_loss`.
+        """
+        ...

@@ -116,7 +116,7 @@ class PairCommand(Command):
         task = registration_of(self).name
         if split != "validation" or config.task != task:
             raise UserError(f"evaluate scores this model on --split validation of a config of task {task!r}; name one.")
-        pairs: Pairs = make_task(config, model.tokenizer.files()).validation  # type: ignore[attr-defined]
+        pairs: Pairs = make_task(config, model.tokenizer.files()).validation
         return pairs
 
     def pairs(self, arguments: argparse.Namespace, model: Any) -> Pairs:

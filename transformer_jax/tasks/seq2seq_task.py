@@ -1,11 +1,10 @@
-"""What all tasks with an encoder-decoder model share: pairs to batches, cross-entropy, a generator."""
+"""Base of the tasks with an encoder-decoder model: pairs of texts, cross-entropy, search."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,24 +17,28 @@ from transformer_jax.data.readers import spread_evenly
 from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.nn import Seq2Seq, abstract_params, split, stack_layers
-from transformer_jax.nn.losses import Params, Sums, chunked_cross_entropy, eval_step
-from transformer_jax.sharding import make_mesh, on_mesh, shard_batch, state_shardings
-from transformer_jax.system import distributed
+from transformer_jax.nn import Seq2Seq, abstract_params, split
+from transformer_jax.nn.flops import training_flops
+from transformer_jax.nn.losses import Params, Sums, chunked_cross_entropy
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.base import make_batches
-from transformer_jax.tasks.metrics import perplexity
+from transformer_jax.tasks.base import Evaluation
+from transformer_jax.tasks.metrics import exact_match, perplexity
 
 MAX_SOURCE_LENGTH = 1024
-"""Tokens of what is read, at most: a bound for memory, not of the model."""
+"""Maximum tokens of a validation sentence: a memory limit, not one of the model."""
 
 
 class Seq2SeqTask:
-    """A task whose examples are pairs of texts; a subclass adds its data, its scores and its settings."""
+    """A task whose records are pairs of texts; see `tasks.base.Task`.
 
+    A subclass adds its data and, by `output_scores` and `settings`, what is its own in metrics and stored models.
+    """
+
+    metrics: tuple[str, ...] = ("loss", "perplexity", "exact_match")
     lower_is_better = ("loss", "perplexity")
+    data_name = ""
     TOKENIZER_PAIRS = 200_000
-    """The tokenizer is trained on at most so many, unless `config.tokenizer.max_texts` says otherwise."""
+    """Maximum number of pairs to train the tokenizer on, unless `config.tokenizer.max_texts` is set."""
 
     def __init__(
         self,
@@ -45,19 +48,20 @@ class Seq2SeqTask:
         tokenizer_files: dict[str, bytes] | None,
         notes: list[str],
     ) -> None:
-        """Train a tokenizer unless given one, and make batches of the data.
+        """Train a tokenizer unless given one, and check the data.
 
         Args:
-            config: of the experiment.
-            train: pairs of texts to learn from.
-            validation: pairs to choose on; every one counts, however long.
-            tokenizer_files: of a tokenizer trained before, or None.
-            notes: on the data.
+            config: the experiment.
+            train: training pairs.
+            validation: validation pairs. All of them count, however long.
+            tokenizer_files: files of a tokenizer trained before, or None.
+            notes: facts about the data.
 
         Raises:
-            UserError: if there is no data, or the fields of the config contradict each other.
+            UserError: if there is no data, a validation pair is too long, or fields of the config contradict each
+                other.
         """
-        self.config, self.validation = config, list(validation)
+        self.config, self.train, self.validation = config, train, list(validation)
         self.notes = [f"{len(train):,} training pairs, {len(self.validation):,} validation pairs", *notes]
         for part, pairs in (("training", train), ("validation", self.validation)):
             if not len(pairs):
@@ -76,11 +80,7 @@ class Seq2SeqTask:
         )
         self.settings: dict[str, Any] = {"decoding": asdict(config.decoding)}
         self.validation_examples = self.encode(self.validation)
-        collate = partial(collate_pairs, bos=self.tokenizer.target.special_tokens.bos)
-        self.batches = make_batches(config, train, self.encode, collate)
-        self.validation_batches = make_batches(
-            config, self.validation_examples, list, collate, longest=self._longest_validation()
-        )
+        self._check_validation()
         self.graphdef, _ = abstract_params(Seq2Seq, self.model_config)
         limit = config.model.position_limit
         if limit is not None and config.data.max_length > limit:
@@ -88,15 +88,11 @@ class Seq2SeqTask:
                 f"config.data.max_length is {config.data.max_length}, but config.model.max_positions only {limit}; "
                 "raise that."
             )
-        self.mesh = make_mesh(config.mesh)
-        self._validation_sums = jax.jit(
-            partial(on_mesh(eval_step, self.mesh), loss_fn=partial(self._loss, smoothing=0.0))
-        )
 
     @cached_property
     def generator(self) -> Generator:
-        """The model behind the search, which keeps to what `settings` has of an imported model."""
-        # The fused kernel wants masks that a step of beam search does not have.
+        """Search over the model, with the settings of an imported model if the run started from one."""
+        # The fused attention kernel needs masks that a step of beam search does not have.
         searched, _ = abstract_params(
             Seq2Seq, replace(self.model_config, attention_implementation="xla", scan_layers=False)
         )
@@ -110,44 +106,58 @@ class Seq2SeqTask:
         )
 
     def encode(self, pairs: list[tuple[str, str]]) -> list[Example]:
-        """Token ids of source and target, end of sentence included."""
+        """Token ids of source and target, each ending with EOS."""
         sources, targets = (
             [np.array([*ids, tokenizer.special_tokens.eos], np.int32) for ids in tokenizer.encode_batch(side)]
             for tokenizer, side in zip((self.tokenizer.source, self.tokenizer.target), self._sides(pairs), strict=True)
         )
         return list(zip(sources, targets, strict=True))
 
+    def collate(self, rows: list[list[Example]], row_length: int, num_rows: int) -> Seq2SeqBatch:
+        """Rows of pairs as a batch."""
+        return collate_pairs(rows, row_length, num_rows, bos=self.tokenizer.target.special_tokens.bos)
+
     def init_params(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters."""
+        """Draw the initial parameters."""
         return split(Seq2Seq(self.model_config, rngs=nnx.Rngs(key)))[1]
 
     def loss(self, params: Params, batch: Seq2SeqBatch, key: Key[Array, ""] | None) -> Sums:
-        """Smoothed cross-entropy in nats, and the number of target tokens."""
+        """Label-smoothed cross-entropy in nats, and the number of target tokens."""
         return self._loss(params, batch, key, smoothing=self.config.optim.label_smoothing)
 
-    def likelihood(self, params: Params) -> dict[str, float | str]:
-        """Loss and perplexity per token on the validation data, without smoothing; the devices share out the rows."""
-        totals = {"loss": 0.0, "weight": 0.0}
-        params = stack_layers(params) if self.model_config.scan_layers else params
-        params = jax.device_put(params, state_shardings(params, self.mesh))
-        for batch, _ in self.validation_batches.iterate(epochs=1):
-            for name, value in self._validation_sums(params, shard_batch(batch, self.mesh)).items():
-                totals[name] += float(value)
-        return {
-            "loss": totals["loss"] / totals["weight"],
-            "perplexity": perplexity(totals["loss"], totals["weight"]),
+    def eval_loss(self, params: Params, batch: Seq2SeqBatch, key: Key[Array, ""] | None) -> Sums:
+        """Cross-entropy without smoothing, and the number of target tokens."""
+        return self._loss(params, batch, key, smoothing=0.0)
+
+    def flops(self, batch: Seq2SeqBatch) -> float:
+        """FLOPs of the matrix products of one training step on this batch; see `nn.flops`."""
+        rows, source_length = batch.source.shape
+        return training_flops(self.model_config, rows, source_length, batch.target.shape[1])
+
+    def predict(self, params: Params, numbers: Sequence[int], *, final: bool) -> list[str]:
+        """Outputs for the validation pairs of these numbers: searched as configured if `final`, otherwise greedily."""
+        sources = [self.validation_examples[number][0].tolist() for number in numbers]
+        found = self.generator.generate(params, sources, self.search_options(final=final))
+        return [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
+
+    def score(self, predictions: list[str], sums: dict[str, float] | None) -> Evaluation:
+        """Loss and perplexity per token, and `output_scores`."""
+        assert sums is not None
+        sources, references = (list(side) for side in zip(*self.validation, strict=True))
+        scores = {
+            "loss": sums["loss"] / sums["weight"],
+            "perplexity": perplexity(sums["loss"], sums["weight"]),
+            **self.output_scores(sources, predictions, references),
         }
+        return Evaluation(scores, list(zip(sources, predictions, references, strict=True)))
 
-    def outputs(self, params: Params, *, final: bool) -> list[str]:
-        """What the model makes of the validation sources, in order; greedy search unless `final`.
-
-        All devices of all processes share in the search.
-        """
-        here, options = distributed.local_copy(params), self.search_options(final=final)
-        return distributed.parallel_map(partial(self._search, here, options), range(len(self.validation)))
+    def output_scores(self, sources: list[str], outputs: list[str], references: list[str]) -> dict[str, float | str]:
+        """Scores of the outputs, without loss and perplexity; for subclasses to override, together with `metrics`."""
+        del sources
+        return {"exact_match": exact_match(outputs, references)}
 
     def search_options(self, *, final: bool) -> SearchOptions:
-        """Of an evaluation: as configured if `final`, otherwise greedy."""
+        """Options of an evaluation: as configured if `final`, otherwise greedy search."""
         decoding = self.config.decoding
         return SearchOptions(
             beam_size=decoding.beam_size if final else 1,
@@ -157,18 +167,12 @@ class Seq2SeqTask:
             conventions=decoding.conventions,
         )
 
-    def _search(self, params: Params, options: SearchOptions, numbers: Sequence[int]) -> list[str]:
-        """The outputs for the validation examples of these numbers."""
-        ids = [self.validation_examples[number][0].tolist() for number in numbers]
-        found = self.generator.generate(params, ids, options)
-        return [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
-
     def _sides(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        """The sources and the targets as the model is to see them."""
+        """Sources and targets as the model sees them."""
         sources, targets = zip(*pairs, strict=True)
         return list(sources), list(targets)
 
-    def _longest_validation(self) -> int:
+    def _check_validation(self) -> None:
         limit = self.config.model.position_limit or MAX_SOURCE_LENGTH
         for number, example in enumerate(self.validation_examples, start=1):
             length = max(map(len, example))
@@ -176,7 +180,6 @@ class Seq2SeqTask:
                 raise UserError(
                     f"Validation pair {number:,} has {length:,} tokens, but the limit is {limit:,}; shorten it."
                 )
-        return max(max(map(len, example)) for example in self.validation_examples)
 
     def _loss(self, params: Params, batch: Any, key: Key[Array, ""] | None, *, smoothing: float) -> Sums:
         model: Seq2Seq = nnx.merge(self.graphdef, params)

@@ -1,5 +1,6 @@
-"""Everything with side effects: the loop, checkpoints, logs."""
+"""Training: setup, the loop, evaluation, checkpoints and logs."""
 
-from transformer_jax.training.run import run
+from transformer_jax.training.loop import Outcome, run
+from transformer_jax.training.setup import make_evaluator
 
-__all__ = ["run"]
+__all__ = ["Outcome", "make_evaluator", "run"]

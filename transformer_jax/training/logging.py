@@ -1,4 +1,4 @@
-"""What a run tells: lines of JSON, TensorBoard events, a progress bar or plain lines."""
+"""The log of a run: JSON lines, TensorBoard events, and a progress bar or plain lines on the terminal."""
 
 import contextlib
 import json
@@ -17,18 +17,18 @@ from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, os_errors, write_atomically
 
 TRIALS = 3
-"""So often copying may fail at the end, before it is given up."""
+"""Attempts to copy the last files before giving up."""
 
 
 class Mirror:
-    """A folder to write to. If that is a remote one, what is written to a local one is copied there by a thread."""
+    """A folder to write to. For a remote folder, a local one stands in, which a thread copies to the remote one."""
 
     def __init__(self, folder: AnyPath, fetched: Sequence[str] = ()) -> None:
         """Create the folder.
 
         Args:
-            folder: of this machine, which is used as it is, or a remote one.
-            fetched: names of files that are to be gone on with.
+            folder: a local folder, used directly, or a remote one.
+            fetched: names of files to continue; copied from the remote folder if they exist.
 
         Raises:
             UserError: if the files can't be read.
@@ -48,31 +48,31 @@ class Mirror:
         except OSError as error:
             raise UserError(f"{folder} can't be read ({error.strerror}); choose another.") from error
         self._copying = threading.Lock()
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         self._ends = False
-        self._thread = threading.Thread(target=self._copy_when_asked, name="mirror", daemon=True)
+        self._thread = threading.Thread(target=self._copy_on_request, name="mirror", daemon=True)
         self._thread.start()
 
     def push(self) -> None:
-        """Have copied what has been written; returns at once. What fails is tried again the next time."""
+        """Start copying what has been written, without waiting. Failures are retried the next time."""
         if self._remote is not None:
-            self._asked.set()
+            self._requested.set()
 
     def flush(self) -> None:
-        """Wait until what has been written is copied. What fails is tried again the next time."""
+        """Copy what has been written, and wait for it. Failures are retried the next time."""
         if self._remote is not None:
             self._copy()
 
     def close(self) -> None:
-        """Wait until everything is copied.
+        """Copy everything, and wait for it.
 
         Raises:
-            UserError: if it can't be; the local files stay.
+            UserError: if that fails; the local files stay.
         """
         if self._remote is None or self._ends:
             return
         self._ends = True
-        self._asked.set()
+        self._requested.set()
         self._thread.join()
         for _ in range(TRIALS):
             failure = self._copy()
@@ -82,15 +82,15 @@ class Mirror:
         assert failure is not None
         raise UserError(f"{self._remote} can't be written ({failure.strerror}); copy the files of {self.local} there.")
 
-    def _copy_when_asked(self) -> None:
+    def _copy_on_request(self) -> None:
         while not self._ends:
-            self._asked.wait()
-            self._asked.clear()
+            self._requested.wait()
+            self._requested.clear()
             if not self._ends:
                 self._copy()
 
     def _copy(self) -> OSError | None:
-        """Copy the files that are not as they were when they were copied last; returns what went wrong."""
+        """Copy the files that have changed since they were last copied; returns the last error, if any."""
         assert self._remote is not None
         with self._copying:
             failure = None
@@ -111,22 +111,21 @@ Value = float | int | str | None
 
 _FILES = ("log", "timing", "samples")
 SHOWN = ("loss", "tokens_per_second")
-"""What the bar shows of the values; plain lines show all."""
+"""Values that the progress bar shows; plain lines show all."""
 
 
 class RunLog:
     """The log of one run, as files in its folder and on the terminal.
 
-    `log.jsonl` holds what is the same each time the run is made, `timing.jsonl` what is not, `samples.jsonl` outputs,
-    and `tensorboard/` the curves of both. In remote folders they come a little later, see `Mirror`.
+    `log.jsonl` holds the reproducible values, `timing.jsonl` the others, `samples.jsonl` outputs, and `tensorboard/`
+    the curves of both. Files in remote folders lag a little, see `Mirror`.
     """
 
     def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int) -> None:
         """Open the log of a run that has made `first_step` of `num_steps` steps.
 
-        Lines of later steps, left by a run that was killed after its last checkpoint, are cut off, and so is the
-        evaluation at `first_step`: they come again.
-        Infinity and NaN are written as null.
+        Lines of later steps, left by a run that was killed after its last checkpoint, are removed, and so is the
+        evaluation at `first_step`: the resumed run repeats them. Infinity and NaN are written as null.
         """
         self._mirror = Mirror(workdir, [f"{name}.jsonl" for name in _FILES])
         self._files = {}
@@ -135,15 +134,16 @@ class RunLog:
             _cut(path, first_step)
             self._files[name] = path.open("a", encoding="utf-8")
         self._first_step = first_step
+        self._said: set[str] = set()
         self._display = _Bar(first_step, num_steps) if sys.stdout.isatty() else _Lines(num_steps)
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
-        """Log training.
+        """Log training metrics.
 
         Args:
-            step: updates so far.
-            values: what another run of the same config gives again, such as `loss`, `lr`, `tokens`.
-            timing: what it does not, such as `tokens_per_second`, `minutes`.
+            step: number of updates so far.
+            values: reproducible values, such as `loss`, `lr`, `tokens`.
+            timing: values that differ between runs, such as `tokens_per_second`, `minutes`.
         """
         self._display.train(step, {**values, **timing})
         self._write("train", step, values, timing)
@@ -155,13 +155,13 @@ class RunLog:
         self.say(f"Step {step:,}, validation: {_join(shown)}")
 
     def samples(self, step: int, samples: Sequence[tuple[str, str, str]]) -> None:
-        """Log (source, output, reference) of some examples."""
+        """Log some examples as (source, output, reference)."""
         for source, output, reference in samples:
             self._line("samples", {"step": step, "source": source, "output": output, "reference": reference})
             self.say(f"  source     {source}\n  output     {output}\n  reference  {reference}")
 
     def program(self, step: int, description: Sequence[str]) -> None:
-        """Log what is known of the compiled step, a line each."""
+        """Log a description of the compiled step, given as lines."""
         self._line("timing", {"step": step, "kind": "program", "description": "; ".join(description)})
         for line in description:
             self.say(line)
@@ -170,12 +170,18 @@ class RunLog:
         """Show lines above the bar."""
         self._display.say(text)
 
+    def say_once(self, topic: str, text: str) -> None:
+        """Show lines, unless some on the same topic have been shown."""
+        if topic not in self._said:
+            self._said.add(topic)
+            self.say(text)
+
     def flush(self) -> None:
-        """Wait until the folder holds what has been logged: a checkpoint must not be ahead of it."""
+        """Wait until the folder has everything logged so far; a checkpoint must not be ahead of its log."""
         self._mirror.flush()
 
     def close(self) -> None:
-        """Close the files and leave the terminal."""
+        """Close the files and release the terminal."""
         self._display.close()
         if "_tensorboard" in vars(self):
             self._tensorboard.close()
@@ -193,10 +199,10 @@ class RunLog:
 
     @cached_property
     def _tensorboard(self) -> Any:
-        # It imports PyTorch where that is installed, which takes seconds that the first step need not wait for.
+        # Importing it takes seconds where PyTorch is installed; the first step need not wait for that.
         from tensorboardX import SummaryWriter
 
-        # TensorBoard hides what an earlier run wrote from this step on.
+        # TensorBoard hides what an interrupted run wrote from this step on.
         folder = str(self._mirror.local / "tensorboard")
         return SummaryWriter(folder, purge_step=self._first_step + 1, flush_secs=10)
 
@@ -216,35 +222,38 @@ class RunLog:
 
 
 class SilentLog(RunLog):
-    """Of a process that is not the first, which tells all there is to tell."""
+    """The log of a process other than the first: nothing."""
 
     def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int) -> None:
-        """Take what `RunLog` takes."""
+        """Take the arguments of `RunLog`."""
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def samples(self, step: int, samples: Sequence[tuple[str, str, str]]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def program(self, step: int, description: Sequence[str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
+
+    def say_once(self, topic: str, text: str) -> None:
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _Lines:
-    """For output that is no terminal: a line for each call."""
+    """Display for output that is not a terminal: a line per call."""
 
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps
@@ -260,7 +269,7 @@ class _Lines:
 
 
 class _Bar:
-    """For a terminal: a progress bar below what is said."""
+    """Display for a terminal: lines above a progress bar."""
 
     def __init__(self, first_step: int, num_steps: int) -> None:
         from rich.console import Console
@@ -274,7 +283,7 @@ class _Bar:
             TextColumn("left"),
             console=Console(file=sys.stdout),
             expand=True,
-            # The processor has better things to do, and seconds between two calls must not confuse the estimate.
+            # Few refreshes, to spare the CPU; a long period, since seconds may pass between two calls.
             refresh_per_second=2,
             speed_estimate_period=600,
         )
@@ -288,7 +297,7 @@ class _Bar:
     def say(self, text: str) -> None:
         from rich.text import Text
 
-        # As Text: sentences may hold brackets, which would be markup.
+        # As Text, since brackets in sentences would be markup.
         self._progress.console.print(Text(text), soft_wrap=True)
 
     def close(self) -> None:
@@ -296,7 +305,7 @@ class _Bar:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, and one that was being written when the run was killed."""
+    """Remove the lines of steps after `step`, and one that was being written when the run was killed."""
     if not path.exists():
         return
     content = path.read_bytes()
@@ -314,7 +323,7 @@ def _is_of_run(line: bytes, step: int) -> bool:
 
 
 def _valid(value: Value) -> Value:
-    """JSON has no NaN and no infinity."""
+    """JSON has neither NaN nor infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -22,8 +22,8 @@ def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax
 
     Args:
         d_model: width of the model.
-        warmup_steps: updates during which the learning rate rises.
-        factor: before the whole; the paper has 1.
+        warmup_steps: number of updates during which the learning rate rises.
+        factor: scale of the whole schedule; 1 in the paper.
 
     Returns:
         An optax schedule: the number of updates so far, from 0, to the learning rate of the next.
@@ -39,13 +39,14 @@ def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax
 def make_schedule(config: OptimConfig, *, d_model: int, num_steps: int) -> optax.Schedule:
     """The learning rate at each update, counted from 0.
 
-    `rsqrt`, `cosine`, `linear` and `constant` rise linearly to `config.lr` over `config.warmup_steps` updates; then
-    they fall as 1 / sqrt(step), as half a cosine to 0 or as a line to 0 at `num_steps`, or stay.
+    `noam` is equation (3). `rsqrt`, `cosine`, `linear` and `constant` rise linearly to `config.lr` over
+    `config.warmup_steps` updates; then they fall as 1 / sqrt(step), as half a cosine or a line to 0 at `num_steps`, or
+    stay constant.
 
     Args:
-        config: `schedule`, `lr` and `warmup_steps` are read.
-        d_model: width of the model, for `noam`, which is equation (3).
-        num_steps: updates in all.
+        config: source of `schedule`, `lr` and `warmup_steps`.
+        d_model: width of the model, for `noam`.
+        num_steps: total number of updates.
 
     Raises:
         UserError: if the schedule is unknown.
@@ -71,14 +72,14 @@ def make_schedule(config: OptimConfig, *, d_model: int, num_steps: int) -> optax
 
 
 def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser that `config` names, after clipping the gradient by its global norm if asked (section 5.3).
+    """The optimiser that `config` names (section 5.3), preceded by clipping of the global norm if `clip_norm` > 0.
 
     Args:
-        config: `name`, `beta1`, `beta2`, `epsilon`, `weight_decay` and `clip_norm` are read.
-        schedule: any of optax's form.
+        config: source of `name`, `beta1`, `beta2`, `epsilon`, `weight_decay` and `clip_norm`.
+        schedule: any optax schedule.
 
     Raises:
-        UserError: if the optimiser is unknown, or has no weight decay and `config` asks for it.
+        UserError: if the optimiser is unknown, or `config` sets a weight decay that it does not have.
     """
     if config.name not in OPTIMIZERS:
         raise UserError(f"config.optim.name is {config.name!r}, but must be one of {', '.join(OPTIMIZERS)}.")

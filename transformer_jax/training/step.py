@@ -13,10 +13,10 @@ from transformer_jax.system.errors import UserError
 
 
 class TrainState(NamedTuple):
-    """All that an update changes."""
+    """Everything that an update changes."""
 
     step: Int[Array, ""]
-    """Updates so far."""
+    """Number of updates so far."""
     params: Params
     opt_state: optax.OptState
     ema_params: Params | None
@@ -39,18 +39,21 @@ def train_step(
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, Sums]:
-    """One update. All but `state` and `batch` is static: bind it, then jit.
+    """One update. All arguments but `state` and `batch` are static: bind them, then jit.
 
-    The random key is a function of (seed, step), so that a resumed run draws what an uninterrupted one draws.
+    The random key is a function of (seed, step), so that a resumed run draws the same numbers as an uninterrupted one.
 
     Args:
-        state: the state before; donate it.
+        state: the state before the update; donate it.
         batch: arrays with a leading row axis.
-        loss_fn: gives the sums of a batch.
+        loss_fn: sums of the loss and its weight over a batch.
         optimizer: any optax transformation.
-        seed: of dropout.
-        accumulate_steps: parts into which the batch is cut to save memory; dropout apart, the update stays the same.
-        ema_decay: of the moving average; at first (1 + step) / (10 + step), to forget the initial parameters.
+        seed: seed of dropout.
+        accumulate_steps: number of parts to process in turn to save memory; without dropout the update is the same.
+        ema_decay: decay of the moving average; at first (1 + step) / (10 + step), to forget the initial parameters.
+
+    Returns:
+        The new state, and the sums of `loss_fn` with the `grad_norm` of the mean gradient added.
 
     Raises:
         UserError: if the rows of the batch do not divide into `accumulate_steps` parts.
@@ -77,8 +80,8 @@ def train_step(
         def add(total: Any, part_and_key: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(state.params, *part_and_key)), None
 
-        like = jax.eval_shape(gradient, state.params, jax.tree.map(lambda a: a[0], parts), key)
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+        shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda a: a[0], parts), key)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         (grads, sums), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate_steps)))
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -1,15 +1,22 @@
-"""What a run keeps in its folder besides checkpoints and logs: its config, its tokenizer, what it started from."""
+"""The work folder of a run, apart from checkpoints and logs: its config, its tokenizer and what it started from."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from transformer_jax.config import Config, upgraded
+import jax
+
+from transformer_jax.config import Config, build, upgraded
+from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer
+from transformer_jax.nn.losses import Params
 from transformer_jax.system.errors import UserError
 from transformer_jax.system.files import AnyPath, os_errors, replace_folder, write_atomically
 from transformer_jax.tasks.base import Task
-from transformer_jax.training.origin import Origin, read_origin, stored_origin
+from transformer_jax.tasks.model_folder import checked_settings, load, task_of
+from transformer_jax.tasks.registry import make_task, registered, registered_names
 
 ORIGIN_FILE = "init_from.json"
 
@@ -22,16 +29,105 @@ MAY_CHANGE = (
     "decoding.",
     "mesh.",
 )
-"""Fields, or groups of them, that may differ when a run is gone on with: they do not change what is learned."""
+"""Fields, and groups of fields, that may change when a run is resumed: they do not affect what is learned."""
+
+OF_THE_RUN = (
+    "dropout_rate",
+    "attention_dropout_rate",
+    "attention_implementation",
+    "dtype",
+    "scan_layers",
+    "remat",
+)
+"""Fields of `config.model` that a run sets itself, whatever model it starts from."""
+OUTSIDE_STACKS = ("positions", "max_positions", "tie_embeddings", "output_bias", "scale_embeddings")
+"""Further fields it sets if it starts from stacks without a vocabulary, which they do not concern."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run starts from: drawn parameters, or a model folder (`config.init_from`)."""
+
+    model: ModelConfig
+    """Sizes of the model, vocabularies excluded."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the model folder. The run keeps those that its task does not set."""
+    tokenizer_files: dict[str, bytes] | None = None
+    """Files of the tokenizer, or None if one is to be trained."""
+    params: Params = field(default_factory=dict)
+    """Those of the parameters that are not drawn, in host memory."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What a resumed run needs of it, beside the tokenizer."""
+        return {"model": dataclasses.asdict(self.model), "settings": self.settings}
+
+
+def read_origin(config: Config) -> Origin:
+    """The origin that `config` names.
+
+    Raises:
+        UserError: if the model folder can't be read, or its model does not fit the task.
+    """
+    if not config.init_from:
+        return Origin(config.model)
+    task = task_of(config.init_from)
+    is_stacks = _model_type(task) is Transformer
+    if task != config.task and not (is_stacks and _model_type(config.task) is Seq2Seq):
+        raise UserError(
+            f"config.init_from names a model of task {task!r}, but config.task is {config.task!r}; "
+            "name a model of the same task."
+        )
+    loaded = load(config.init_from)
+    kept = OF_THE_RUN + (OUTSIDE_STACKS if is_stacks else ())
+    return Origin(
+        model=dataclasses.replace(loaded.model_config, **{name: getattr(config.model, name) for name in kept}),
+        settings=dataclasses.asdict(loaded.settings),
+        tokenizer_files=None if loaded.tokenizer is None else loaded.tokenizer.files(),
+        params=jax.device_get(loaded.params),
+    )
+
+
+def params_of_origin(config: Config, origin: Origin) -> Params:
+    """Parameters for a run that has begun but lost its checkpoints, read again from the model folder.
+
+    Raises:
+        UserError: if the folder can't be read, or holds another model by now.
+    """
+    now = read_origin(config)
+    if now.model != origin.model or now.tokenizer_files not in (None, origin.tokenizer_files):
+        raise UserError(
+            f"config.init_from: {config.init_from} holds another model than the one that this run started from; "
+            "put that back, or choose another --workdir."
+        )
+    return now.params
+
+
+def task_from(config: Config, origin: Origin) -> Task:
+    """The task of `config`, with the sizes, tokenizer and settings of `origin`.
+
+    Raises:
+        UserError: if the data can't be read, or its classes are not those of the model.
+    """
+    task = make_task(dataclasses.replace(config, model=origin.model), origin.tokenizer_files)
+    classes, known = (tuple(settings.get("classes", ())) for settings in (task.settings, origin.settings))
+    if origin.settings and classes != known:
+        raise UserError(
+            f"config.init_from names a model of the classes {', '.join(known)}, but the data has "
+            f"{', '.join(classes)}; name a model of those, in that order."
+        )
+    task.settings = origin.settings | task.settings
+    return task
+
+
+def _model_type(task: str) -> Any:
+    return registered(task).model.model_type if task in registered_names() else None
 
 
 def find_origin(config: Config, workdir: AnyPath) -> Origin:
-    """What the run in `workdir` starts from or, if it has begun, started from. Nothing is written yet.
-
-    A run that has begun does not read `config.init_from` again.
+    """The origin of the run in `workdir`; writes nothing. A run that has begun does not read `config.init_from` again.
 
     Raises:
-        UserError: if the folder holds a run of another config, or `config.init_from` names no model for it.
+        UserError: if the folder holds a run of another config, or `config.init_from` does not name a model for it.
     """
     if not has_begun(workdir):
         return read_origin(config)
@@ -53,14 +149,25 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
     if not config.init_from:
         return Origin(config.model, tokenizer_files=tokenizer_files)
     path = workdir / ORIGIN_FILE
-    return stored_origin(config, _read_json(path), tokenizer_files, str(path))
+    return _stored_origin(config, _read_json(path), tokenizer_files, path)
+
+
+def _stored_origin(config: Config, values: Any, tokenizer_files: dict[str, bytes], path: AnyPath) -> Origin:
+    """Inverse of `Origin.to_json`, without parameters."""
+    if not isinstance(values, dict) or set(values) != {"model", "settings"}:
+        raise UserError(f"{path} does not say what the run started from; choose another --workdir.")
+    model: ModelConfig = build(ModelConfig, values["model"], f"{path}: model")
+    settings = values["settings"]
+    if settings and config.task in registered_names():
+        settings = dataclasses.asdict(checked_settings(config.task, settings, f"{path}: settings"))
+    return Origin(model, settings, tokenizer_files)
 
 
 def claim(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
-    """Make `workdir` the folder of a run: write its config and, unless it has begun, its tokenizer and its origin.
+    """Make `workdir` the folder of a run: write its config and, unless it has begun, its tokenizer and origin.
 
     Raises:
-        UserError: if the folder can't be written, or holds something else than a run.
+        UserError: if the folder can't be written, or holds something other than a run.
     """
     path = workdir / "config.json"
     with _usable(workdir):
@@ -76,7 +183,7 @@ def claim(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
 
 
 def has_begun(workdir: AnyPath) -> bool:
-    """Whether there is a checkpoint or a model: what a run leaves before that may be written over.
+    """Whether there is a checkpoint or a model; what a run leaves before that may be overwritten.
 
     Raises:
         UserError: if the folder can't be read.
@@ -87,7 +194,7 @@ def has_begun(workdir: AnyPath) -> bool:
 
 @contextlib.contextmanager
 def _usable(workdir: AnyPath) -> Iterator[None]:
-    """Within, an `OSError` is a `UserError` that asks for another folder."""
+    """A context that turns an `OSError` into a `UserError` asking for another folder."""
     try:
         with os_errors(workdir):
             yield
@@ -107,7 +214,7 @@ def _read_json(path: AnyPath) -> Any:
 
 
 def _differences(before: Any, now: Any, default: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Name, value and value of each field that differs; one that an older release did not have has its default."""
+    """(name, before, now) of each field that differs; fields that an older release lacked count as their defaults."""
     if isinstance(before, dict) and isinstance(now, dict):
         before = {**{name: default[name] for name in now if name in default}, **before}
         return [

@@ -11,6 +11,7 @@ from transformer_jax.config import Config, DataConfig, OptimConfig, TokenizerCon
 from transformer_jax.data.collate import padded
 from transformer_jax.data.tokenizers import BOS, PAD, UNK, encode_texts
 from transformer_jax.nn import ModelConfig
+from transformer_jax.sharding import make_mesh
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.classification import ClassificationConfig
@@ -19,6 +20,8 @@ from transformer_jax.tasks.classification.metrics import classification_scores
 from transformer_jax.tasks.classification.task import hide_tokens
 from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.registry import make_task
+from transformer_jax.training import make_evaluator
+from transformer_jax.training.setup import train_batches
 
 TRAIN, VALIDATION = 40, 11
 """Numbers that no batch size here divides."""
@@ -83,6 +86,14 @@ def labels_of(task, records):
     return np.array([task.classes.index(record.label) for record in records])
 
 
+def evaluate(task, params, *, final):
+    return make_evaluator(task, task.config)(params, final=final)
+
+
+def batches_of(task):
+    return train_batches(task, task.config, make_mesh(task.config.mesh))
+
+
 def texts_in(batches):
     """How many texts an epoch holds."""
     return sum(int(batch.segments.max(1).sum()) for batch, _ in batches.iterate(epochs=1))
@@ -95,7 +106,7 @@ def test_it_is_a_task(task):
     assert task.model_config.source_vocab_size == task.tokenizer.vocab_size
     assert task.data_name == "text"
     assert task.notes == [f"{TRAIN} training texts, {VALIDATION} validation texts, 4 classes: {NAMES}"]
-    assert texts_in(task.batches) == TRAIN
+    assert texts_in(batches_of(task)) == TRAIN
 
 
 def test_examples_are_tokens_and_a_class(task):
@@ -116,7 +127,7 @@ def test_loss_is_that_of_each_text_alone_however_batched(make_config, task, para
     expected = -(wanted * log_probs[:TRAIN]).sum()
     other = make_task(make_config(**data), task.tokenizer_files)
     loss, sums, shapes = jax.jit(other.loss), {"loss": 0.0, "weight": 0.0}, set()
-    for batch, _ in other.batches.iterate(epochs=1):
+    for batch, _ in batches_of(other).iterate(epochs=1):
         shapes.add(batch.tokens.shape)
         for name, value in loss(params, batch, None).items():
             sums[name] += float(value)
@@ -126,12 +137,12 @@ def test_loss_is_that_of_each_text_alone_however_batched(make_config, task, para
 
 
 def test_rows_are_packed(task):
-    batch, _ = next(task.batches.iterate())
+    batch, _ = next(batches_of(task).iterate())
     assert batch.segments.max() > 1
 
 
 def test_an_empty_batch_weighs_nothing_and_has_no_gradient(task, params):
-    batch, _ = next(task.batches.iterate())
+    batch, _ = next(batches_of(task).iterate())
     empty = type(batch)(*(jnp.zeros_like(field) for field in batch[:3]), jnp.full_like(batch.labels, -1))
 
     def loss(params):
@@ -144,7 +155,7 @@ def test_an_empty_batch_weighs_nothing_and_has_no_gradient(task, params):
 
 
 def test_dropout_depends_on_the_key_alone(task, params):
-    batch, _ = next(task.batches.iterate())
+    batch, _ = next(batches_of(task).iterate())
     loss = jax.jit(task.loss)
     none, first, again, second = (
         float(loss(params, batch, key)["loss"])
@@ -156,7 +167,7 @@ def test_dropout_depends_on_the_key_alone(task, params):
 
 @pytest.fixture(scope="module")
 def evaluation(task, params):
-    return task.evaluate(params, final=False)
+    return evaluate(task, params, final=False)
 
 
 def test_scores_are_those_of_each_validation_text_alone(task, evaluation, log_probs):
@@ -179,13 +190,13 @@ def test_scores_are_those_of_each_validation_text_alone(task, evaluation, log_pr
 
 
 def test_a_hopeless_model_has_a_finite_loss(task, params):
-    scores = task.evaluate(jax.tree.map(lambda leaf: 1e4 * leaf, params), final=True).scores
+    scores = evaluate(task, jax.tree.map(lambda leaf: 1e4 * leaf, params), final=True).scores
     assert 10 < scores["loss"] < 90
 
 
 def test_a_damaged_model_is_told(task, params):
     with pytest.raises(UserError, match="probabilities are not numbers"):
-        task.evaluate(jax.tree.map(lambda leaf: jnp.nan * leaf, params), final=False)
+        evaluate(task, jax.tree.map(lambda leaf: jnp.nan * leaf, params), final=False)
 
 
 def test_validation_cut_from_training_data(make_config, task, tmp_path):
@@ -198,7 +209,7 @@ def test_validation_cut_from_training_data(make_config, task, tmp_path):
     expected = [record for record in [*RECORDS, *RECORDS[:TRAIN]] if record.text in held_out]
     assert cut.validation == expected
     assert 5 < len(expected) < 50
-    assert texts_in(cut.batches) == len(RECORDS) + TRAIN - len(expected)
+    assert texts_in(batches_of(cut)) == len(RECORDS) + TRAIN - len(expected)
     again = make_task(make_config(**options, validation_percent=30.0), task.tokenizer_files)
     assert again.validation == cut.validation
     for percent in (0.0, 100.0):
@@ -213,7 +224,7 @@ def test_extra_training_texts_leave_validation_unseen(make_config, task, folder)
         f"{TRAIN + 5} training texts, {VALIDATION} validation texts, 4 classes: {NAMES}",
         f"5 of the training texts are from {path}",
     ]
-    assert texts_in(more.batches) == TRAIN + 5
+    assert texts_in(batches_of(more)) == TRAIN + 5
 
 
 def test_lowercase(make_config):
@@ -238,10 +249,11 @@ def test_long_texts_are_cut(make_config, task, model, data, longest):
     assert short.settings["max_length"] == longest
     cut = [ids[:longest].tolist() for ids, _ in task.encode(RECORDS)]
     assert [ids.tolist() for ids, _ in short.encode(RECORDS)] == cut
-    assert texts_in(short.batches) == TRAIN
-    assert short.batches.skipped == 0
+    batches = batches_of(short)
+    assert texts_in(batches) == TRAIN
+    assert batches.skipped == 0
     assert max(len(ids) for ids, _ in short.validation_examples) == longest
-    assert max(batch.positions.max() for batch, _ in short.batches.iterate(epochs=1)) == longest - 1
+    assert max(batch.positions.max() for batch, _ in batches.iterate(epochs=1)) == longest - 1
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
@@ -251,7 +263,7 @@ def test_tokenizer_files_round_trip(make_config, kind):
     restored = make_task(config, trained.tokenizer_files)
     assert restored.tokenizer_files == trained.tokenizer_files
     assert restored.model_config == trained.model_config
-    batches = (next(each.batches.iterate())[0] for each in (trained, restored))
+    batches = (next(batches_of(each).iterate())[0] for each in (trained, restored))
     jax.tree.map(np.testing.assert_array_equal, *batches)
 
 
@@ -297,7 +309,9 @@ def test_mistakes_are_told(make_config, group, values, message):
     config = make_config()
     changed = {group: dataclasses.replace(getattr(config, group), **values)}
     with pytest.raises(UserError, match=message):
-        make_task(dataclasses.replace(config, **(changed if group in vars(config) else {"groups": changed})))
+        batches_of(
+            make_task(dataclasses.replace(config, **(changed if group in vars(config) else {"groups": changed})))
+        )
 
 
 def test_hidden_tokens_are_the_share_asked_for_and_never_beginnings_or_padding():
@@ -337,7 +351,7 @@ def test_the_loss_of_hidden_tokens_is_their_mean_cross_entropy(make_config):
         for weight in (0.0, 0.5)
     )
     params = plain.init_params(jax.random.key(0))
-    batch, _ = next(plain.batches.iterate())
+    batch, _ = next(batches_of(plain).iterate())
     key = jax.random.key(3)
     without, with_guesses = (jax.jit(task.loss)(params, batch, key) for task in (plain, guessing))
     assert with_guesses["weight"] == without["weight"]

@@ -17,6 +17,7 @@ from transformer_jax.tasks.couplets.rules import NAMES, Rules
 from transformer_jax.tasks.couplets.task import CoupletTask
 from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.registry import make_task
+from transformer_jax.training import make_evaluator
 
 RARE = "龘"
 VALIDATION = 9
@@ -69,9 +70,13 @@ def free(make_config, task):
     return make_task(make_config(rules="none"), task.tokenizer_files)
 
 
+def evaluate(task, params, *, final):
+    return make_evaluator(task, task.config)(params, final=final)
+
+
 @pytest.fixture(scope="module")
 def evaluation(task, params):
-    return task.evaluate(params, final=False)
+    return evaluate(task, params, final=False)
 
 
 def test_it_is_a_task(task):
@@ -132,7 +137,7 @@ def test_scores_are_those_of_the_answers(task, evaluation):
 
 
 def test_perplexity_does_not_depend_on_the_rules(free, params, evaluation):
-    without = free.evaluate(params, final=False)
+    without = evaluate(free, params, final=False)
     assert min(without.scores[f"keeps_{name}"] for name in HARD) < 1, "rules are off"
     for name in ("loss", "perplexity"):
         assert without.scores[name] == evaluation.scores[name]
@@ -150,7 +155,7 @@ def test_a_stored_model_answers_as_the_final_evaluation(free, params, tmp_path):
         scores={},
     )
     model = load(tmp_path / "model")
-    uppers, outputs, _ = zip(*free.evaluate(params, final=True).samples, strict=True)
+    uppers, outputs, _ = zip(*evaluate(free, params, final=True).samples, strict=True)
     assert model.reply(list(uppers)) == list(outputs)
     options = free.search_options(final=True)
     assert (options.beam_size, options.alpha, options.max_extra_tokens) == (3, 3.0, 2)

@@ -13,12 +13,15 @@ from transformer_jax.decoding.generator import Hypothesis
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig
 from transformer_jax.nn.losses import smoothed_cross_entropy
+from transformer_jax.sharding import make_mesh
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.registry import make_task
 from transformer_jax.tasks.seq2seq_task import MAX_SOURCE_LENGTH
 from transformer_jax.tasks.translation.numerals import Numerals
+from transformer_jax.training import make_evaluator
+from transformer_jax.training.setup import train_batches
 
 VALIDATION = 11
 """A number that no batch size here divides."""
@@ -74,7 +77,15 @@ def params(task):
 
 @pytest.fixture(scope="module")
 def evaluation(task, params):
-    return task.evaluate(params, final=False)
+    return evaluate(task, params, final=False)
+
+
+def evaluate(task, params, *, final):
+    return make_evaluator(task, task.config)(params, final=final)
+
+
+def batches_of(task):
+    return train_batches(task, task.config, make_mesh(task.config.mesh))
 
 
 def loss_by_hand(task, params, pairs):
@@ -114,8 +125,9 @@ def test_blank_training_pairs_are_left_out_and_told(task):
         f"40 training pairs, {VALIDATION} validation pairs",
         "left out 3 training pairs with a blank side",
     ]
-    seen = sum(int(batch.source_segments.max(1).sum()) for batch, _ in task.batches.iterate(epochs=1))
-    assert seen + task.batches.skipped == 40
+    batches = batches_of(task)
+    seen = sum(int(batch.source_segments.max(1).sum()) for batch, _ in batches.iterate(epochs=1))
+    assert seen + batches.skipped == 40
 
 
 def test_no_training_pairs(make_config, tmp_path):
@@ -127,7 +139,7 @@ def test_no_training_pairs(make_config, tmp_path):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_equals_smoothed_cross_entropy_of_all_logits(task, params, smoothing):
-    batch = jax.tree.map(jnp.asarray, next(task.batches.iterate())[0])
+    batch = jax.tree.map(jnp.asarray, next(batches_of(task).iterate())[0])
     assert batch.source_segments.max() > 1, "rows are packed"
     model = nnx.merge(task.graphdef, params)
     logits = model(
@@ -148,7 +160,7 @@ def test_loss_equals_smoothed_cross_entropy_of_all_logits(task, params, smoothin
 
 
 def test_dropout_depends_on_the_key_alone(task, params):
-    batch, _ = next(task.batches.iterate())
+    batch, _ = next(batches_of(task).iterate())
     loss = jax.jit(task.loss)
     none, first, again, second = (
         float(loss(params, batch, key)["loss"])
@@ -175,9 +187,8 @@ def test_validation_loss_counts_every_pair_once(task, params, evaluation):
 )
 def test_validation_loss_does_not_depend_on_batches(make_config, task, params, evaluation, data):
     other = make_task(make_config(**data), task.tokenizer_files)
-    sums = [other._validation_sums(params, batch) for batch, _ in other.validation_batches.iterate(epochs=1)]
-    loss, weight = (sum(float(part[name]) for part in sums) for name in ("loss", "weight"))
-    assert loss / weight == pytest.approx(evaluation.scores["loss"], rel=1e-5)
+    sums = make_evaluator(other, other.config).loss_sums(params)
+    assert sums["loss"] / sums["weight"] == pytest.approx(evaluation.scores["loss"], rel=1e-5)
 
 
 def test_validation_outputs(task, params, evaluation):
@@ -195,7 +206,7 @@ def test_validation_outputs(task, params, evaluation):
 
 
 def test_the_final_evaluation_searches_as_configured(task, params, evaluation):
-    final = task.evaluate(params, final=True)
+    final = evaluate(task, params, final=True)
     sources, _ = zip(*task.validation, strict=True)
     ids = [[*task.tokenizer.source.encode(source), EOS] for source in sources]
     options = SearchOptions(beam_size=3, alpha=0.3, max_extra_tokens=2)
@@ -209,7 +220,7 @@ def test_the_final_evaluation_searches_as_configured(task, params, evaluation):
 def test_a_hopeless_model_has_a_perplexity(task, params):
     """Beyond what a float holds, it is infinite."""
     huge = jax.tree.map(lambda leaf: 1000.0 * leaf, params)
-    scores = task.evaluate(huge, final=False).scores
+    scores = evaluate(task, huge, final=False).scores
     assert scores["loss"] > 710.0
     assert scores["perplexity"] == np.inf
 
@@ -229,7 +240,7 @@ def test_tokenizer_files_round_trip(make_config, tokenizer):
     sizes = trained.model_config.source_vocab_size, trained.model_config.target_vocab_size
     assert sizes == (trained.tokenizer.source.vocab_size, trained.tokenizer.target.vocab_size)
     assert (sizes[0] == sizes[1]) == tokenizer.joint
-    batches = (next(each.batches.iterate())[0] for each in (trained, restored))
+    batches = (next(batches_of(each).iterate())[0] for each in (trained, restored))
     jax.tree.map(np.testing.assert_array_equal, *batches)
 
 
@@ -248,7 +259,7 @@ def test_settings_make_a_model_that_translates_alike(task, params, tmp_path):
     assert (decoding.beam_size, decoding.alpha, decoding.max_extra_tokens) == (3, 0.3, 2)
     assert (model.settings.source_language, model.settings.target_language) == ("de", "en")
     sources, _ = zip(*task.validation, strict=True)
-    final = task.evaluate(params, final=True)
+    final = evaluate(task, params, final=True)
     assert model.translate(list(sources), batch_size=16) == [output for _, output, _ in final.samples]
 
 
@@ -270,7 +281,7 @@ def cased(tmp_path, folder):
 def test_lowercase_is_for_the_model_and_not_for_references(make_config, cased, monkeypatch):
     task = make_task(make_config(lowercase=True, **cased))
     assert all(source != source.lower() and target != target.lower() for source, target in task.validation)
-    for batches in (task.batches, task.validation_batches):
+    for batches in (batches_of(task), make_evaluator(task, task.config).batches):
         batch, _ = next(batches.iterate())
         sides = (task.tokenizer.source, batch.source), (task.tokenizer.target, batch.labels)
         for tokenizer, rows in sides:
@@ -289,7 +300,7 @@ def test_lowercase_is_for_the_model_and_not_for_references(make_config, cased, m
         return [[Hypothesis(target[:-1].tolist(), 0.0, 0.0)] for _, target in task.validation_examples]
 
     monkeypatch.setattr(task.generator, "generate", perfect)
-    evaluation = task.evaluate(task.init_params(jax.random.key(0)), final=False)
+    evaluation = evaluate(task, task.init_params(jax.random.key(0)), final=False)
     assert asked == [[*task.tokenizer.source.encode(source), EOS] for source, _ in lowered]
     assert [(source, reference) for source, _, reference in evaluation.samples] == task.validation
     assert [output for _, output, _ in evaluation.samples] == [target for _, target in lowered]

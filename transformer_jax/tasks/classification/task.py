@@ -1,6 +1,7 @@
-"""Text classification: labelled texts, cross-entropy over the classes, accuracy and its kin."""
+"""Text classification: labelled texts, cross-entropy over classes, accuracy and related metrics."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +17,18 @@ from transformer_jax.data.pipeline import Example
 from transformer_jax.data.readers import spread_evenly
 from transformer_jax.data.tokenizers import PAD, UNK, encode_texts, tokenizer_from_files, train_tokenizer
 from transformer_jax.nn import Classifier, abstract_params, split
+from transformer_jax.nn.flops import training_flops
 from transformer_jax.nn.layers import split_key
 from transformer_jax.nn.losses import Params, Sums, chunked_cross_entropy, smoothed_cross_entropy
-from transformer_jax.system import distributed
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.base import Evaluation, make_batches
+from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.classification.labelled import Labelled
 from transformer_jax.tasks.classification.metrics import classification_scores
 from transformer_jax.tasks.classification.sources import columns_of, load_training_data
 from transformer_jax.tasks.classification.text_classifier import Predictor
 
 TOKENIZER_TEXTS = 200_000
-"""The tokenizer is trained on at most so many, unless `config.tokenizer.max_texts` says otherwise."""
+"""Maximum number of texts to train the tokenizer on, unless `config.tokenizer.max_texts` is set."""
 
 
 class ClassificationTask:
@@ -35,6 +36,7 @@ class ClassificationTask:
 
     metrics = ("loss", "accuracy", "macro_f1", "expected_calibration_error")
     lower_is_better = ("loss", "expected_calibration_error")
+    eval_loss = None
 
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None:
         """Load the data, and train a tokenizer unless given one.
@@ -52,9 +54,9 @@ class ClassificationTask:
                 "config.classification.mask_rate."
             )
         self.data_name = data.name
-        train, self.validation, self.classes, self.notes = load_training_data(data, own)
+        self.train, self.validation, self.classes, self.notes = load_training_data(data, own)
         if tokenizer_files is None:
-            records = spread_evenly(train, config.tokenizer.max_texts or TOKENIZER_TEXTS)
+            records = spread_evenly(self.train, config.tokenizer.max_texts or TOKENIZER_TEXTS)
             texts = [self._case(record.text) for record in records]
             self.tokenizer = train_tokenizer(config.tokenizer.kind, texts, config.tokenizer.vocab_size)
         else:
@@ -71,25 +73,28 @@ class ClassificationTask:
             **columns_of(data)._asdict(),
         }
         self.validation_examples = self.encode(self.validation)
-        self.batches = make_batches(config, train, self.encode, collate_texts)
         self.graphdef, _ = abstract_params(Classifier, self.model_config)
-        asked, _ = abstract_params(Classifier, replace(self.model_config, scan_layers=False))
-        self.predictor = Predictor(asked, num_classes=len(self.classes), batch_size=config.decoding.batch_size)
+        unscanned, _ = abstract_params(Classifier, replace(self.model_config, scan_layers=False))
+        self.predictor = Predictor(unscanned, num_classes=len(self.classes), batch_size=config.decoding.batch_size)
 
     def encode(self, records: list[Labelled]) -> list[Example]:
-        """Token ids and the number of the class; a text that is too long is cut short."""
+        """Token ids, truncated to `max_length`, and the number of the class."""
         texts = encode_texts(self.tokenizer, [self._case(record.text) for record in records], self.max_length)
         return [
             (np.array(ids, np.int32), np.array([self.classes.index(record.label)], np.int32))
             for ids, record in zip(texts, records, strict=True)
         ]
 
+    def collate(self, rows: list[list[Example]], row_length: int, num_rows: int) -> TextBatch:
+        """Rows of labelled texts as a batch."""
+        return collate_texts(rows, row_length, num_rows)
+
     def init_params(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters."""
+        """Draw the initial parameters."""
         return split(Classifier(self.model_config, rngs=nnx.Rngs(key)))[1]
 
     def loss(self, params: Params, batch: TextBatch, key: Key[Array, ""] | None) -> Sums:
-        """Smoothed cross-entropy of the classes and, weighted, of hidden tokens, in nats; and the number of texts."""
+        """Label-smoothed cross-entropy of classes and, weighted, of masked tokens, in nats; and the number of texts."""
         model: Classifier = nnx.merge(self.graphdef, params)
         own = self.config.classification
         tokens, segments, positions, labels = map(jnp.asarray, batch)
@@ -108,15 +113,21 @@ class ClassificationTask:
             loss += own.mask_loss * weights.sum() * guesses / jnp.maximum(are_hidden.sum(), 1.0)
         return {"loss": loss, "weight": weights.sum()}
 
-    def evaluate(self, params: Params, *, final: bool) -> Evaluation:
-        """Accuracy and its kin on the validation data."""
-        here = distributed.local_copy(params)
+    def flops(self, batch: TextBatch) -> float:
+        """FLOPs of the matrix products of one training step on this batch; see `nn.flops`."""
+        rows, length = batch.tokens.shape
+        return training_flops(self.model_config, rows, length, 0)
 
-        def classify(own: list[list[int]]) -> list[list[float]]:
-            return self.predictor.predict(here, own).tolist()
+    def predict(self, params: Params, numbers: Sequence[int], *, final: bool) -> list[list[float]]:
+        """Probabilities of the classes for the validation texts of these numbers; `final` makes no difference."""
+        del final
+        texts = [self.validation_examples[number][0].tolist() for number in numbers]
+        return self.predictor.predict(params, texts).tolist()
 
-        texts = [tokens.tolist() for tokens, _ in self.validation_examples]
-        probabilities = np.array(distributed.parallel_map(classify, texts), np.float32)
+    def score(self, predictions: list[list[float]], sums: dict[str, float] | None) -> Evaluation:
+        """Loss, accuracy, macro F1 and calibration error."""
+        del sums
+        probabilities = np.array(predictions, np.float32)
         labels = np.array([label[0] for _, label in self.validation_examples])
         report = classification_scores(labels, probabilities, self.classes)
         likelihoods = np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float32).tiny)
@@ -137,11 +148,11 @@ class ClassificationTask:
 def hide_tokens(
     tokens: Int[Array, "B S"], positions: Int[Array, "B S"], rate: float, key: Key[Array, ""] | None
 ) -> tuple[Int[Array, "B S"], Int[Array, "B M"], Float[Array, "B M"]]:
-    """Put the unknown token in place of a share `rate` of all tokens, beginnings apart.
+    """Replace a share `rate` of the tokens, except the first of each text, by the unknown token.
 
     Returns:
-        The tokens as the model is to see them; M places of each row, so many that hardly ever more are drawn; and 1 for
-        those of them that are hidden, 0 for the others.
+        The tokens as the model sees them; M places of each row, enough that more are hardly ever drawn; and 1 for
+        those of the places that are hidden, 0 for the others.
     """
     rows, length = tokens.shape
     most = min(length, math.ceil(1.25 * rate * length))

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from transformer_jax.config import Config
-from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn.losses import Params
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.couplets.generate import write
 from transformer_jax.tasks.couplets.judge import couplet_scores, rule_shares
 from transformer_jax.tasks.couplets.rules import NAMES, Rules
@@ -17,7 +15,7 @@ from transformer_jax.tasks.seq2seq_task import Seq2SeqTask
 class CoupletTask(Seq2SeqTask):
     """Upper lines to lower lines; see `tasks.base.Task`."""
 
-    TOKENIZER_PAIRS = 2_000_000  # counting characters is quick, and every rare one counts
+    TOKENIZER_PAIRS = 2_000_000  # counting characters is fast, and rare ones matter
     metrics: tuple[str, ...] = (
         "loss",
         "perplexity",
@@ -29,7 +27,7 @@ class CoupletTask(Seq2SeqTask):
     )
 
     def __init__(self, config: Config, tokenizer_files: dict[str, bytes] | None) -> None:
-        """Load the data, and make a list of its characters unless given one.
+        """Load the data, and collect its characters as the vocabulary unless given one.
 
         Raises:
             UserError: if the data can't be read or the fields of the config contradict each other.
@@ -46,18 +44,14 @@ class CoupletTask(Seq2SeqTask):
         self.data_name = config.data.name
         self.settings["rules"] = config.couplet.rules
 
-    def evaluate(self, params: Params, *, final: bool) -> Evaluation:
-        """Perplexity, BLEU and the share of kept rules on the validation data; greedy search unless `final`."""
-        uppers, references = (list(side) for side in zip(*self.validation, strict=True))
-        outputs = self.outputs(params, final=final)
-        scores = {
-            **self.likelihood(params),
-            **couplet_scores(outputs, references),
-            **{f"keeps_{name}": share for name, share in rule_shares(uppers, outputs).items()},
-        }
-        return Evaluation(scores, list(zip(uppers, outputs, references, strict=True)))
-
-    def _search(self, params: Params, options: SearchOptions, numbers: Sequence[int]) -> list[str]:
+    def predict(self, params: Params, numbers: Sequence[int], *, final: bool) -> list[str]:
+        """Lower lines that keep the rules; see `Seq2SeqTask.predict`."""
         uppers = [self.validation[number][0] for number in numbers]
+        options = self.search_options(final=final)
         found = write(self.generator, params, self.tokenizer.target, uppers, options, self.rules)
         return [best.text for best, *_ in found]
+
+    def output_scores(self, sources: list[str], outputs: list[str], references: list[str]) -> dict[str, float | str]:
+        """Exact match, BLEU, distinct n-grams and the share of kept rules."""
+        shares = {f"keeps_{name}": share for name, share in rule_shares(sources, outputs).items()}
+        return {**couplet_scores(outputs, references), **shares}

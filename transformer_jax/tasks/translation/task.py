@@ -4,10 +4,7 @@ from collections.abc import Sequence
 
 from transformer_jax.config import Config
 from transformer_jax.data.readers import drop_blank_pairs
-from transformer_jax.nn.losses import Params
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.base import Evaluation
-from transformer_jax.tasks.metrics import exact_match, translation_scores
 from transformer_jax.tasks.seq2seq_task import Seq2SeqTask
 from transformer_jax.tasks.translation.sources import load_pairs
 
@@ -29,7 +26,7 @@ class TranslationTask(Seq2SeqTask):
         if data.name == "text":
             train, blank = drop_blank_pairs(train)
             notes.append(f"left out {blank:,} training pairs with a blank side")
-        # Two vocabularies may well have one size, so that the model could not tell.
+        # Two vocabularies of the same size would pass the model's own check.
         if tokenizer_files is None and config.model.one_vocabulary and not config.tokenizer.joint:
             raise UserError(
                 f"config.model.tie_embeddings is {config.model.tie_embeddings!r}, but must be output or none where the "
@@ -43,16 +40,9 @@ class TranslationTask(Seq2SeqTask):
             "lowercase": data.lowercase,
         }
 
-    def evaluate(self, params: Params, *, final: bool) -> Evaluation:
-        """Perplexity and BLEU on the validation data; greedy search unless `final`."""
-        sources, references = (list(side) for side in zip(*self.validation, strict=True))
-        outputs = self.outputs(params, final=final)
-        scores = {
-            **self.likelihood(params),
-            "exact_match": exact_match(outputs, references),
-            **translation_scores(outputs, references),
-        }
-        return Evaluation(scores, list(zip(sources, outputs, references, strict=True)))
+    def output_scores(self, sources: list[str], outputs: list[str], references: list[str]) -> dict[str, float | str]:
+        """Exact match, BLEU and chrF."""
+        return {**super().output_scores(sources, outputs, references), **translation_scores(outputs, references)}
 
     def _sides(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
         case = str.lower if self.config.data.lowercase else str

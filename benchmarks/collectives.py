@@ -1,9 +1,9 @@
-"""What a compiled program takes of each device, and what it sends between them, read from the program itself."""
+"""Collectives of a compiled program, read from its HLO text."""
 
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 KINDS = (
     "all-reduce",
@@ -38,29 +38,6 @@ class Collective(NamedTuple):
         return passes * self.size * (self.devices - 1) / self.devices
 
 
-class Memory(NamedTuple):
-    """Bytes that a program takes of each device."""
-
-    arguments: int
-    outputs: int
-    """Less those that are written over the arguments."""
-    temporaries: int
-
-    @property
-    def total(self) -> int:
-        """At most so many at a time."""
-        return sum(self)
-
-
-def memory(compiled: Any) -> Memory | None:
-    """Of a `jax.stages.Compiled`; None where XLA does not tell."""
-    found = compiled.memory_analysis()
-    if found is None:
-        return None
-    outputs = found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(found.argument_size_in_bytes, outputs, found.temp_size_in_bytes)
-
-
 def collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program.
 
@@ -82,25 +59,6 @@ def totals(found: Iterable[Collective]) -> dict[str, tuple[int, int]]:
         count, size = sums.get(each.kind, (0, 0))
         sums[each.kind] = count + each.times, size + each.times * each.size
     return sums
-
-
-def describe(compiled: Any) -> list[str]:
-    """Memory and collectives of a `jax.stages.Compiled` in words, a line each, as far as XLA tells them."""
-    taken = memory(compiled)
-    lines = []
-    if taken is not None:
-        parts = ", ".join(f"{_megabytes(size)} {name}" for name, size in zip(Memory._fields, taken, strict=True))
-        lines.append(f"A step takes {_megabytes(taken.total)} of each device: {parts}")
-    text = compiled.as_text()
-    if text is None:
-        return lines
-    by_kind = totals(collectives(text))
-    said = ", ".join(f"{count:,} {kind} of {_megabytes(size)}" for kind, (count, size) in sorted(by_kind.items()))
-    return [*lines, f"Collectives of a step: {said or 'none'}"]
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
 
 
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")

@@ -6,9 +6,8 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from transformer_jax.data.collate import collate_pairs, collate_texts
 from transformer_jax.nn import Classifier, ModelConfig, Seq2Seq, split
-from transformer_jax.training.flops import CHIP_FLOPS, chip_flops, forward_flops, step_flops, training_flops
+from transformer_jax.nn.flops import forward_flops, training_flops
 
 CONFIG = ModelConfig(
     d_model=16,
@@ -52,23 +51,3 @@ def test_of_a_classifier_only_the_head_is_left_out():
     traced = jax.make_jaxpr(lambda p: nnx.merge(graphdef, p)(jnp.ones((3, 5), jnp.int32)))(params)
     head = 3 * 2 * config.d_model * config.num_classes
     assert products(traced.jaxpr) - head == pytest.approx(forward_flops(config, 3, 5, 0), rel=0.02)
-
-
-def test_a_step_counts_all_slots_of_its_batch():
-    assert step_flops(CONFIG, collate_pairs([], 6, 4)) == training_flops(CONFIG, 4, 6, 6)
-    classifier = replace(CONFIG, target_vocab_size=0, num_classes=3)
-    assert step_flops(classifier, collate_texts([], 6, 4)) == training_flops(classifier, 4, 6, 0)
-    assert step_flops(CONFIG, (jnp.ones((2, 3)),)) is None
-
-
-def test_a_chip_is_known_by_how_its_name_begins():
-    assert chip_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert chip_flops("NVIDIA H100 PCIe") == 756e12
-    assert chip_flops("TPU v5 lite") == 197e12
-    assert chip_flops("TPU v5") == 459e12
-    assert chip_flops("TPU v5e") == 197e12
-    assert chip_flops("AMD EPYC") is None
-
-
-def test_no_chip_hides_behind_a_shorter_name():
-    assert {name: chip_flops(name) for name in CHIP_FLOPS} == CHIP_FLOPS

@@ -4,8 +4,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.collectives import Collective, collectives, totals
 from transformer_jax.sharding import MeshConfig, make_mesh
-from transformer_jax.training.report import Collective, Memory, collectives, describe, memory, totals
 
 LAYERS, WIDTH, ROWS = 5, 32, 16
 MATRIX = WIDTH * WIDTH * 4
@@ -27,9 +27,7 @@ def compiled_gradient(mesh, weights, rows):
 
 def test_one_device_sends_nothing():
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    found = compiled_gradient(mesh, P(), P())
-    assert collectives(found.as_text()) == []
-    assert describe(found)[-1] == "Collectives of a step: none"
+    assert collectives(compiled_gradient(mesh, P(), P()).as_text()) == []
 
 
 def test_data_parallel_gradients_are_summed():
@@ -45,42 +43,6 @@ def test_what_is_split_is_gathered_in_both_passes():
     assert totals(found)["all-gather"] == (2 * LAYERS, 2 * LAYERS * MATRIX)
     assert {each.devices for each in found if each.kind == "all-gather"} == {4}
     assert totals(found)["all-reduce"][1] >= LAYERS * MATRIX
-
-
-def test_memory_is_that_of_a_device():
-    whole = memory(compiled_gradient(make_mesh(MeshConfig(data=8)), P(), P("data")))
-    parts = memory(compiled_gradient(make_mesh(MeshConfig(fsdp=8, data=1)), P(None, "fsdp"), P("fsdp")))
-    rows = ROWS * WIDTH * 4 // 8
-    assert (whole.arguments, whole.outputs) == (LAYERS * MATRIX + rows, LAYERS * MATRIX)
-    assert (parts.arguments, parts.outputs) == (LAYERS * MATRIX // 8 + rows, LAYERS * MATRIX // 8)
-    assert whole.total == whole.arguments + whole.outputs + whole.temporaries > whole.arguments
-
-
-def test_what_is_written_over_the_arguments_is_no_output():
-    like = jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32)
-    assert memory(jax.jit(lambda x: x + 1, donate_argnums=0).lower(like).compile())[:2] == (MATRIX, 0)
-
-
-class Untold:
-    def __init__(self, text):
-        self.text = text
-
-    def memory_analysis(self):
-        return None
-
-    def as_text(self):
-        return self.text
-
-
-def test_lines():
-    mesh = make_mesh(MeshConfig(data=8))
-    taken, sent = describe(compiled_gradient(mesh, P(), P("data")))
-    assert taken.startswith("A step takes 0.")
-    assert [name in taken for name in Memory._fields] == [True] * 3
-    assert "all-reduce of 0.0 MB" in sent
-    # Not every backend tells its memory, or shows its programs.
-    assert describe(Untold(None)) == []
-    assert describe(Untold(TPU)) == ["Collectives of a step: 7 all-gather of 4.7 MB, 6 reduce-scatter of 12.6 MB"]
 
 
 # Lines as XLA's compiler for TPUs writes them, names and attributes that play no part cut away.
@@ -131,6 +93,10 @@ def test_a_program_for_tpus():
         Collective("all-gather", 1024 * 256 * 2, 2, 6),
         Collective("reduce-scatter", 1024 * 1024 * 2, 2, 6),
     ]
+    assert {kind: (count, round(size / 1e6, 1)) for kind, (count, size) in totals(collectives(TPU)).items()} == {
+        "all-gather": (7, 4.7),
+        "reduce-scatter": (6, 12.6),
+    }
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.classification import sources as texts
 from transformer_jax.tasks.model_folder import load
-from transformer_jax.tasks.registry import registered
 from transformer_jax.tasks.translation import task as translation
-from transformer_jax.training import progress, run
-from transformer_jax.training import run as loop
+from transformer_jax.training import loop, make_evaluator, run, stopping, usage
+from transformer_jax.training.evaluation import Evaluator
+from transformer_jax.training.setup import setup
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +47,10 @@ def scores(monkeypatch):
 
         def evaluate(self, params, *, final):
             score = left.pop(0) if len(left) > 1 else left[0]
-            numbers = dict.fromkeys(self.metrics, score)
+            numbers = dict.fromkeys(self._task.metrics, score)
             return Evaluation(numbers, [("one", "two", "three")])
 
-        for name in ("translation", "classification", "couplet"):
-            monkeypatch.setattr(registered(name).task, "evaluate", evaluate)
+        monkeypatch.setattr(Evaluator, "__call__", evaluate)
 
     return replace
 
@@ -97,9 +96,9 @@ def protected(workdir):
 
 def state_of(config, workdir, step):
     """Arrays and metadata of a checkpoint, but for the time that it took."""
-    opened = loop._Run(from_config_dict(config), workdir, 0.0)
+    opened = setup(from_config_dict(config), workdir, started=0.0)
     with opened.checkpoints as checkpoints:
-        state, metadata = checkpoints.restore(step, opened.like)
+        state, metadata = checkpoints.restore(step, opened.abstract_state)
     return jax.device_get(state), {name: value for name, value in metadata.items() if name != "minutes"}
 
 
@@ -114,14 +113,14 @@ def assert_same_run(config, a, b, step):
 
 def interrupt_at(monkeypatch, step, action):
     """Do something when batch number `step` is about to be used."""
-    place, count = loop.place, iter(range(1, 10_000))
+    shard_batch, count = loop.shard_batch, iter(range(1, 10_000))
 
     def counting(batch, mesh):
         if real_token_share(batch) and next(count) == step:  # the step is compiled for a blank one
             action()
-        return place(batch, mesh)
+        return shard_batch(batch, mesh)
 
-    monkeypatch.setattr(loop, "place", counting)
+    monkeypatch.setattr(loop, "shard_batch", counting)
 
 
 class Killed(BaseException):
@@ -133,9 +132,9 @@ def kill():
 
 
 def test_a_run_from_config_to_model(tmp_path):
-    opened = loop._Run(from_config_dict(small(num_samples=2)), tmp_path, time.monotonic())
-    outcome = opened.train()
-    assert opened.step_fn._cache_size() == 1, "one shape, one compilation"
+    opened = setup(from_config_dict(small(num_samples=2)), tmp_path, started=time.monotonic())
+    outcome = loop.train(opened)
+    assert opened.train_step._cache_size() == 1, "one shape, one compilation"
     assert outcome.step == 12
     assert outcome.model == tmp_path / "model"
     written = {path.name for path in tmp_path.iterdir()}
@@ -154,7 +153,7 @@ def test_a_run_from_config_to_model(tmp_path):
     task = translation.TranslationTask(from_config_dict(small()), None)
     sources, references = zip(*task.validation, strict=True)
     # What the task says of the parameters, the stored model reproduces.
-    evaluation = task.evaluate(model.params, final=True)
+    evaluation = make_evaluator(task, task.config)(model.params, final=True)
     assert {name: outcome.scores[name] for name in evaluation.scores} == pytest.approx(evaluation.scores)
     assert model.translate(sources) == [output for _, output, _ in evaluation.samples]
     assert [reference for _, _, reference in evaluation.samples] == list(references)
@@ -195,11 +194,11 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, monkeypatch, scores, capsys):
         interrupt_at(patch, 7, partial(os.kill, os.getpid(), signal.SIGINT))
         outcome = run(config, tmp_path / "stopped")
     assert outcome[:3] == (7, {}, None)
-    assert "Stopped and saved at step 7; the same command goes on from there." in capsys.readouterr().out
+    assert "Stopped and saved at step 7; rerun the command to resume." in capsys.readouterr().out
     assert steps_of(tmp_path / "stopped")[-1] == 7
     assert not (tmp_path / "stopped" / "model").exists()
     resumed = run(config, tmp_path / "stopped")
-    assert "Going on from step 7" in capsys.readouterr().out
+    assert "Resuming from step 7" in capsys.readouterr().out
     assert_same_run(config, tmp_path / "whole", tmp_path / "stopped", 12)
     weights = [(outcome.model / "model.safetensors").read_bytes() for outcome in (whole, resumed)]
     assert weights[0] == weights[1]
@@ -282,7 +281,7 @@ def test_time_limit(tmp_path, scores, monkeypatch):
     seconds = iter(range(0, 10**6, 100))  # each look at the clock comes 100 s after the one before
     clock = dataclasses.make_dataclass("Clock", [])()
     clock.monotonic = lambda: float(next(seconds))
-    for module in (loop, progress):
+    for module in (loop, stopping, usage):
         monkeypatch.setattr(module, "time", clock)
     outcome = run(config, tmp_path)
     assert 0 < outcome.step < 20

@@ -1,0 +1,311 @@
+"""The training loop: config and work folder in, a trained model out. `train` reads top-down."""
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from transformer_jax.config import Config, from_config_dict
+from transformer_jax.data.pipeline import Prefetched
+from transformer_jax.nn.losses import Batch, Params
+from transformer_jax.sharding import shard_batch
+from transformer_jax.system import distributed
+from transformer_jax.system.errors import UserError
+from transformer_jax.system.files import AnyPath, as_path
+from transformer_jax.tasks import model_folder
+from transformer_jax.tasks.base import Evaluation
+from transformer_jax.training.checkpoint import Progress
+from transformer_jax.training.evaluation import choose, mean_of, params_to_evaluate, rank
+from transformer_jax.training.logging import RunLog, SilentLog
+from transformer_jax.training.setup import Run, is_checkpoint_step, setup
+from transformer_jax.training.step import TrainState
+from transformer_jax.training.stopping import FINAL_EVALUATIONS, StopSignal, host_values, stop_on_signals
+from transformer_jax.training.usage import Rate, batch_stats, describe, traced, usage
+from transformer_jax.training.workdir import params_of_origin
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    step: int
+    scores: dict[str, float | str]
+    """Scores of the written model on validation data; empty if the run was interrupted."""
+    model: AnyPath | None
+    """Folder of the written model, or None if the run was interrupted."""
+    signal: int | None = None
+    """The signal that interrupted the run."""
+
+
+def run(
+    config: ml_collections.ConfigDict | Config,
+    workdir: str | AnyPath,
+    *,
+    started: float | None = None,
+    notes: Sequence[str] = (),
+    profile: bool = False,
+) -> Outcome:
+    """Train, or resume training, in `workdir`.
+
+    Writes `config.json`, `tokenizer/`, `checkpoints/`, logs, and the trained model in `model/`. If the folder already
+    holds a run of the same config, the run resumes and ends as it would have without the interruption.
+
+    Args:
+        config: the experiment.
+        workdir: a local folder or gs://BUCKET/FOLDER.
+        started: `time.monotonic()` at program start, for elapsed time and `max_minutes`; default: now.
+        notes: lines to show at the top of the log.
+        profile: whether to trace some steps into `profile/`, see `usage.traced`.
+
+    Raises:
+        UserError: for mistakes in config, data or work folder.
+    """
+    started = time.monotonic() if started is None else started
+    config = config if isinstance(config, Config) else from_config_dict(config)
+    with stop_on_signals() as stop:
+        try:
+            outcome = train(setup(config, as_path(workdir), started=started, stop=stop), notes=notes, profile=profile)
+            distributed.barrier()
+        except BaseException as error:
+            if not stop.explains(error):
+                raise
+            outcome = _interrupted(stop)
+    return outcome
+
+
+def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outcome:
+    """Train from the last checkpoint, or from the start, to the end; arguments as in `run`."""
+    training = run.config.training
+    saved, progress = _restore(run)
+    step = first_step = 0 if saved is None else int(saved.step)
+    is_over = step >= training.num_steps or _out_of_patience(run, progress)
+    with (
+        _open_log(run, step) as log,
+        run.checkpoints,
+        contextlib.closing(Prefetched(iter(()) if is_over else run.batches.iterate(progress.position))) as batches,
+        contextlib.closing(run.batches),
+        traced(
+            run.train_step, run.workdir / "profile" if profile else None, steps=training.num_steps - step
+        ) as train_step,
+        distributed.exit_if_peer_lost(),
+    ):
+        _greet(run, log, step, notes)
+        state, program = _start(run, saved)
+        if step and step % training.eval_every == 0:
+            _evaluate(run, log, state, step, progress)  # the interruption may have come between saving and evaluating
+        rate, unread = Rate(), None
+        while step < training.num_steps and not _out_of_patience(run, progress):
+            batch, progress.position = next(batches)
+            stats = batch_stats(batch, run.task)
+            run.stop.mark_unsaved()
+            state, sums = train_step(state, shard_batch(batch, run.mesh), run.stop_flags.for_step(stats))
+            step += 1
+            if step == first_step + 1:
+                jax.block_until_ready(sums)
+                log.say(f"The first step was done after {run.clock.seconds():.1f} s")
+                if program is not None:
+                    log.program(step, describe(program))
+            if unread is not None:  # a step late, so that devices do not wait for their host
+                rate.tokens += progress.add(run.stop_flags.read(unread))
+            unread = stats | sums
+            logs, evaluates = step % training.log_every == 0, step % training.eval_every == 0
+            ends = step == training.num_steps or run.stop_flags.must_stop()
+            saves = is_checkpoint_step(training, step) or ends
+            if logs or saves:
+                rate.tokens += progress.add(run.stop_flags.read(unread))
+                unread = None
+                _require_finite(progress, step)
+            if logs:
+                _log(run, log, step, progress, rate.take())
+            if saves:
+                log.flush()
+                _save(run, state, step, progress)
+                run.stop.mark_saved(step)
+            if evaluates:
+                with rate.paused():
+                    _evaluate(run, log, state, step, progress)
+            if ends:
+                break
+        run.checkpoints.wait()
+        return _finish(run, log, state, step, progress)
+
+
+def _restore(run: Run) -> tuple[TrainState | None, Progress]:
+    """The last checkpoint, or None and the progress of a new run."""
+    latest = distributed.broadcast(run.checkpoints.latest())
+    if latest is None:
+        return None, Progress()
+    state, metadata = run.checkpoints.restore(latest, run.abstract_state)
+    progress = Progress.from_json(metadata)
+    if progress.best_step in run.checkpoints.steps():
+        run.checkpoints.protect(progress.best_step)  # the run may have been killed just before it did so
+    run.clock.minutes_before = progress.minutes
+    run.stop.mark_saved(latest)
+    return state, progress
+
+
+def _save(run: Run, state: TrainState, step: int, progress: Progress) -> None:
+    progress.minutes = run.clock.minutes()
+    run.checkpoints.save(step, state, progress.to_json())
+
+
+def _start(run: Run, saved: TrainState | None) -> tuple[TrainState, jax.stages.Compiled | None]:
+    """The first state, and the compiled step if all batches have one shape; compiling overlaps with initialising."""
+    steps = run.config.training.num_steps - (0 if saved is None else int(saved.step))
+    blank = run.batches.blank() if steps > 0 else None
+    with ThreadPoolExecutor(1) as thread:
+        compiling = None if blank is None else thread.submit(_compile_step, run, blank)
+        state = first_state(run) if saved is None else saved
+        return state, None if compiling is None else compiling.result()
+
+
+def _compile_step(run: Run, blank: Batch) -> jax.stages.Compiled:
+    """Compile `run.train_step` for batches of this shape; calls of it find the program in its cache."""
+    values = host_values({}, run.mesh)
+    return run.train_step.lower(run.abstract_state, shard_batch(blank, run.mesh), values).compile()
+
+
+def first_state(run: Run) -> TrainState:
+    """The state before the first update. Frees the parameters that `run.origin` holds."""
+    # A run that has begun may have lost its checkpoints, so that it starts again.
+    given = run.origin.params or params_of_origin(run.config, run.origin)
+    run.origin = dataclasses.replace(run.origin, params={})
+    return run.init_state(given)
+
+
+def _out_of_patience(run: Run, progress: Progress) -> bool:
+    return 0 < run.config.training.patience <= progress.stale
+
+
+def _open_log(run: Run, first_step: int) -> RunLog:
+    log_type = RunLog if distributed.is_main() else SilentLog
+    return log_type(run.workdir, first_step=first_step, num_steps=run.config.training.num_steps)
+
+
+def _greet(run: Run, log: RunLog, step: int, notes: Sequence[str]) -> None:
+    count = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state.params))
+    devices = f"{run.mesh.size} {jax.devices()[0].device_kind} device{'s' if run.mesh.size > 1 else ''}"
+    log.say(f"{run.workdir}: {run.config.task}, {'; '.join(run.task.notes)}")
+    log.say(f"{count:,} parameters, {run.config.data.tokens_per_batch:,} token slots per side and step, on {devices}")
+    for note in notes:
+        log.say(note)
+    if step:
+        log.say(f"Resuming from step {step:,}")
+    elif run.config.init_from:
+        log.say(f"Starting from the model in {run.config.init_from}")
+
+
+def _log(run: Run, log: RunLog, step: int, progress: Progress, tokens_per_second: float) -> None:
+    if run.batches.skipped:
+        log.say_once("skipped", f"Left out {run.batches.skipped:,} examples longer than config.data.max_length so far")
+    sums, progress.unlogged = progress.unlogged, {}
+    values = {
+        "loss": sums["loss"] / max(sums["weight"], 1.0),
+        "lr": float(run.schedule(step - 1)),
+        "grad_norm": sums["grad_norm"] / sums["steps"],
+        "tokens": sums["weight"],
+        "fill": sums["fill"] / sums["steps"],
+        "epoch": progress.position.epoch,
+    }
+    timing = {"tokens_per_second": tokens_per_second, "minutes": run.clock.minutes()}
+    log.train(step, values, timing | usage(sums, tokens_per_second, run.mesh))
+
+
+def _require_finite(progress: Progress, step: int) -> None:
+    """Stop before a checkpoint of NaN replaces a good one."""
+    for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
+        value = progress.unlogged[name]
+        if not math.isfinite(value):
+            raise UserError(
+                f"The {what} became {value} by step {step:,}; lower config.optim.lr, raise config.optim.warmup_steps "
+                "or set config.optim.clip_norm, and train in another --workdir."
+            )
+
+
+def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
+    """Evaluate with a quick search, and protect the checkpoint of `step` if it is the best so far."""
+    started = time.monotonic()
+    evaluation = run.evaluator(params_to_evaluate(state), final=False)
+    seconds = run.clock.evaluation_seconds = time.monotonic() - started
+    log.evaluation(step, evaluation.scores, {"seconds": seconds, "minutes": run.clock.minutes()})
+    log.samples(step, evaluation.samples[: run.config.training.num_samples])
+    score = rank(run.task, run.config.training.metric, evaluation)
+    if score > progress.best_score:
+        progress.best_score, progress.best_step, progress.stale = score, step, 0
+        run.checkpoints.protect(step)
+    else:
+        progress.stale += 1
+
+
+def _finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progress) -> Outcome:
+    """Choose among the last, the best and the averaged parameters on validation data, and write the model."""
+    training, task = run.config.training, run.task
+
+    def report(name: str, evaluation: Evaluation | None) -> None:
+        if evaluation is None:
+            log.say(f"{name} is skipped for lack of time")
+        else:
+            log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
+
+    final = distributed.broadcast(run.clock.has(FINAL_EVALUATIONS / 2 * run.clock.evaluation_seconds))
+    choice = choose(
+        _candidates(run, state, step, progress),
+        partial(run.evaluator, final=final),
+        partial(rank, task, training.metric),
+        run.clock,
+        report,
+    )
+    for source, output, reference in choice.evaluation.samples[: training.num_samples]:
+        log.say(f"  {source}\n    {output}\n    {'as the reference' if output == reference else reference}")
+    minutes = round(run.clock.minutes(), 1)
+    scores = choice.evaluation.scores | {"parameters": choice.name, "steps": step, "minutes": minutes}
+    path = run.workdir / "model"
+    params = distributed.local_copy(choice.params)
+    if distributed.is_main():
+        model_folder.save(
+            path,
+            task=run.config.task,
+            model_config=task.model_config,
+            params=params,
+            tokenizer_files=task.tokenizer_files,
+            settings=task.settings,
+            scores=scores,
+            origin={"data": task.data_name, "command": shlex.join(["python", *sys.argv])},
+        )
+    log.say(f"The model is in {path}, after {run.clock.minutes():.1f} minutes")
+    return Outcome(step, scores, path)
+
+
+def _candidates(run: Run, state: TrainState, step: int, progress: Progress) -> Mapping[str, Callable[[], Params]]:
+    """What the written model may be, by name."""
+    training, checkpoints = run.config.training, run.checkpoints
+    candidates: dict[str, Callable[[], Params]] = {f"step {step:,}": lambda: params_to_evaluate(state)}
+    if progress.best_step not in (0, step):
+        best = progress.best_step
+        candidates[f"step {best:,}"] = lambda: params_to_evaluate(checkpoints.restore(best, run.abstract_state)[0])
+    last = [saved for saved in checkpoints.steps() if saved == step or is_checkpoint_step(training, saved)]
+    last = distributed.broadcast(last[-training.average_last :])
+    if len(last) > 1:
+        name = f"mean of the {len(last)} checkpoints to step {last[-1]:,}"
+        candidates[name] = lambda: mean_of(checkpoints, last, run.abstract_state.params)
+    return candidates
+
+
+def _interrupted(stop: StopSignal) -> Outcome:
+    """The outcome of a run that a signal ended; does not return if the other processes do not know of the signal."""
+    outcome = Outcome(stop.saved_step, {}, None, stop.number)
+    if distributed.is_main():
+        what = f"and saved at step {outcome.step:,}" if outcome.step else "with nothing new to save"
+        print(f"Stopped {what}; rerun the command to resume.", flush=True)
+    if distributed.process_count() > 1 and not stop.is_common:
+        distributed.exit_all(130 if stop.number == signal.SIGINT else 0, "It was stopped; rerun the command to resume.")
+    return outcome
