@@ -227,8 +227,8 @@ def agree_on(config: Config, workdir: AnyPath) -> None:
     """
     if jax.process_count() != distributed.process_count():
         raise UserError(
-            f"JAX finds {jax.process_count()} processes here, but only {distributed.process_count()} met; start all of them "
-            "with --distributed, or with --coordinator, --num_processes and --process_id."
+            f"JAX finds {jax.process_count()} processes here, but only {distributed.process_count()} met; start all "
+            "of them with --distributed, or with --coordinator, --num_processes and --process_id."
         )
     if distributed.process_count() == 1:
         return

@@ -309,9 +309,8 @@ def test_mistakes_are_told(make_config, group, values, message):
     config = make_config()
     changed = {group: dataclasses.replace(getattr(config, group), **values)}
     with pytest.raises(UserError, match=message):
-        batches_of(
-            make_task(dataclasses.replace(config, **(changed if group in vars(config) else {"groups": changed})))
-        )
+        values = changed if group in vars(config) else {"groups": changed}
+        batches_of(make_task(dataclasses.replace(config, **values)))
 
 
 def test_hidden_tokens_are_the_share_asked_for_and_never_beginnings_or_padding():
