@@ -17,11 +17,11 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.collectives import Collective, collectives
 from benchmarks.hlo_cost import Cost, cost
 from benchmarks.synthetic import StepSize, SyntheticStep
-from transformer_jax.data.tokenizers import SPECIAL_TOKENS
+from transformer_jax.data.tokenizers import PAD, SPECIAL_TOKENS
 from transformer_jax.decoding import forbid_sequences
 from transformer_jax.decoding.generator import BAD_WORDS
-from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.decoding.scheduler import Plan, Sentences, _advance, _begin
+from transformer_jax.decoding.scheduler import _advance, start
+from transformer_jax.decoding.search import Search
 from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params, split
 from transformer_jax.sharding import ROWS, MeshConfig, make_mesh
 from transformer_jax.training.usage import program_memory
@@ -157,22 +157,30 @@ def _training_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def _encoder(shape: str, mesh: Mesh) -> jax.stages.Lowered:
-    graphdef, params, sentences = _search(shape, mesh)
-    return jax.jit(lambda params, source: nnx.merge(graphdef, params).remember(source)).lower(params, sentences.source)
+    graphdef, params, (source, *_) = _search(shape, mesh)
+    return jax.jit(lambda params, source: nnx.merge(graphdef, params).remember(source)).lower(params, source)
 
 
 def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
     """The loop of the search; one iteration counts, as the number of iterations is unknown."""
-    graphdef, params, sentences = _search(shape, mesh)
-    never = forbid_sequences(BAD_WORDS)
-    limit = SOURCE + 50
-    plan = Plan(graphdef, SPECIAL_TOKENS, (never,), False, SearchOptions(beam_size=BEAM), limit, None)
-    fixed, state, cache = _on_mesh(jax.eval_shape(partial(_begin, plan), params, sentences), mesh)
-    return _advance.lower(plan, params, None, fixed, state, cache, jax.ShapeDtypeStruct((), jnp.int32))
+    graphdef, params, inputs = _search(shape, mesh)
+    search = Search(
+        max_length=SOURCE + 50,
+        num_hypotheses=BEAM,
+        n_best=1,
+        bos_id=SPECIAL_TOKENS.bos,
+        eos_id=SPECIAL_TOKENS.eos,
+        pad_id=PAD,
+        processors=(forbid_sequences(BAD_WORDS),),
+        alpha=0.6,
+    )
+    memory, state, cache = _on_mesh(jax.eval_shape(partial(start, graphdef, search), params, *inputs, None), mesh)
+    until = jax.ShapeDtypeStruct((), jnp.int32)
+    return _advance.lower(graphdef, search, None, params, None, memory, None, state, cache, until)
 
 
-def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, Sentences]:
-    """A model with replicated parameters, and sentences sharded over all devices."""
+def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, tuple[jax.ShapeDtypeStruct, ...]]:
+    """A model with replicated parameters, and sources, prefixes and limits sharded over all devices."""
     model = _searched(shape)
     graphdef, _ = abstract_params(Seq2Seq, model)
     params = jax.eval_shape(lambda: split(Seq2Seq(model, rngs=nnx.Rngs(0)))[1])
@@ -180,9 +188,8 @@ def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, Sentences]:
     params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), params)
     rows = SEARCHED * mesh.size
     tokens = jax.ShapeDtypeStruct((rows, SOURCE), jnp.int32)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    sentences = Sentences(tokens, tokens, jax.ShapeDtypeStruct((rows,), jnp.int32), keys, None)
-    return graphdef, params, _on_mesh(sentences, mesh)
+    limits = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    return graphdef, params, _on_mesh((tokens, tokens, limits, limits), mesh)
 
 
 def _on_mesh(tree: Any, mesh: Mesh) -> Any:

@@ -1,4 +1,4 @@
-"""The search over someone else's step function: a trigram model counted from a few lines, no network at all.
+"""Beam search over a step function of your own: a trigram model counted from a few lines, without a network.
 
 Run `python examples/search_over_ngrams.py`.
 """
@@ -22,16 +22,16 @@ counts = np.zeros((len(WORDS),) * 3, np.float32)  # of each word after each two
 for sentence in sentences:
     for trigram in zip(sentence, sentence[1:], sentence[2:], strict=False):
         counts[trigram] += 1
-LOGITS = jnp.log(jnp.maximum(counts, 1e-30))  # what never occurred is as good as impossible
+LOGITS = jnp.log(jnp.maximum(counts, 1e-30))  # trigrams that never occurred are practically impossible
 
 
 def step_fn(tokens, cache):
-    """Logits [B, K, V] of the next word of each hypothesis, from its newest word and, cached, the one before."""
+    """Logits [B, K, V] of the next word of each hypothesis, from its newest word and the cached one before."""
     return LOGITS[cache, tokens], tokens
 
 
 def dislike(word, nats):
-    """A processor of one's own: each `word` costs `nats` more than the model thinks; see `LogitsProcessor`."""
+    """A custom processor: each `word` costs `nats` more than the model says; see `LogitsProcessor`."""
     cost = nats * (jnp.arange(len(WORDS)) == WORDS.index(word))
     return lambda history, step, log_probs: log_probs - cost
 
@@ -41,7 +41,7 @@ def search(beam_size=8, max_length=12, processors=(), **options):
 
     @jax.jit
     def run():
-        cache = jnp.full((1, beam_size), START)  # leaves are [B, K, ...] and move along with their hypotheses
+        cache = jnp.full((1, beam_size), START)  # leaves are [B, K, ...] and follow their hypotheses
         shapes = {"batch_size": 1, "max_length": max_length, "beam_size": beam_size}
         ids = {"bos_id": START, "eos_id": END, "pad_id": PAD}
         return beam_search(step_fn, cache, processors=processors, **shapes, **ids, **options)
@@ -52,7 +52,7 @@ def search(beam_size=8, max_length=12, processors=(), **options):
 
 
 if __name__ == "__main__":
-    nine_words = min_length(10, END)  # the end counts
+    nine_words = min_length(10, END)  # lengths count the end
     tries = {"as counted": (), "nine words": (nine_words,), "no two of them twice": (nine_words, no_repeat_ngram(2))}
     tries["hardly any moon"] = (dislike("moon", 3.0),)
     for name, processors in tries.items():

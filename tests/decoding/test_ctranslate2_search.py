@@ -11,7 +11,7 @@ SEARCH = {"conventions": CONVENTIONS["ctranslate2"], "processors": [forbid_token
 
 
 def plain_search(toy, sentence, max_length, alpha, beam_size, min_length=0):
-    """The best output, and whether the search went on to the limit of the length."""
+    """The best output, and whether the search reached the length limit."""
     alive, ended, best_has_ended = [(0.0, ())], [], False
 
     for step in range(max_length):
@@ -38,7 +38,7 @@ def plain_search(toy, sentence, max_length, alpha, beam_size, min_length=0):
 def test_beam_search(alpha, min_length):
     toy = Toy(seed=21, batch_size=60, vocab_size=9)
     result = toy.run(
-        # The limit counts the end here, and does not there.
+        # Our limit counts the end, theirs does not.
         beam_search,
         beam_size=3,
         max_length=8,

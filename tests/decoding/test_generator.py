@@ -71,7 +71,7 @@ def log_softmax(logits):
 def greedy_by_hand(
     logits, source, *, max_length, min_length=0, prefix=(), start=BOS, end=EOS, never=((PAD,), (BOS,), (UNK,))
 ):
-    """Without a cache, a batch or a search core. Lengths do not count the end of sentence."""
+    """Without a cache, a batch or a `Search`. Lengths count the end of sentence."""
     tokens, log_prob = [], 0.0
     while True:
         log_probs = log_softmax(logits(source, [start, *tokens])[-1])
@@ -79,12 +79,12 @@ def greedy_by_hand(
         for *before, last in never:
             if tokens[len(tokens) - len(before) :] == before:
                 allowed[last] = -np.inf
-        if len(tokens) < min_length:
+        if len(tokens) + 1 < min_length:
             allowed[end] = -np.inf
         token = int(allowed.argmax())
         if len(tokens) < len(prefix):
             token = prefix[len(tokens)]
-        elif len(tokens) == max_length:
+        elif len(tokens) + 1 == max_length:
             token = end
         log_prob += log_probs[token]
         if token == end:
@@ -100,7 +100,7 @@ def test_beam_of_one_equals_greedy_search_by_hand(model, generator, logits):
     sources = make_sources(seed=1)
     outputs = generator.generate(model[1], sources, GREEDY)
     for source, [best] in zip(sources, outputs, strict=True):
-        tokens, log_prob = greedy_by_hand(logits, source, max_length=len(source) + 3)
+        tokens, log_prob = greedy_by_hand(logits, source, max_length=len(source) + 4)
         assert best.tokens == tokens
         assert best.log_prob == pytest.approx(log_prob, rel=1e-4, abs=1e-3)
     assert len({tuple(best.tokens) for [best] in outputs}) > 6, "the model must not be trivial"
@@ -116,14 +116,14 @@ def test_markers_and_bad_words_of_another_vocabulary(model, logits):
     outputs = generator.generate(model[1], sources, GREEDY)
     by_hand = {"start": PAD, "end": special_tokens.eos}
     for source, [best] in zip(sources, outputs, strict=True):
-        limit = len(source) + 3
+        limit = len(source) + 4
         tokens, log_prob = greedy_by_hand(logits, source, max_length=limit, never=((PAD,), *bad_words), **by_hand)
         assert best.tokens == tokens
         assert best.log_prob == pytest.approx(log_prob, rel=1e-4, abs=1e-3)
         assert list(generator.stream(model[1], source, GREEDY)) == tokens
         [scores] = generator.score(model[1], [source], [[*tokens, special_tokens.eos]])
         assert scores.sum() == pytest.approx(log_prob, rel=1e-4, abs=1e-3)
-    free = [greedy_by_hand(logits, s, max_length=len(s) + 3, never=((PAD,),), **by_hand)[0] for s in sources]
+    free = [greedy_by_hand(logits, s, max_length=len(s) + 4, never=((PAD,),), **by_hand)[0] for s in sources]
     assert free != [best.tokens for [best] in outputs], "bad words must matter"
 
 
@@ -256,25 +256,25 @@ def test_prefixes(model, generator, options):
 def test_prefixed_greedy_by_hand(model, generator, logits):
     source, prefix = [5, 6, 9, EOS], [9, 4, 9]
     [[best]] = generator.generate(model[1], [source], GREEDY, [prefix])
-    tokens, log_prob = greedy_by_hand(logits, source, max_length=len(source) + 3, prefix=prefix)
+    tokens, log_prob = greedy_by_hand(logits, source, max_length=len(source) + 4, prefix=prefix)
     assert best.tokens == tokens
     assert best.log_prob == pytest.approx(log_prob, rel=1e-4, abs=1e-3)
 
 
-@pytest.mark.parametrize(("min_length", "max_length"), [(0, 1), (5, 6)])
+@pytest.mark.parametrize(("min_length", "max_length"), [(0, 2), (6, 7)])
 def test_lengths(model, generator, logits, min_length, max_length):
     sources = make_sources(seed=8)
     options = replace(GREEDY, max_extra_tokens=50, min_length=min_length, max_length=max_length)
     outputs = generator.generate(model[1], sources, options)
     for source, [best] in zip(sources, outputs, strict=True):
-        assert min_length <= len(best.tokens) <= max_length
+        assert min_length <= len(best.tokens) + 1 <= max_length
         expected, _ = greedy_by_hand(logits, source, max_length=max_length, min_length=min_length)
         assert best.tokens == expected
 
 
 def test_an_output_is_at_most_so_much_longer_than_its_input(model, generator):
     sources = make_sources(seed=9)
-    # A least length out of reach shows where the limits are.
+    # A minimum length out of reach shows where the limits are.
     forced = generator.generate(model[1], sources, replace(BEAM, min_length=100))
     assert [len(best.tokens) for [best] in forced] == [len(source) + 3 for source in sources]
 
@@ -357,7 +357,7 @@ def learned():
 def test_outputs_are_never_longer_than_the_table_of_positions(learned):
     generator, params = learned
     sources = make_sources(8, seed=13)
-    # A least length out of reach shows where the limits are: 9 tokens and the end of sentence.
+    # A minimum length out of reach shows where the limits are: 9 tokens and the end of sentence.
     endless = replace(BEAM, min_length=100)
     prefixes = [[4] * 9, [5], *[()] * 6]
     expected = [9, *[min(len(source) + 3, 9) for source in sources[1:]]]

@@ -1,4 +1,4 @@
-"""Lanes make room for one another without losing, doubling or changing anything."""
+"""Eviction and compaction of batches lose, double and change nothing."""
 
 from dataclasses import replace
 
@@ -8,8 +8,7 @@ import pytest
 from flax import nnx
 
 from transformer_jax.data.tokenizers import SPECIAL_TOKENS
-from transformer_jax.decoding import generator as generation
-from transformer_jax.decoding import scheduler as lanes
+from transformer_jax.decoding import generator, scheduler
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
@@ -42,17 +41,17 @@ def sources_of(count):
 
 
 @pytest.mark.parametrize("options", [GREEDY, BEAM, SAMPLES], ids=["greedy", "beam", "samples"])
-def test_many_small_lanes_give_what_one_big_lane_gives(model, options, monkeypatch):
+def test_many_small_batches_give_what_one_big_batch_gives(model, options, monkeypatch):
     graphdef, params = model
     sources = sources_of(60)
     moved = []
-    move = lanes._moved
-    monkeypatch.setattr(lanes, "_moved", lambda *args: moved.append(args[1] is None) or move(*args))
-    monkeypatch.setattr(lanes, "FEW", 2)
-    monkeypatch.setattr(generation, "USUAL_BEAM", options.num_hypotheses)  # so that lanes have as many rows as it says
+    move = scheduler._moved
+    monkeypatch.setattr(scheduler, "_moved", lambda *args: moved.append(args[1] is None) or move(*args))
+    monkeypatch.setattr(scheduler, "MIN_ROWS", 2)
+    monkeypatch.setattr(generator, "USUAL_BEAM", options.num_hypotheses)  # so that batch_size counts rows
     pooled = Generator(graphdef, batch_size=8).generate(params, sources, options)
-    assert {False, True} <= set(moved), "no lane made room for another, or none was left with few"
-    monkeypatch.setattr(lanes, "_pooled", lambda now: [lane for lane in now if lane.taken])
+    assert {False, True} <= set(moved), "no batch had room for another, or none was left with few"
+    monkeypatch.setattr(scheduler, "_compacted", lambda batches: [batch for batch in batches if batch.taken])
     apart = Generator(graphdef, batch_size=64).generate(params, sources, options)
     assert [[h.tokens for h in found] for found in pooled] == [[h.tokens for h in found] for found in apart]
     for ours, theirs in zip(pooled, apart, strict=True):
@@ -61,11 +60,11 @@ def test_many_small_lanes_give_what_one_big_lane_gives(model, options, monkeypat
     assert len(set(lengths)) > 8, "outputs of one length alone would test little"
 
 
-def test_how_often_lanes_are_looked_at_changes_nothing(model, monkeypatch):
+def test_how_often_batches_are_synced_changes_nothing(model, monkeypatch):
     graphdef, params = model
     expected = None
-    for hop in (1, 3, 1_000):
-        monkeypatch.setattr(lanes, "HOP", hop)
+    for steps in (1, 3, 1_000):
+        monkeypatch.setattr(scheduler, "STEPS_PER_SYNC", steps)
         outputs = Generator(graphdef, batch_size=8).generate(params, sources_of(20), GREEDY)
         tokens = [found[0].tokens for found in outputs]
         assert expected in (None, tokens)

@@ -1,5 +1,3 @@
-from importlib import import_module
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +5,7 @@ import pytest
 
 from tests.decoding.toys import EOS, IDS, Toy, outputs_of, step_fn
 from transformer_jax.decoding import forbid_tokens, greedy_search, no_repeat_ngram, sample, stream
+from transformer_jax.decoding.search import _jitted_step
 from transformer_jax.system.errors import UserError
 
 PROCESSORS = (forbid_tokens([2]), no_repeat_ngram(2))
@@ -53,8 +52,6 @@ def test_a_limit_is_one_of_max_lengths():
 
 
 def test_another_sentence_with_another_limit_compiles_nothing():
-    # The package has a function of that name too.
-    module = import_module("transformer_jax.decoding.stream")
     toy = Toy(seed=34, batch_size=2, vocab_size=8)
     toy.tables[..., EOS] -= 9.0
 
@@ -63,12 +60,12 @@ def test_another_sentence_with_another_limit_compiles_nothing():
         return list(stream(JITTED_STEP_FN, toy.only(sentence).cache(1), **options))
 
     first = read(0, 4)
-    compiled = module._step._cache_size()
+    compiled = _jitted_step._cache_size()
     second = read(1, 7)
     assert (len(first), len(second)) == (4, 7)
-    assert module._step._cache_size() == compiled
+    assert _jitted_step._cache_size() == compiled
     read(0, 4, max_length=11)
-    assert module._step._cache_size() == compiled + 1, "the count counts"
+    assert _jitted_step._cache_size() == compiled + 1, "the count counts"
 
 
 def test_a_token_comes_before_the_next_step_is_taken():

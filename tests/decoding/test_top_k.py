@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.decoding.sampling import two_stage_top_k
+from transformer_jax.decoding.constraints import two_stage_top_k
 
 
 # Cut into blocks of 125 and 128, padded (no divisor), and too short to cut.

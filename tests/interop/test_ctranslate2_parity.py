@@ -95,7 +95,7 @@ def test_search(tmp_path):
             max_decoding_length=limit,
             return_scores=True,
         )
-        search = {"beam_size": beam_size, "alpha": alpha, "max_length": limit, "conventions": "ctranslate2"}
+        search = {"beam_size": beam_size, "alpha": alpha, "max_length": limit + 1, "conventions": "ctranslate2"}
         ours = model.search(LINES, **search)
         assert [found[0].text for found in ours] == ["".join(result.hypotheses[0]) for result in theirs]
         if beam_size > 1:
@@ -103,15 +103,15 @@ def test_search(tmp_path):
             np.testing.assert_allclose([found[0].score for found in ours], scores, atol=1e-4)
         lengths |= {len(found[0].text) for found in ours}
     assert len(lengths) > 3
-    search = {"beam_size": 4, "alpha": 0.6, "max_length": 9}
+    search = {"beam_size": 4, "alpha": 0.6, "max_length": 10}
     assert model.translate(LINES, **search) != model.translate(LINES, conventions="ctranslate2", **search)
 
 
 @pytest.mark.parametrize(
     ("kind", "settings", "options"),
     [
-        ("bpe", {"lowercase": True, "decoding": {"max_length": 9}}, {}),
-        ("word", {"decoding": {"max_length": 2}}, {"tie_embeddings": "output"}),
+        ("bpe", {"lowercase": True, "decoding": {"max_length": 10}}, {}),
+        ("word", {"decoding": {"max_length": 3}}, {"tie_embeddings": "output"}),
         ("char", {}, {"positions": "learned", "max_positions": 12}),
     ],
 )

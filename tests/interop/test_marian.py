@@ -68,8 +68,8 @@ def test_settings_come_from_the_folder(model):
     assert settings.max_source_length == 64
     assert settings.decoding.conventions == "transformers"
     assert (settings.decoding.beam_size, settings.decoding.alpha) == (2, 1.0)
-    # Theirs counts the start and the end.
-    assert settings.decoding.max_length == 10
+    # Theirs counts the start and the end, ours the end.
+    assert settings.decoding.max_length == 11
     assert max(len(hypothesis.text.split()) for found in model.search(GERMAN) for hypothesis in found) <= 10
     assert settings.bad_words == ((0,),)
 
@@ -78,7 +78,7 @@ def test_without_settings_marian_has_its_customs(tmp_path):
     folder = make_folder(tmp_path / "marian", num_beams=3, max_position_embeddings=600)
     import_marian(folder, tmp_path / "out")
     decoding = transformer_jax.load(tmp_path / "out").settings.decoding
-    assert (decoding.beam_size, decoding.max_length, decoding.alpha) == (3, 510, 1.0)
+    assert (decoding.beam_size, decoding.max_length, decoding.alpha) == (3, 511, 1.0)
 
 
 @pytest.mark.parametrize("padding", [0, 3, 9])

@@ -134,7 +134,7 @@ def search(both, texts, *, num_beams, num_return_sequences=1, length_penalty=Non
         beam_size=num_beams,
         n_best=num_return_sequences,
         alpha=length_penalty,
-        **({} if max_length is None else {"max_length": max_length - 2}),
+        **({} if max_length is None else {"max_length": max_length - 1}),
     )
     return [[hypothesis.text for hypothesis in hypotheses] for hypotheses in found]
 

@@ -77,7 +77,7 @@ def test_greedy_search_is_ours(folders):
     model, program = load(folders[0]), stablehlo_reader.load(folders[1])
     tokenizer = model.tokenizer.source
     outputs = program.greedy([[*tokenizer.encode(line), 2] for line in LINES], max_length=9)
-    expected = model.translate(LINES, beam_size=1, max_length=9, max_extra_tokens=99)
+    expected = model.translate(LINES, beam_size=1, max_length=10, max_extra_tokens=99)
     assert [tokenizer.decode(output) for output in outputs] == expected
     assert len(set(expected)) > 2
 
@@ -100,7 +100,7 @@ def test_the_readme_translates(tmp_path, monkeypatch, kind):
     translate = run_readme(tmp_path / "out", monkeypatch)["translate"]
     found = translate(texts)
     assert translate([]) == []
-    longest = max(len(model.tokenizer.source.encode(text)) for text in texts) + 3
+    longest = max(len(model.tokenizer.source.encode(text)) for text in texts) + 4
     assert found == model.translate(texts, beam_size=1, max_length=longest, max_extra_tokens=99)
     assert len(set(found)) > 1
 

@@ -8,11 +8,9 @@ from transformer_jax.decoding.constraints import (
     no_repeat_ngram,
     renormalize,
 )
-from transformer_jax.decoding.core import StepFn
 from transformer_jax.decoding.options import CONVENTIONS, Conventions, conventions_named, length_penalty
-from transformer_jax.decoding.sampling import keep_top_k, keep_top_p, scale_temperature
-from transformer_jax.decoding.search import SearchResult, beam_search, greedy_search, sample
-from transformer_jax.decoding.stream import stream
+from transformer_jax.decoding.sampling import keep_top_k, keep_top_p, sample, scale_temperature, stream
+from transformer_jax.decoding.search import SearchResult, StepFn, beam_search, greedy_search
 
 __all__ = [
     "CONVENTIONS",

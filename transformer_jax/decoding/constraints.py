@@ -1,20 +1,17 @@
-"""Constraints on what may come next: processors of log-probabilities, length limits and forced prefixes.
+"""Constraints on the next token: processors of log-probabilities, length limits and forced prefixes.
 
-A processor sees every hypothesis' tokens so far and the log-probabilities of the next token. It forbids a token
-with -inf (hard constraint) or lowers it by some amount (soft constraint, a penalty in nats). Processors run in
-order, each on the result of the one before. One that depends on the sentence is a closure over arrays whose
-leading axis is B.
+A processor sees the tokens of every hypothesis so far and the log-probabilities of the next token. It forbids a token
+with -inf (hard constraint) or lowers its log-probability (soft constraint, a penalty in nats). Processors run in order,
+each on the result of the one before. A processor that depends on the sentence closes over arrays whose leading axis
+is B.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-
-from transformer_jax.system.errors import UserError
 
 LogitsProcessor = Callable[
     [Int[Array, "B K L"], Int[Array, ""], Float[Array, "B K V"]],
@@ -22,9 +19,16 @@ LogitsProcessor = Callable[
 ]
 """`(history, step, log_probs) -> log_probs`.
 
-`history` holds the tokens of each hypothesis so far, without BOS: the first `step` slots are filled, PAD follows.
-The processor must be pure, and must treat each sentence by itself.
+`history` is the tokens of each hypothesis so far, without BOS: the first `step` slots are filled, PAD follows.
+The processor must be pure, and treat sentences independently.
 """
+
+_WORST = -1e9
+"""Log-probability of a forced token that the model rules out: bad, but not forbidden."""
+BLOCK_WIDTHS = range(64, 257)
+"""Widths of the blocks that `two_stage_top_k` cuts a row into: wide enough to scan fast, leaving few to sort."""
+PADDED_WIDTH = 128
+"""Width where none of these divides the row."""
 
 
 def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
@@ -41,9 +45,9 @@ def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
 
 
 def forbid_sequences(sequences: Sequence[Sequence[int]]) -> LogitsProcessor:
-    """Never produce any of these sequences of tokens: forbid the last of one where the others stand before."""
+    """Never produce any of these sequences of tokens: forbid the last token of one after all its others."""
     forbid_singles = forbid_tokens([sequence[0] for sequence in sequences if len(sequence) == 1])
-    # One array for each length: however many sequences there are, little is compiled.
+    # One array per length keeps the program small, however many sequences there are.
     longer = [
         np.array([sequence for sequence in sequences if len(sequence) == length], np.int32)
         for length in sorted({len(sequence) for sequence in sequences} - {1})
@@ -70,13 +74,13 @@ def forbid_sequences(sequences: Sequence[Sequence[int]]) -> LogitsProcessor:
 def renormalize(
     history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
 ) -> Float[Array, "B K V"]:
-    """Let the probabilities of what the processors before have left add up to 1 again; nothing left stays nothing."""
+    """Make the probabilities of the tokens still allowed add up to 1; if none is allowed, change nothing."""
     is_left = jnp.any(log_probs > -jnp.inf, axis=-1, keepdims=True)
     return jnp.where(is_left, jax.nn.log_softmax(log_probs, axis=-1), log_probs)
 
 
 def min_length(lengths: int | Int[Array, " B"], eos_id: int) -> LogitsProcessor:
-    """Forbid the end before a hypothesis has `lengths` tokens, EOS counted; one number, or one per sentence."""
+    """Forbid EOS before a hypothesis has `lengths` tokens, EOS included; one number, or one per sentence."""
 
     def process(
         history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
@@ -113,73 +117,54 @@ def no_repeat_ngram(n: int) -> LogitsProcessor:
     return process
 
 
-_WORST = -1e9  # of a token that is forced though the model holds it for impossible: bad, but not forbidden
-
-
-class Constraints(NamedTuple):
-    """Limits of each sentence; all lengths count the EOS."""
-
-    max_lengths: Int[Array, " B"]
-    """The token at this position is EOS if the hypothesis has not ended before; at least 1."""
-    min_lengths: Int[Array, " B"]
-    prefix: Int[Array, "B L"]
-    """Tokens that every hypothesis begins with; PAD where it is free."""
-
-
-def make_constraints(
-    batch_size: int,
-    max_length: int,
-    *,
-    max_lengths: Int[Array, " B"] | None,
-    min_lengths: Int[Array, " B"] | int,
-    prefix: Int[Array, "B P"] | None,
-    eos_id: int,
-    pad_id: int,
-) -> Constraints:
-    """Fill in what the caller left out, and clip `max_lengths` to 1..L.
-
-    Raises:
-        UserError: If `max_length` is below 1, or `pad_id` is `eos_id`.
-    """
-    if max_length < 1:
-        raise UserError(f"max_length is {max_length}, but must be at least 1, for the EOS.")
-    if pad_id == eos_id:
-        raise UserError(f"pad_id and eos_id are both {pad_id}, but must differ to tell where an output ends.")
-    limits = jnp.full((batch_size,), max_length, jnp.int32) if max_lengths is None else max_lengths
-    forced = jnp.full((batch_size, max_length), pad_id, jnp.int32)
-    if prefix is not None:
-        forced = forced.at[:, : prefix.shape[1]].set(prefix[:, :max_length])
-    return Constraints(
-        max_lengths=jnp.clip(limits, 1, max_length),
-        min_lengths=jnp.broadcast_to(jnp.asarray(min_lengths, jnp.int32), (batch_size,)),
-        prefix=forced,
-    )
-
-
 def constrain(
     log_probs: Float[Array, "B K V"],
     history: Int[Array, "B K L"],
     step: Int[Array, ""],
-    constraints: Constraints,
-    processors: Sequence[LogitsProcessor],
     *,
+    max_lengths: Int[Array, " B"],
+    min_lengths: Int[Array, " B"],
+    prefix: Int[Array, "B L"],
+    processors: Sequence[LogitsProcessor],
     eos_id: int,
     pad_id: int,
 ) -> Float[Array, "B K V"]:
     """Apply every constraint to the model's log-probabilities; each hypothesis keeps at least one finite entry.
 
-    A forced token overrides processors and `min_lengths`, and `max_lengths` overrides the prefix. A hypothesis
-    with nothing left to say, because all its continuations are forbidden, must end: it may say EOS only.
+    A forced token overrides processors and `min_lengths`, and `max_lengths` overrides the prefix. A hypothesis whose
+    continuations are all forbidden must end.
     """
     allowed = log_probs
-    for process in (forbid_tokens([pad_id]), min_length(constraints.min_lengths, eos_id), *processors):
+    for process in (forbid_tokens([pad_id]), min_length(min_lengths, eos_id), *processors):
         allowed = process(history, step, allowed)
 
-    prefix = constraints.prefix[:, step]
-    must_end = step + 1 >= constraints.max_lengths
-    forced = jnp.where(must_end, eos_id, jnp.where(prefix == pad_id, -1, prefix))[:, None]
+    begins = prefix[:, step]
+    must_end = step + 1 >= max_lengths
+    forced = jnp.where(must_end, eos_id, jnp.where(begins == pad_id, -1, begins))[:, None]
     stuck = jnp.all(allowed == -jnp.inf, axis=-1)
     forced = jnp.where((forced < 0) & stuck, eos_id, forced)[..., None]
     is_forced = jnp.arange(log_probs.shape[-1]) == forced
     only_forced = jnp.where(is_forced, jnp.maximum(log_probs, _WORST), -jnp.inf)
     return jnp.where(forced >= 0, only_forced, allowed)
+
+
+def two_stage_top_k(x: Float[Array, "*batch V"], k: int) -> tuple[Float[Array, "*batch {k}"], Int[Array, "*batch {k}"]]:
+    """`jax.lax.top_k` exactly, ties included, in two stages: the k best blocks of each row, and the best in them.
+
+    No entry outside the k blocks with the largest maxima can be among the k largest. So the row as a whole is only
+    scanned for these maxima, which vectorises where sorting does not.
+    """
+    size = x.shape[-1]
+    width = min((w for w in BLOCK_WIDTHS if size % w == 0), key=lambda w: abs(w - PADDED_WIDTH), default=PADDED_WIDTH)
+    if size < 4 * k * width:
+        values, index = jax.lax.top_k(x, k)
+        return values, index
+    missing = -size % width
+    if missing:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)], constant_values=-jnp.inf)
+    blocks = x.reshape(*x.shape[:-1], -1, width)
+    # In the order of the row, so that the first of equals still wins.
+    chosen = jnp.sort(jax.lax.top_k(blocks.max(axis=-1), k)[1], axis=-1)
+    candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=-2).reshape(*x.shape[:-1], -1)
+    values, index = jax.lax.top_k(candidates, k)
+    return values, jnp.take_along_axis(chosen, index // width, axis=-1) * width + index % width

@@ -1,4 +1,4 @@
-"""A model behind the search: sentences of token ids in, hypotheses out, in order."""
+"""A model and its search: sentences of token ids in, hypotheses out, in order."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,20 +14,24 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.data.collate import TOKENS_AT_A_TIME, batches_by_length, padded, round_up
 from transformer_jax.data.tokenizers import BOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
-from transformer_jax.decoding import LogitsProcessor, forbid_sequences, no_repeat_ngram, renormalize, stream
-from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.decoding.scheduler import Plan, Sentences, search_in_lanes
+from transformer_jax.decoding.constraints import LogitsProcessor, forbid_sequences, no_repeat_ngram
+from transformer_jax.decoding.options import SearchOptions, conventions_named
+from transformer_jax.decoding.sampling import keys_of_samples, sampler
+from transformer_jax.decoding.scheduler import Batch, search_batches, start
+from transformer_jax.decoding.search import Search
 from transformer_jax.nn import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.nn.losses import smoothed_cross_entropy
 from transformer_jax.sharding import spread, workers
 from transformer_jax.system.errors import UserError
 
 BAD_WORDS = ((BOS,), (UNK,))
-"""What a model with the special tokens of this package never produces, besides padding."""
+"""Sequences that a model with the special tokens of this package never produces, besides padding."""
 USUAL_BEAM = 4
-"""What batch sizes are meant for."""
-MOST_LANES = 8
-"""Batches of short sentences that are searched together, each making room for what is left of the others."""
+"""The beam that batch sizes refer to."""
+Group = tuple[Search, int, int, list[tuple[int, list[int]]]]
+"""A search, the padded lengths of its sources and prefixes, and the rows and sentences of each of its batches."""
+MAX_BATCHES = 8
+"""Most batches of short sentences that are searched, and compacted, together."""
 
 
 class Hypothesis(NamedTuple):
@@ -36,47 +40,29 @@ class Hypothesis(NamedTuple):
     tokens: list[int]
     """Without the end of sentence."""
     score: float
-    """What outputs are ranked by: the log-probability over the length penalty; without it for samples."""
+    """Ranking score: the log-probability over the length penalty; for samples without the penalty."""
     log_prob: float
     """The model's own log-probability, end of sentence included."""
 
 
-class Guide(NamedTuple):
+class SentenceConstraints(NamedTuple):
     """Constraints of a search that differ from sentence to sentence."""
 
     make_processor: Callable[[Any, Any], LogitsProcessor]
-    """Makes the processor of a batch from the two below. Pass the same function every time: a new one compiles anew."""
+    """Makes the processor of a batch from `shared` and its stacked `sentences`. Pass the same function every time: a
+    new one recompiles."""
     shared: Any
-    """Arrays that all sentences share, in any structure."""
+    """Arrays that all sentences share, a pytree."""
     sentences: Sequence[Any]
-    """Arrays of each sentence, in one structure. In a batch they are stacked, and their first axis is padded with zeros
-    to the length of the sources; sentences that only fill a batch up are zero throughout."""
-
-
-class Asked(NamedTuple):
-    """What is asked of the sentences of a lane, in this process's memory; the last rows may stand for none."""
-
-    names: list[int]
-    """Their places among all sentences."""
-    source: Int[np.ndarray, "B S"]
-    prefix: Int[np.ndarray, "B P"]
-    limits: Int[np.ndarray, " B"]
-    guide: Any
-
-    def sentences(self, seed: int) -> Sentences:
-        """The same for a device."""
-        # A sentence draws by its place among all, not by its place in the lane.
-        places = np.zeros(len(self.limits), np.int32)
-        places[: len(self.names)] = self.names
-        source, prefix, limits, guide = jax.device_put((self.source, self.prefix, self.limits, self.guide))
-        return Sentences(source, prefix, limits, _keys(jax.random.key(seed), places), guide)
+    """Arrays of each sentence, pytrees of one structure. A batch stacks them, with their first axis padded with zeros
+    to the length of the sources; rows without a sentence are zero."""
 
 
 class Generator:
     """Searches for the outputs of an encoder-decoder model.
 
-    Sentences are batched with others of like length, and masked from one another and from their padding, so what comes
-    out for a sentence does not depend on what else is asked.
+    Sentences are batched with others of similar length, and masked from one another and from their padding, so the
+    outputs of a sentence do not depend on the others.
     """
 
     def __init__(
@@ -93,12 +79,12 @@ class Generator:
 
         Args:
             graphdef: of a `Seq2Seq`.
-            batch_size: sentences at a time on each device, at most, with a beam of `USUAL_BEAM`; with others, as many
-                hypotheses.
-            max_positions: tokens that a sentence can have, where the model has a table of positions.
+            batch_size: sentences at a time on each device, at most, with a beam of `USUAL_BEAM`; with other beams, the
+                same number of hypotheses.
+            max_positions: most tokens of a sentence, where the model has a table of positions.
             special_tokens: of the target's vocabulary.
             bad_words: sequences of tokens that are never produced.
-            renormalizes: whether the probabilities of what may be produced add up to 1.
+            renormalizes: whether the probabilities of allowed tokens add up to 1.
         """
         self.graphdef = graphdef
         self.batch_size = batch_size
@@ -114,16 +100,17 @@ class Generator:
         options: SearchOptions,
         prefixes: Sequence[Sequence[int]] | None = None,
         *,
-        guide: Guide | None = None,
+        constraints: SentenceConstraints | None = None,
     ) -> list[list[Hypothesis]]:
-        """The `options.n_best` best hypotheses of each sentence, best first, or so many samples.
+        """The `options.n_best` best hypotheses of each sentence, best first, or as many samples.
 
         Args:
             params: of the model; all devices of this process that hold them search.
             sources: token ids of each sentence, end of sentence included.
             options: of the search.
-            prefixes: token ids that the outputs must begin with, one prefix a sentence; PAD where any may stand.
-            guide: further constraints, sentence by sentence.
+            prefixes: token ids that the outputs must begin with, one prefix per sentence; PAD where any token may
+                stand.
+            constraints: further constraints, sentence by sentence.
 
         Raises:
             UserError: if the model's outputs are not numbers, or a prefix is longer than its table of positions.
@@ -131,19 +118,37 @@ class Generator:
         prefixes = [()] * len(sources) if prefixes is None else prefixes
         for prefix_of_one in prefixes:
             self._check_prefix(prefix_of_one)
-        arrays = params, None if guide is None else guide.shared
+        limits = [self._limit(len(s), len(p), options) for s, p in zip(sources, prefixes, strict=True)]
+        make_processor = None if constraints is None else constraints.make_processor
+        arrays = params, None if constraints is None else constraints.shared
 
-        def search(arrays: Any, group: tuple[Plan, list[Asked]]) -> dict[int, list[Hypothesis]]:
-            (params, shared), (plan, lanes) = arrays, group
-            asked = [(lane.names, lane.sentences(options.seed)) for lane in lanes]
-            found = search_in_lanes(plan, params, shared, asked)
-            return {name: _hypotheses(result, options.n_best) for name, result in found}
+        def begin(params: Any, search: Search, length: int, width: int, rows: int, numbers: list[int]) -> Batch:
+            """A batch of the sentences of these numbers, in the first of `rows` rows."""
+            source = padded([sources[i] for i in numbers], rows, length)
+            prefix = padded([prefixes[i] for i in numbers], rows, width)
+            max_lengths, min_lengths = np.ones(rows, np.int32), np.full(rows, options.min_length, np.int32)
+            max_lengths[: len(numbers)] = [limits[i] for i in numbers]
+            own = None if constraints is None else _stacked([constraints.sentences[i] for i in numbers], rows, length)
+            keys = None
+            if options.temperature > 0:
+                # A sentence draws by its place among all, not by its row.
+                places = np.array([*numbers, *[0] * (rows - len(numbers))], np.int32)
+                keys = _keys(jax.random.key(options.seed), places, search.num_hypotheses)
+            inputs = jax.device_put((source, prefix, max_lengths, min_lengths))
+            memory, state, cache = start(self.graphdef, search, params, *inputs, keys)
+            return Batch([*numbers, *[None] * (rows - len(numbers))], memory, jax.device_put(own), state, cache)
+
+        def run(arrays: Any, group: Group) -> dict[int, list[Hypothesis]]:
+            (params, shared), (search, length, width, members) = arrays, group
+            batches = [begin(params, search, length, width, rows, numbers) for rows, numbers in members]
+            found = search_batches(self.graphdef, search, params, batches, make_processor, shared)
+            return {number: _hypotheses(result, options.n_best) for number, result in found}
 
         outputs: dict[int, list[Hypothesis]] = {}
         devices, at_once = workers(arrays)
         most = max(1, self.batch_size * USUAL_BEAM // (options.num_hypotheses * at_once))
-        groups = list(self._groups(sources, options, prefixes, guide, most, devices * at_once))
-        for found in spread(search, groups, arrays):
+        groups = list(self._groups(sources, options, prefixes, most, devices * at_once))
+        for found in spread(run, groups, arrays):
             outputs |= found
         return [outputs[i] for i in range(len(sources))]
 
@@ -152,47 +157,29 @@ class Generator:
         sources: Sequence[Sequence[int]],
         options: SearchOptions,
         prefixes: Sequence[Sequence[int]],
-        guide: Guide | None,
         most: int,
         parts: int,
-    ) -> Iterator[tuple[Plan, list[Asked]]]:
-        """Some lanes of sentences of one padded length, with the plan of their search.
+    ) -> Iterator[Group]:
+        """Yield the batches that are searched together.
 
-        A lane has `most` sentences at most, and the lanes of a length are in as many groups as `parts`, if they can be.
-        The longest come first, lest all wait for them in the end.
+        A batch has `most` sentences at most, and the batches of one length are in at least `parts` groups, if possible.
+        The longest come first, so that no worker starts the longest search last.
         """
-        lanes_of: dict[int, list[tuple[int, list[int]]]] = {}
-        order = sorted(range(len(sources)), key=lambda i: len(sources[i]))  # what is alike ends together
+        batches_of: dict[int, list[tuple[int, list[int]]]] = {}
+        order = sorted(range(len(sources)), key=lambda i: len(sources[i]))  # similar sentences end together
         for length, rows, places in batches_by_length([len(sources[i]) for i in order], most):
-            lanes_of.setdefault(length, []).append((rows, [order[place] for place in places]))
-        for length, lanes in sorted(lanes_of.items(), reverse=True):
-            together = max(1, min(MOST_LANES, TOKENS_AT_A_TIME // (lanes[0][0] * length), -(-len(lanes) // parts)))
-            for first in range(0, len(lanes), together):
-                group = lanes[first : first + together]
-                # Shapes depend on the padded length alone, unless a prefix is longer: others would compile anew.
+            batches_of.setdefault(length, []).append((rows, [order[place] for place in places]))
+        for length, batches in sorted(batches_of.items(), reverse=True):
+            together = max(1, min(MAX_BATCHES, TOKENS_AT_A_TIME // (batches[0][0] * length), -(-len(batches) // parts)))
+            for first in range(0, len(batches), together):
+                group = batches[first : first + together]
+                # Shapes depend on the padded length alone, unless a prefix is longer: others would recompile.
                 longest_prefix = max(len(prefixes[i]) for _, chosen in group for i in chosen)
                 width = max(length, round_up(longest_prefix))
-                longest = self._limit(length, 0, options)
-                if longest_prefix >= longest:
-                    longest = self._limit(length, width, options)
-                plan = Plan(
-                    self.graphdef,
-                    self.special_tokens,
-                    self._processors(options),
-                    self.renormalizes,
-                    replace(options, seed=0),
-                    longest,
-                    None if guide is None else guide.make_processor,
-                )
-                asked = []
-                for rows, chosen in group:
-                    limits = np.ones(rows, np.int32)
-                    limits[: len(chosen)] = [self._limit(len(sources[i]), len(prefixes[i]), options) for i in chosen]
-                    source = padded([sources[i] for i in chosen], rows, length)
-                    prefix = padded([prefixes[i] for i in chosen], rows, width)
-                    stacked = None if guide is None else _stacked([guide.sentences[i] for i in chosen], rows, length)
-                    asked.append(Asked(chosen, source, prefix, limits, stacked))
-                yield plan, asked
+                max_length = self._limit(length, 0, options)
+                if longest_prefix >= max_length:
+                    max_length = self._limit(length, width, options)
+                yield self._search(max_length, options), length, width, group
 
     def stream(
         self, params: Any, source: Sequence[int], options: SearchOptions, prefix: Sequence[int] = ()
@@ -206,29 +193,22 @@ class Generator:
         memory = _remember(self.graphdef, params, padded([source], 1, round_up(len(source))))
         limit = self._limit(len(source), len(prefix), options)
         max_length = round_up(limit)
-        draws = options.temperature > 0
-        tokens = stream(
-            lambda tokens, cache: _step(self.graphdef, params, tokens, cache, memory),
-            nnx.merge(self.graphdef, params).empty_cache(1, 1, max_length),
-            max_length=max_length,
-            limit=limit,
-            bos_id=self.special_tokens.bos,
-            eos_id=self.special_tokens.eos,
-            pad_id=PAD,
-            min_length=options.min_length + 1,
-            prefix=jnp.array(prefix, jnp.int32) if prefix else None,
-            processors=(*self._processors(options), renormalize) if self.renormalizes else self._processors(options),
-            key=jax.random.fold_in(jax.random.key(options.seed), 0) if draws else None,
-            temperature=options.temperature if draws else 1.0,
-            top_k=options.top_k,
-            top_p=options.top_p,
+        search = self._search(max_length, replace(options, beam_size=1, n_best=1))
+        state = search.init(
+            1,
+            max_lengths=jnp.array([limit]),
+            min_lengths=options.min_length,
+            prefix=jnp.array([prefix], jnp.int32) if prefix else None,
+            keys=_keys(jax.random.key(options.seed), np.zeros(1, np.int32), 1) if options.temperature > 0 else None,
         )
-        return (token for token in tokens if token != self.special_tokens.eos)
+        cache = nnx.merge(self.graphdef, params).empty_cache(1, 1, max_length)
+        step_fn = partial(_step, self.graphdef, params, memory)
+        return (token for token in search.stream(step_fn, cache, state) if token != self.special_tokens.eos)
 
     def score(
         self, params: Any, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[Float[np.ndarray, " T"]]:
-        """The log-probability of each token of each target; all end with the end of sentence."""
+        """The log-probability of each token of each target; sources and targets include the end of sentence."""
         scores: list[Float[np.ndarray, " T"]] = [np.zeros(0, np.float32)] * len(sources)
         lengths = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
 
@@ -245,14 +225,26 @@ class Generator:
         return scores
 
     def attention(self, params: Any, source: Sequence[int], target: Sequence[int]) -> AttentionWeights:
-        """Every attention weight of one sentence pair; both end with the end of sentence. No batch axis."""
+        """Every attention weight of one sentence pair, end of sentence included; no batch axis."""
         s, t = len(source), len(target)
         sides = padded([source], 1, round_up(s)), padded([[self.special_tokens.bos, *target[:-1]]], 1, round_up(t))
         encoder, decoder, cross = (np.asarray(part)[0] for part in _attention(self.graphdef, params, *sides))
         return AttentionWeights(encoder[..., :s, :s], decoder[..., :t, :t], cross[..., :t, :s])
 
-    def _processors(self, options: SearchOptions) -> tuple[LogitsProcessor, ...]:
-        return _make_processors(self.bad_words, options.no_repeat_ngram)
+    def _search(self, max_length: int, options: SearchOptions) -> Search:
+        search = Search(
+            max_length,
+            options.num_hypotheses,
+            options.n_best,
+            bos_id=self.special_tokens.bos,
+            eos_id=self.special_tokens.eos,
+            pad_id=PAD,
+            processors=_make_processors(self.bad_words, options.no_repeat_ngram),
+            renormalizes=self.renormalizes,
+        )
+        if options.temperature > 0:
+            return replace(search, pick=sampler(options.temperature, options.top_k, options.top_p))
+        return replace(search, alpha=options.alpha, conventions=conventions_named(options.conventions))
 
     def _check_prefix(self, prefix: Sequence[int]) -> None:
         if self.max_positions is not None and len(prefix) >= self.max_positions:
@@ -262,15 +254,13 @@ class Generator:
             )
 
     def _limit(self, source_length: int, prefix_length: int, options: SearchOptions) -> int:
-        """Most tokens of an output, end of sentence included, for a source whose length includes it too."""
-        limits = [source_length + options.max_extra_tokens, self.max_positions]
-        if options.max_length is not None:
-            limits.append(options.max_length + 1)
+        """Most tokens of an output; a prefix that is longer stays whole."""
+        limits = source_length + options.max_extra_tokens, self.max_positions, options.max_length
         return max(min(limit for limit in limits if limit is not None), prefix_length + 1)
 
 
 def _stacked(sentences: Sequence[Any], rows: int, length: int) -> Any:
-    """The arrays of a batch, a row each, from those of its sentences; see `Guide`."""
+    """The arrays of a batch, one row per sentence; see `SentenceConstraints`."""
 
     def stack(*leaves: Any) -> np.ndarray:
         first = np.asarray(leaves[0])
@@ -284,7 +274,7 @@ def _stacked(sentences: Sequence[Any], rows: int, length: int) -> Any:
     return jax.tree.map(stack, *sentences)
 
 
-@lru_cache  # the same objects each time, so that nothing need compile anew
+@lru_cache  # the same objects each time, so that nothing recompiles
 def _make_processors(bad_words: tuple[tuple[int, ...], ...], ngram: int) -> tuple[LogitsProcessor, ...]:
     never = forbid_sequences(bad_words)
     return (never, no_repeat_ngram(ngram)) if ngram > 0 else (never,)
@@ -294,7 +284,7 @@ def _hypotheses(found: tuple[np.ndarray, ...], n_best: int) -> list[Hypothesis]:
     """The outputs of one sentence.
 
     Raises:
-        UserError: if they are not numbers, or there are none.
+        UserError: if there are none, or their log-probabilities are not numbers.
     """
     tokens, scores, log_probs, lengths = found
     outputs = [
@@ -307,9 +297,9 @@ def _hypotheses(found: tuple[np.ndarray, ...], n_best: int) -> list[Hypothesis]:
     return outputs
 
 
-@jax.jit
-def _keys(root: Key[Array, ""], places: Int[Array, " B"]) -> Key[Array, " B"]:
-    return jax.vmap(partial(jax.random.fold_in, root))(places)
+@partial(jax.jit, static_argnums=2)
+def _keys(root: Key[Array, ""], places: Int[Array, " B"], num_samples: int) -> Key[Array, "B K"]:
+    return keys_of_samples(jax.vmap(partial(jax.random.fold_in, root))(places), num_samples)
 
 
 @jax.jit
@@ -319,17 +309,17 @@ def _remember(graphdef: nnx.GraphDef, params: Any, source: Int[Array, "B S"]) ->
 
 @jax.jit
 def _step(
-    graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "B K"], cache: Cache, memory: Memory
+    graphdef: nnx.GraphDef, params: Any, memory: Memory, tokens: Int[Array, "B K"], cache: Cache
 ) -> tuple[Float[Array, "B K V"], Cache]:
     return nnx.merge(graphdef, params).step(tokens, cache, memory)
 
 
 @partial(jax.jit, static_argnums=1)
 def _score(
-    graphdef: nnx.GraphDef, start: int, params: Any, source: Int[Array, "B S"], labels: Int[Array, "B T"]
+    graphdef: nnx.GraphDef, bos_id: int, params: Any, source: Int[Array, "B S"], labels: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
     model: Seq2Seq = nnx.merge(graphdef, params)
-    target = jnp.concatenate([jnp.full_like(labels[:, :1], start), labels[:, :-1]], axis=1)
+    target = jnp.concatenate([jnp.full_like(labels[:, :1], bos_id), labels[:, :-1]], axis=1)
     segments = (labels != PAD).astype(jnp.int32)
     return -smoothed_cross_entropy(model(source, target, target_segments=segments), labels)
 

@@ -1,4 +1,4 @@
-"""How to search: its options as one value, and the conventions of other systems' searches."""
+"""Options of a search as one value, the length penalty, and the conventions of other systems' searches."""
 
 import math
 from dataclasses import dataclass
@@ -18,20 +18,22 @@ class Conventions:
     """Where beam searches differ; the defaults are those of this package."""
 
     length_penalty: PenaltyForm = "wu"
-    """wu: ((5 + |Y|) / 6)^alpha (Wu et al., 2016; section 6.1). power: |Y|^alpha. |Y| counts the end."""
+    """wu: ((5 + |Y|) / 6)^alpha (Wu et al., 2016; section 6.1). power: |Y|^alpha. |Y| counts the EOS."""
     ends_outside_beam: bool = True
-    """Of the 2K best successors of K hypotheses, any that ends counts. False: only one among the K best."""
+    """Whether ended hypotheses count among all 2K best successors, or only among the K best."""
     stop: StopRule = "bound"
-    """bound: when nothing alive can still win. estimate: when nothing alive would win if it ended now, with K ended
-    ones to beat. full: with K ended ones. full_or_best: the same or, without a length penalty, with the best of all.
-    never: when every hypothesis has ended."""
+    """When a sentence's search stops.
+
+    bound: no alive hypothesis can still win. estimate: there are K ended ones, and no alive one would win if it ended
+    now. full: there are K ended ones. full_or_best: the same or, without a length penalty, the best of all has ended.
+    never: all have ended.
+    """
     free_forced_end: bool = False
-    """An end that is forced by the limit of the length costs no probability."""
+    """An EOS that the length limit forces costs no probability."""
     all_count_at_limit: bool = False
-    """Of the successors of the longest length, the K best count, ended or not, and only these; in |Y| an end that is
-    forced does not count."""
+    """At the length limit the K best successors count, ended or not, and no others; |Y| leaves out a forced EOS."""
     renormalizes: bool = False
-    """The probabilities of what may come next add up to 1 again once forbidden tokens are left out."""
+    """Make the probabilities of allowed tokens add up to 1."""
 
 
 PAPER = Conventions()
@@ -48,14 +50,14 @@ CONVENTIONS = {
         renormalizes=True,
     ),
 }
-"""By name: those of this package, of Hugging Face transformers' `generate`, and of CTranslate2's `translate_batch`."""
+"""By name: this package, Hugging Face transformers' `generate`, and CTranslate2's `translate_batch`."""
 
 
 def conventions_named(name: str) -> Conventions:
     """The conventions of that name.
 
     Raises:
-        UserError: if there are none.
+        UserError: if the name is unknown.
     """
     if name not in CONVENTIONS:
         raise UserError(f"conventions is {name!r}, but must be one of {', '.join(CONVENTIONS)}.")
@@ -75,17 +77,17 @@ def length_penalty(length: Int[Array, "*shape"], alpha: float, form: PenaltyForm
 
 
 def length_weights(max_length: int, alpha: float, form: PenaltyForm = "wu") -> Float[Array, " M"]:
-    """What sums of log-probabilities are multiplied by at lengths 0 to `max_length`: one over the penalty.
+    """One over the length penalty, the factor of sums of log-probabilities, at lengths 0 to `max_length`.
 
-    A table of factors, for powers and quotients may round differently in a batch of another size. At length 0, which
-    no output has, it is 1.
+    A table, because powers and quotients may round differently in a batch of another size. At length 0, which no output
+    has, the factor is 1.
     """
     return 1.0 / length_penalty(jnp.arange(max_length + 1).at[0].set(1), alpha, form)
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How to search (section 6.1), and what an output must keep to. Lengths do not count the end of sentence.
+    """How to search (section 6.1), and limits of the output. All lengths count the end of sentence (EOS).
 
     Raises:
         UserError: if a value is out of range.
@@ -94,23 +96,24 @@ class SearchOptions:
     beam_size: int = 4
     alpha: float = 0.6
     n_best: int = 1
-    """How many outputs of each sentence; the beam is at least as wide."""
+    """Outputs per sentence; the beam is at least as wide."""
     max_extra_tokens: int = 50
     """An output is at most this many tokens longer than its input, unless a prefix is."""
     max_length: int | None = None
+    """Most tokens of an output; default: no limit but that of `max_extra_tokens`."""
     min_length: int = 0
     temperature: float = 0.0
-    """Above 0: draw from the model, at this temperature, instead of searching."""
+    """Above 0: sample from the model, at this temperature, instead of searching."""
     top_k: int = 0
     top_p: float = 1.0
     no_repeat_ngram: int = 0
     seed: int = 0
     conventions: str = "paper"
-    """What the searches of other systems do differently, by the name of the system; see `decoding.CONVENTIONS`."""
+    """Name of the system whose search to follow where they differ; see `decoding.CONVENTIONS`."""
 
     @property
     def num_hypotheses(self) -> int:
-        """How many outputs of a sentence are held at a time: the beam, or the samples."""
+        """Hypotheses per sentence: the width of the beam, or the number of samples."""
         return max(self.n_best, 1 if self.temperature > 0 else self.beam_size)
 
     def __post_init__(self) -> None:

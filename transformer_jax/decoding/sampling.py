@@ -1,42 +1,129 @@
-"""How one next token is picked: the likeliest, or one drawn after temperature, top-k and top-p."""
+"""Sampling with temperature, top-k and top-p, and streaming: the tokens of one sentence as they are decoded."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from transformer_jax.decoding.constraints import LogitsProcessor
+from transformer_jax.decoding.search import Pick, Search, SearchResult, SearchState, StepFn
 from transformer_jax.system.errors import UserError
 
-Pick = Callable[[Float[Array, "B K V"], Int[Array, ""]], Int[Array, "B K"]]
-"""`(allowed, step) -> tokens`: one next token of each hypothesis."""
 
-BLOCK_WIDTHS = range(64, 257)
-"""Of the blocks into which a row is cut: what is wide enough to be scanned fast, and leaves few to look into."""
-PADDED_WIDTH = 128
-"""Where none of these divides the row."""
+def sample(
+    step_fn: StepFn,
+    cache: Any,
+    *,
+    batch_size: int,
+    max_length: int,
+    num_samples: int,
+    keys: Key[Array, " B"],
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    max_lengths: Int[Array, " B"] | None = None,
+    min_lengths: Int[Array, " B"] | int = 0,
+    prefix: Int[Array, "B P"] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> SearchResult:
+    """Draw K = `num_samples` independent outputs of each sentence.
 
+    `keys` holds one random key per sentence; sample k depends on that key and k alone, not on K or the batch.
+    Log-probabilities, constrained by `processors`, are divided by `temperature`; then a token is drawn from the
+    `top_k` likeliest (0: all), and of these from the smallest set with probability `top_p` (1: all).
+    The other arguments are those of `beam_search`.
 
-def two_stage_top_k(x: Float[Array, "*batch V"], k: int) -> tuple[Float[Array, "*batch {k}"], Int[Array, "*batch {k}"]]:
-    """`jax.lax.top_k` to the letter, ties included, in two stages: the k best blocks of each row, and the best in them.
+    Returns:
+        Outputs in the order of drawing, which may repeat. Their scores have no length penalty.
 
-    No entry outside the k blocks with the largest maxima can be among the k largest, so all but them is read once, to
-    find each block's maximum, which vectorises where sorting does not.
+    Raises:
+        UserError: If L or `num_samples` is below 1, `temperature` is not above 0, `top_k` is negative, `top_p` is not
+            in (0, 1], or `pad_id` is `eos_id`.
     """
-    size = x.shape[-1]
-    width = min((w for w in BLOCK_WIDTHS if size % w == 0), key=lambda w: abs(w - PADDED_WIDTH), default=PADDED_WIDTH)
-    if size < 4 * k * width:
-        values, index = jax.lax.top_k(x, k)
-        return values, index
-    missing = -size % width
-    if missing:
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)], constant_values=-jnp.inf)
-    blocks = x.reshape(*x.shape[:-1], -1, width)
-    # In the order of the row, so that among equals the first still wins.
-    chosen = jnp.sort(jax.lax.top_k(blocks.max(axis=-1), k)[1], axis=-1)
-    candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=-2).reshape(*x.shape[:-1], -1)
-    values, index = jax.lax.top_k(candidates, k)
-    return values, jnp.take_along_axis(chosen, index // width, axis=-1) * width + index % width
+    if num_samples < 1:
+        raise UserError(f"num_samples is {num_samples}, but must be at least 1.")
+    pick = sampler(temperature, top_k, top_p)
+    search = Search(max_length, num_samples, num_samples, bos_id, eos_id, pad_id, tuple(processors), pick=pick)
+    state = search.init(batch_size, max_lengths, min_lengths, prefix, keys_of_samples(keys, num_samples))
+    return search.run(step_fn, cache, state)
+
+
+def stream(
+    step_fn: StepFn,
+    cache: Any,
+    *,
+    max_length: int,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    limit: int | None = None,
+    min_length: int = 0,
+    prefix: Int[Array, " P"] | None = None,
+    processors: Sequence[LogitsProcessor] = (),
+    key: Key[Array, ""] | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Iterator[int]:
+    """Yield the tokens of one sentence, EOS included, each as soon as it is known.
+
+    The tokens are those of `greedy_search` or, with a `key`, of `sample` with that key and one sample. The arguments
+    are theirs for a batch of one; `limit` is the one entry of `max_lengths`. Pass a jitted `step_fn`: it is called once
+    per token, outside any other jit. Pass the same processor objects every time: new ones recompile.
+
+    Raises:
+        UserError: At the first token, as `greedy_search` and `sample` do.
+    """
+    pick = None if key is None else sampler(temperature, top_k, top_p)
+    search = Search(max_length, 1, 1, bos_id, eos_id, pad_id, tuple(processors), pick=pick)
+    state = search.init(
+        1,
+        max_lengths=None if limit is None else jnp.array([limit]),
+        min_lengths=min_length,
+        prefix=None if prefix is None else prefix[None],
+        keys=None if key is None else keys_of_samples(key[None], 1),
+    )
+    yield from search.stream(step_fn, cache, state)
+
+
+@lru_cache  # equal samplers are one object, which a `Search` needs to compile once
+def sampler(temperature: float, top_k: int, top_p: float) -> Pick:
+    """Draw each token from the distribution after temperature, top-k and top-p, in this order.
+
+    The draw depends on the sample's key and the step, and on nothing else.
+
+    Raises:
+        UserError: If `temperature` is not above 0, `top_k` is negative or `top_p` is not in (0, 1].
+    """
+    if not temperature > 0:
+        raise UserError(f"temperature is {temperature}, but must be above 0; for the likeliest tokens search greedily.")
+    if top_k < 0:
+        raise UserError(f"top_k is {top_k}, but must be at least 1, or 0 to draw from all tokens.")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}, but must be above 0 and at most 1.")
+
+    def pick(state: SearchState, allowed: Float[Array, "B K V"]) -> Int[Array, "B K"]:
+        assert state.keys is not None, "samples need keys"
+        logits = keep_top_p(keep_top_k(scale_temperature(allowed, temperature), top_k), top_p)
+
+        def draw(key: Key[Array, ""], logits: Float[Array, " V"]) -> Int[Array, ""]:
+            return jax.random.categorical(jax.random.fold_in(key, state.step), logits).astype(jnp.int32)
+
+        return jax.vmap(jax.vmap(draw))(state.keys, logits)
+
+    return pick
+
+
+def keys_of_samples(keys: Key[Array, " B"], num_samples: int) -> Key[Array, "B K"]:
+    """One key per sample from one per sentence; that of sample k does not depend on K."""
+    numbers = jnp.arange(num_samples)
+    return jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(numbers))(keys)
 
 
 def scale_temperature(logits: Float[Array, "*rows V"], temperature: float) -> Float[Array, "*rows V"]:
@@ -53,7 +140,7 @@ def keep_top_k(logits: Float[Array, "*rows V"], k: int) -> Float[Array, "*rows V
 
 
 def keep_top_p(logits: Float[Array, "*rows V"], p: float) -> Float[Array, "*rows V"]:
-    """Forbid (-inf) all but the smallest set of likeliest tokens that holds probability `p` (nucleus sampling).
+    """Forbid (-inf) all but the smallest set of likeliest tokens with total probability `p` (nucleus sampling).
 
     The likeliest token and those tied with the last of the set always stay; `p` of 1 or more keeps all.
     """
@@ -66,38 +153,3 @@ def keep_top_p(logits: Float[Array, "*rows V"], p: float) -> Float[Array, "*rows
     inside = (before < p).at[..., 0].set(True)
     threshold = jnp.min(jnp.where(inside, descending, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits < threshold, -jnp.inf, logits)
-
-
-def pick_likeliest(allowed: Float[Array, "B K V"], step: Int[Array, ""]) -> Int[Array, "B K"]:
-    """The likeliest token of each hypothesis; the lowest id among equals."""
-    return two_stage_top_k(allowed, 1)[1][..., 0].astype(jnp.int32)
-
-
-def sampler(keys: Key[Array, " B"], num_samples: int, temperature: float, top_k: int, top_p: float) -> Pick:
-    """Draw from the distribution after temperature, top-k and top-p, in this order.
-
-    The draw depends on the sentence's key, the sample's number and the step, and on nothing else.
-
-    Raises:
-        UserError: If `num_samples` is below 1, `temperature` not above 0, `top_k` negative or `top_p` not in (0, 1].
-    """
-    if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}, but must be at least 1.")
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature}, but must be above 0; for the likeliest tokens search greedily.")
-    if top_k < 0:
-        raise UserError(f"top_k is {top_k}, but must be at least 1, or 0 to draw from all tokens.")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}, but must be above 0 and at most 1.")
-    sample_numbers = jnp.arange(num_samples)
-    sample_keys = jax.vmap(lambda key: jax.vmap(lambda k: jax.random.fold_in(key, k))(sample_numbers))(keys)
-
-    def pick(allowed: Float[Array, "B K V"], step: Int[Array, ""]) -> Int[Array, "B K"]:
-        logits = keep_top_p(keep_top_k(scale_temperature(allowed, temperature), top_k), top_p)
-
-        def draw(key: Key[Array, ""], logits: Float[Array, " V"]) -> Int[Array, ""]:
-            return jax.random.categorical(jax.random.fold_in(key, step), logits).astype(jnp.int32)
-
-        return jax.vmap(jax.vmap(draw))(sample_keys, logits)
-
-    return pick

@@ -154,7 +154,7 @@ def settings_of(
     for name, neutral in _NEUTRAL.items():
         if given.get(name, neutral) not in (neutral, [], {}):
             raise unlike(path, given, name, json.dumps(neutral))
-    # Theirs counts the start and the end, ours neither.
+    # Theirs counts the start and the end, ours the end alone.
     new_tokens = whole(path, given, "max_new_tokens", 0, smallest=0)
     max_length = new_tokens + 1 if new_tokens else whole(path, given, "max_length", _MARIAN_LENGTH, smallest=0)
     if max_length < 3:
@@ -167,7 +167,7 @@ def settings_of(
             "conventions": "transformers",
             "beam_size": whole(path, given, "num_beams", 1, smallest=1),
             "alpha": number(path, given, "length_penalty", 1.0, -_LARGEST_PENALTY, _LARGEST_PENALTY),
-            "max_length": max_length - 2,
+            "max_length": max_length - 1,
             "max_extra_tokens": max_length,
         },
         "bad_words": _bad_words(path, given, numbering, end),
@@ -218,7 +218,7 @@ def max_length_of(settings: Seq2SeqSettings) -> int:
     """`max_length` of transformers: tokens of the longest output, start and end included."""
     decoding = settings.decoding
     by_source = settings.max_source_length + decoding.max_extra_tokens + 1
-    return min(decoding.max_length + 2, by_source) if decoding.max_length else by_source
+    return min(decoding.max_length + 1, by_source) if decoding.max_length else by_source
 
 
 def check_special_tokens(

@@ -69,8 +69,8 @@ def longest_output(model: Seq2SeqModel[Any]) -> str:
     """Expression of `sources`, the tokens of a batch: the largest number of output tokens, all without their ends."""
     decoding = model.settings.decoding
     longest = f"max(map(len, sources), default=0) + {decoding.max_extra_tokens}"
-    # The end of sentence takes a position, too.
-    limits = [limit for limit in (decoding.max_length, (model.model_config.position_limit or 0) - 1) if limit > 0]
+    # Both of our limits count the end of sentence.
+    limits = [limit - 1 for limit in (decoding.max_length, model.model_config.position_limit or 0) if limit > 1]
     return f"min({longest}, {min(limits)})" if limits else longest
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from transformer_jax.data.tokenizers import EOS, PAD, Tokenizer
-from transformer_jax.decoding.generator import Generator, Guide
+from transformer_jax.decoding.generator import Generator, SentenceConstraints
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
 from transformer_jax.tasks.couplets.rules import Rules
@@ -52,8 +52,8 @@ def write(
     if rules.is_hard("length"):
         # An output is then as long as its source at most, which keeps the cache small.
         options = replace(options, max_extra_tokens=0)
-    guide = Guide(keep_rules, vocabulary, [plan.line for plan in plans])
-    outputs = generator.generate(params, sources, options, [plan.forced for plan in plans], guide=guide)
+    constraints = SentenceConstraints(keep_rules, vocabulary, [plan.line for plan in plans])
+    outputs = generator.generate(params, sources, options, [plan.forced for plan in plans], constraints=constraints)
     return [
         [Reply(_text(h.tokens, upper, plan, tokenizer), h.score, h.log_prob, plan.gave_up) for h in found]
         for upper, plan, found in zip(uppers, plans, outputs, strict=True)
