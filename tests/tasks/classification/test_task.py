@@ -308,8 +308,8 @@ def test_init_is_a_function_of_the_key(task):
 def test_mistakes_are_told(make_config, group, values, message):
     config = make_config()
     changed = {group: dataclasses.replace(getattr(config, group), **values)}
+    values = changed if group in vars(config) else {"groups": changed}
     with pytest.raises(UserError, match=message):
-        values = changed if group in vars(config) else {"groups": changed}
         batches_of(make_task(dataclasses.replace(config, **values)))
 
 
