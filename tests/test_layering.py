@@ -132,6 +132,7 @@ def reads(source: str, package: str = "") -> Iterator[tuple[str, str]]:
     nodes = list(ast.walk(ast.parse(source)))
     # `config`, and the arguments of lambdas, are of the classes that the source names.
     named = {node.id for node in nodes if isinstance(node, ast.Name)}
+    named |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     known = {group for group, cls in GROUPS.items() if cls.__name__ in named} | {"config"}
     # `data` lies below the classes and can't name them; its `config` is the group of its own name.
     known |= {package} & set(GROUPS)
