@@ -20,7 +20,7 @@ REMATS: dict[str, Callable[[Callable], Callable]] = {
     "full": jax.checkpoint,
     "dots": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
 }
-"""What the backward pass keeps of a layer's activations: all, none, or the products of tokens and weights."""
+"""Checkpoint policies of a layer: none keeps all activations, full keeps none, dots keeps products with weights."""
 
 _STACKED = "stacked"
 
