@@ -161,7 +161,7 @@ def _encoder(shape: str, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
-    """The loop of the search; one iteration counts, as the number of iterations is unknown."""
+    """The loop of the search, of which one turn counts, as nothing tells how often it turns."""
     graphdef, params, sentences = _search(shape, mesh)
     never = forbid_sequences(BAD_WORDS)
     limit = SOURCE + 50
@@ -171,7 +171,7 @@ def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, Sentences]:
-    """A model with replicated parameters, and sentences sharded over all devices."""
+    """A model with parameters that every device holds, and sentences spread over all."""
     model = _searched(shape)
     graphdef, _ = abstract_params(Seq2Seq, model)
     params = jax.eval_shape(lambda: split(Seq2Seq(model, rngs=nnx.Rngs(0)))[1])
