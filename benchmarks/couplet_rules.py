@@ -2,9 +2,9 @@
 
 Command: python benchmarks/couplet_rules.py --model runs/couplet/model
 
-The upper lines have 1 to 32 random characters: common and rare ones of the model's vocabulary, some outside it (rare
-Chinese ones, Latin letters, digits), repetitions, palindromes, punctuation. Lower lines are judged by their text alone,
-with `transformer_jax.tasks.couplets.judge`.
+The upper lines are random: 1 to 32 places, characters of the model's vocabulary (common and rare ones alike),
+characters that it lacks (rare Chinese ones, Latin letters, digits), repeated characters, palindromes, punctuation. The
+lower lines are judged on their text alone, by `transformer_jax.tasks.couplets.judge`.
 """
 
 import argparse

@@ -108,7 +108,7 @@ def programs_of(output: str) -> dict[str, list[str]]:
     before, separator, after = output.partition(f"Step {STEPS}/")
     training, evaluation = COMPILED.findall(before), COMPILED.findall(after)
     if not separator or not any(TRAINING in name for name in training):
-        raise RuntimeError(f"The output of train.py lacks step {STEPS} or the compilation of {TRAINING}.")
+        raise RuntimeError(f"The output of train.py has no step {STEPS}, or no compiled {TRAINING}.")
     return {
         "programs of training in an epoch, evaluation apart": training,
         "programs of an evaluation, beside those of training": evaluation,

@@ -98,5 +98,5 @@ def test_the_page_names_the_command_without_paths_of_this_machine(monkeypatch, t
     assert command.main(["train", "--quick", "--threads", "1", "--minutes", "0.5", *options]) == 0
     text = page.read_text("utf-8")
     assert "    python -m benchmarks train --quick --threads 1 --minutes 0.5 --data DATA --model MODEL\n" in text
-    assert "and earlier runs into the same records, and not to be edited by hand." in text
+    assert "and earlier runs with the same records. Do not edit by hand." in text
     assert "quick: " not in text

@@ -57,7 +57,7 @@ def test_least_seconds_are_those_of_the_chip():
 
 @pytest.mark.skipif(HAS_COMPILER, reason="libtpu is installed")
 def test_without_the_compiler_it_says_what_to_install():
-    with pytest.raises(Unavailable, match=r"no package libtpu; pip install -e \"\.\[tpu\]\""):
+    with pytest.raises(Unavailable, match=r"package libtpu is not installed; pip install -e \"\.\[tpu\]\""):
         next(run(Settings(quick=True)))
 
 

@@ -24,7 +24,7 @@ def test_export_to_stablehlo(export, translator, tmp_path):
     assert export("--to", "stablehlo", tmp_path / "out") == (0, "", said)
     tokenizer = load(translator).tokenizer.source
     output = read(tmp_path / "out").greedy([[*tokenizer.encode("cab"), tokenizer.special_tokens.eos]], max_length=6)
-    assert tokenizer.decode(output[0]) == load(translator).translate(["cab"], beam_size=1, max_length=6)[0]
+    assert tokenizer.decode(output[0]) == load(translator).translate(["cab"], beam_size=1, max_length=7)[0]
 
 
 def test_export_to_ctranslate2(export, tmp_path):

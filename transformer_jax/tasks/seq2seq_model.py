@@ -178,7 +178,7 @@ class Seq2SeqModel(Generic[Settings]):
         )
 
     def _normalised(self, text: str) -> str:
-        """A text as the tokenizer reads it; see `normalization`."""
+        """A text as the model is to read it."""
         return text
 
     def _encode_pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
