@@ -55,12 +55,12 @@ from .tasks.classification.text_classifier import Predictor as Predictor
 from .tasks.classification.text_classifier import TextClassifier as TextClassifier
 from .tasks.couplets.couplet_dataset import Couplet as Couplet
 from .tasks.couplets.generate import Reply as Reply
-from .tasks.couplets.judge import Verdict as Verdict
-from .tasks.couplets.judge import couplet_scores as couplet_scores
-from .tasks.couplets.judge import explain as explain
-from .tasks.couplets.judge import judge as judge
 from .tasks.couplets.rules import Rules as Rules
+from .tasks.couplets.rules import Verdict as Verdict
+from .tasks.couplets.rules import explain as explain
+from .tasks.couplets.rules import judge as judge
 from .tasks.couplets.writer import CoupletWriter as CoupletWriter
+from .tasks.metrics import couplet_scores as couplet_scores
 from .tasks.metrics import exact_match as exact_match
 from .tasks.metrics import perplexity as perplexity
 from .tasks.metrics import translation_scores as translation_scores
