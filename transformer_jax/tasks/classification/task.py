@@ -26,7 +26,7 @@ from transformer_jax.tasks.classification.sources import columns_of, load_traini
 from transformer_jax.tasks.classification.text_classifier import Predictor
 
 TOKENIZER_TEXTS = 200_000
-"""The tokenizer is trained on at most so many, unless `config.tokenizer.max_texts` says otherwise."""
+"""Largest number of texts to train the tokenizer on, unless `config.tokenizer.max_texts` is set."""
 
 
 class ClassificationTask:
@@ -139,8 +139,8 @@ def hide_tokens(
     """Put the unknown token in place of a share `rate` of all tokens, beginnings apart.
 
     Returns:
-        The tokens as the model is to see them; M places of each row, so many that hardly ever more are drawn; and 1 for
-        those of them that are hidden, 0 for the others.
+        The tokens with some hidden; M places of each row, M being large enough to hardly ever miss a drawn one; and 1
+        for the places that are hidden, 0 for the others.
     """
     rows, length = tokens.shape
     most = min(length, math.ceil(1.25 * rate * length))

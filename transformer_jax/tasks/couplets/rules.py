@@ -210,8 +210,9 @@ def asked_tones(upper: str) -> list[Tone]:
     """The tone that the lower line should have at each place: none, level or oblique.
 
     Counting restarts in every clause, that is after every mark. At even places (from 1) the lower line opposes the
-    upper one, and nothing is asked where that may be read either way. The last character of the line should be level, as that of the upper line should be oblique. If that can only be level, no lower line keeps both halves of
-    the rule; oblique is asked, as it at least opposes, and `Verdict.upper_ends_level` is set.
+    upper one, and nothing is asked where that may be read either way. The last character of the line should be level,
+    as that of the upper line should be oblique. If that can only be level, no lower line keeps both halves of the rule;
+    oblique is asked, as it at least opposes, and `Verdict.upper_ends_level` is set.
     """
     opposite = {Tone.LEVEL: Tone.OBLIQUE, Tone.OBLIQUE: Tone.LEVEL, Tone.EITHER: Tone(0)}
     asked = [Tone(0)] * len(upper)

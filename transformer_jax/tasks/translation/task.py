@@ -29,7 +29,7 @@ class TranslationTask(Seq2SeqTask):
         if data.name == "text":
             train, blank = drop_blank_pairs(train)
             notes.append(f"left out {blank:,} training pairs with a blank side")
-        # Two vocabularies may well have one size, so that the model could not tell.
+        # Two vocabularies may have the same size, so the model cannot check this.
         if tokenizer_files is None and config.model.one_vocabulary and not config.tokenizer.joint:
             raise UserError(
                 f"config.model.tie_embeddings is {config.model.tie_embeddings!r}, but must be output or none where the "
