@@ -34,8 +34,8 @@ def write(
     """The `options.n_best` best lower lines to each upper line, best first, or as many samples.
 
     Where the rules allow fewer lines there are fewer, but at least one. Every line keeps the hard rules except those
-    that it gave up. Rules take precedence over options: with any rules, lines may repeat n-grams; with one of length, it
-    alone bounds the length. Without rules the model alone decides.
+    that it gave up. Rules take precedence over options: with any rules, lines may repeat n-grams; with one of length,
+    it alone bounds the length. Without rules the model alone decides.
 
     Raises:
         UserError: if the tokens are not characters.
