@@ -4,7 +4,7 @@ Command: python benchmarks/couplet_rules.py --model runs/couplet/model
 
 The upper lines are random: 1 to 32 places, characters of the model's vocabulary (common and rare ones alike),
 characters that it lacks (rare Chinese ones, Latin letters, digits), repeated characters, palindromes, punctuation. The
-lower lines are judged on their text alone, by `transformer_jax.tasks.couplets.judge`.
+lower lines are judged on their text alone, by `transformer_jax.tasks.couplets.rules`.
 """
 
 import argparse
@@ -14,8 +14,7 @@ import time
 
 import transformer_jax
 from transformer_jax.data.tokenizers import UNK, Tokenizer
-from transformer_jax.tasks.couplets.judge import judge
-from transformer_jax.tasks.couplets.rules import NAMES, Rules
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
 
 MARKS = "，。、；：！？·《》"
 OUTSIDE = "㐀㑇㒼𠀀𠮷𡈽龘靐齉AbZ09é"

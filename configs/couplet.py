@@ -1,4 +1,4 @@
-"""Couplets (对联): wb14123's set, of which 740,333 pairs were in the folder of the figures.
+"""Couplets (对联): wb14123's set; the figures are from 740,333 of its pairs.
 
 Command: python train.py --config=configs/couplet.py --config.data.manual_dir=FOLDER_WITH_THE_FILES
 --config.training.max_minutes=88

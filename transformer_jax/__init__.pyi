@@ -71,15 +71,13 @@ from .tasks.classification.text_classifier import (
 )
 from .tasks.couplets.couplet_dataset import Couplet as Couplet
 from .tasks.couplets.generate import Reply as Reply
-from .tasks.couplets.judge import (
-    Verdict as Verdict,
-    couplet_scores as couplet_scores,
-    explain as explain,
-    judge as judge,
-)
 from .tasks.couplets.rules import Rules as Rules
+from .tasks.couplets.rules import Verdict as Verdict
+from .tasks.couplets.rules import explain as explain
+from .tasks.couplets.rules import judge as judge
 from .tasks.couplets.writer import CoupletWriter as CoupletWriter
 from .tasks.metrics import (
+    couplet_scores as couplet_scores,
     exact_match as exact_match,
     perplexity as perplexity,
     translation_scores as translation_scores,

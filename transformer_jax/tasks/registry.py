@@ -1,4 +1,4 @@
-"""The registry of tasks: what trains each, what loads its model folders, its config group and its command.
+"""The registry of tasks: how each is trained and its model folders loaded, its config group and its command.
 
 Parts may be given as "module:name" and are imported when first used; this module imports no JAX.
 """

@@ -1,4 +1,4 @@
-"""What all trained encoder-decoder models share: texts to tokens, search options, scores of given outputs."""
+"""Shared base of trained encoder-decoder models: texts to tokens, search options, scores of given outputs."""
 
 import reprlib
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from transformer_jax.system.errors import UserError
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuse what is no list of texts.
+    """Refuse anything but a list of texts.
 
     Raises:
-        TypeError: if it is one string, or holds something else than strings.
+        TypeError: if it is one string, or contains anything but strings.
     """
     if isinstance(texts, str):
         raise TypeError("texts is one string, but must be a list of strings")
@@ -31,7 +31,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse batches that hold nothing.
+    """Refuse empty batches.
 
     Raises:
         UserError: if it is below 1.
@@ -41,21 +41,21 @@ def check_batch_size(batch_size: int) -> None:
 
 
 CHARACTERS_PER_TOKEN = 32
-"""A text may have at most so many characters for each token that the model takes."""
+"""Limit of the characters of a text, per token that the model accepts."""
 
 
 @dataclass(frozen=True)
 class Seq2SeqSettings:
-    """What every encoder-decoder model knows beside its sizes, vocabulary and parameters."""
+    """Settings of every encoder-decoder model: everything beside its sizes, vocabulary and parameters."""
 
     max_source_length: int = 1024
-    """Tokens of the longest text taken, end of sentence included."""
+    """Largest number of tokens of a source, end of sentence included."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    """How to search unless a call says otherwise."""
+    """Search options unless a call gives others."""
     bad_words: tuple[tuple[int, ...], ...] = BAD_WORDS
     """Sequences of token ids that are never produced."""
     renormalizes: bool = False
-    """The probabilities of what may be produced add up to 1 while it searches."""
+    """While searching, renormalize the probabilities over the tokens that may be produced."""
 
     @classmethod
     def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ Settings = TypeVar("Settings", bound=Seq2SeqSettings)
 
 
 class Score(NamedTuple):
-    """How likely a model holds a given output."""
+    """Log-probability of a given output."""
 
     log_prob: float
     tokens: list[str]
@@ -99,7 +99,7 @@ class Seq2SeqModel(Generic[Settings]):
         tokenizer: TokenizerPair,
         settings: Settings | None = None,
     ) -> None:
-        """Put the parts together; `params` is the nested dict of `models.split`.
+        """Put the parts together; `params` is the nested dict of `nn.split`.
 
         Raises:
             UserError: if the settings forbid tokens that the model does not have.
@@ -137,8 +137,8 @@ class Seq2SeqModel(Generic[Settings]):
         """The log-probability of each target as the answer to its source.
 
         Raises:
-            TypeError: if a text is no string.
-            UserError: if a text is longer than the model takes, or there are more of one than of the other.
+            TypeError: if a text is not a string.
+            UserError: if a text is longer than the model accepts, or there are more of one than of the other.
         """
         source_ids, target_ids = self._encode_pairs(sources, targets)
         scores = self._generator(None).score(self.params, source_ids, target_ids)
@@ -149,7 +149,7 @@ class Seq2SeqModel(Generic[Settings]):
         ]
 
     def check_pairs(self, sources: Sequence[str], targets: Sequence[str]) -> None:
-        """Do nothing, unless `score` would not take these; errors are those of `score`."""
+        """Refuse pairs that `score` does not accept; errors are those of `score`."""
         self._encode_pairs(sources, targets)
 
     def _generator(self, batch_size: int | None) -> Generator:
@@ -178,7 +178,7 @@ class Seq2SeqModel(Generic[Settings]):
         )
 
     def _normalised(self, text: str) -> str:
-        """A text as the model is to read it."""
+        """The text as the model reads it."""
         return text
 
     def _encode_pairs(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:

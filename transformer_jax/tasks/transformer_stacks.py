@@ -10,16 +10,16 @@ from transformer_jax.nn import ModelConfig, Transformer, abstract_params
 
 @dataclass(frozen=True)
 class TransformerStacksSettings:
-    """What stacks know beside their sizes and parameters: nothing."""
+    """Settings of the stacks: none."""
 
     @property
     def title(self) -> str:
-        """Of the model's card."""
+        """Title of the model card."""
         return "A Transformer without embeddings"
 
     @property
     def limits(self) -> str:
-        """Of the model, for its card."""
+        """Limits of the model, for its card."""
         return (
             "It reads and writes vectors, so it has no vocabulary: call `model.model`, or learn embeddings and an "
             "output layer\nfor it by training with `--config.init_from`."
@@ -27,7 +27,7 @@ class TransformerStacksSettings:
 
 
 class TransformerStacks:
-    """A model folder that holds a `models.Transformer`. There is no text in it to work on, only modules."""
+    """A loaded `nn.Transformer`: modules only, without text."""
 
     settings_type = TransformerStacksSettings
     model_type = Transformer
@@ -39,7 +39,7 @@ class TransformerStacks:
         tokenizer: None = None,
         settings: TransformerStacksSettings = TransformerStacksSettings(),
     ) -> None:
-        """Put the parts together; `params` is the nested dict of `models.split`."""
+        """Put the parts together; `params` is the nested dict of `nn.split`."""
         self.model_config = model_config
         self.params = params
         self.tokenizer = tokenizer

@@ -71,6 +71,20 @@ def test_json_lines_and_samples(evaluate, classifier, data, tmp_path):
     ]
 
 
+def test_columns_are_named_or_those_of_training(evaluate, data, tmp_path):
+    direct = json.loads(evaluate("--data", data)[1])
+    (tmp_path / "named.csv").write_text("".join(f"{','.join(row)}\n" for row in [("kind", "body"), *ROWS]))
+    (tmp_path / "bare.csv").write_text("".join(f"{','.join(row)}\n" for row in ROWS))
+    named = ["--data", tmp_path / "named.csv", "--label-column", "kind", "--text-columns", "body"]
+    bare = ["--data", tmp_path / "bare.csv", "--label-column", 1, "--text-columns", 2]
+    trained_so = write_classifier(tmp_path / "model", text_columns=("2",), label_column="1")
+    for arguments, model in ((named, {}), (bare, {}), (bare[:2], {"model": trained_so})):
+        report = json.loads(evaluate(*arguments, **model)[1])
+        assert report["confusion"] == direct["confusion"]
+    refused(evaluate(*bare[:2]), "no column is named 'text'", "without a header: numbers from 1")
+    refused(evaluate("--config", "x.py", "--split", "test", *named[2:]), "--label-column with --data only")
+
+
 def test_the_batch_size_changes_nothing(evaluate, data):
     reports = [json.loads(evaluate("--data", data, "--batch-size", size)[1]) for size in (1, 64)]
     assert reports[0]["confusion"] == reports[1]["confusion"]
@@ -93,7 +107,7 @@ def test_a_picture_that_cannot_be_is_refused_before_the_work(evaluate, data, tmp
     [
         ("label,text\nbee,abc\nemu,abc\n", ["row 3", "'emu' is unknown", "bee, cat, dog"]),
         ("label,text\nbee,abc\ncat\n", ["row 3", "1 columns, but the first row has 2"]),
-        ("label,body\nbee,abc\n", ["row 1", "no column is named text"]),
+        ("label,body\nbee,abc\n", ["row 1", "no column is named 'text'", "'label', 'body'", "--text-columns"]),
         ("label,text\nbee,\n", ["row 2", "text is empty"]),
         ("label,text\n", ["no rows"]),
     ],

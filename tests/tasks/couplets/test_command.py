@@ -1,8 +1,7 @@
 import pytest
 
 from tests.outcomes import as_lines, refused
-from transformer_jax.tasks.couplets.judge import explain, judge
-from transformer_jax.tasks.couplets.rules import NAMES
+from transformer_jax.tasks.couplets.rules import NAMES, explain, judge
 from transformer_jax.tasks.model_folder import load
 
 UPPERS = ["天", "春风有雨", "山山水水，来来去去"]
@@ -51,11 +50,11 @@ def test_rules(run, couplet_writer):
 @pytest.mark.parametrize(
     ("rules", "expected"),
     [
-        ("rhyme", ["'rhyme' is no rule", *NAMES]),
+        ("rhyme", ["'rhyme' is not a rule", *NAMES]),
         ("tones=much", ["tones=much", "hard or off"]),
         ("tones=-1", ["tones is -1", "from 0 to 1000"]),
         ("length,length=2", ["length is named twice"]),
-        ("tones,none", ["'none' is no rule"]),
+        ("tones,none", ["'none' is not a rule"]),
     ],
 )
 def test_rules_that_are_none(run, rules, expected):

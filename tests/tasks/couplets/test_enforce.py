@@ -14,8 +14,7 @@ from transformer_jax.data.tokenizers import EOS, PAD, UNK, CharTokenizer
 from transformer_jax.decoding import beam_search, sample
 from transformer_jax.decoding.generator import _stacked
 from transformer_jax.tasks.couplets.enforce import GIVEN_UP_FIRST, WEIGHT_GIVEN_UP, keep_rules, make_plan, vocabulary_of
-from transformer_jax.tasks.couplets.judge import judge
-from transformer_jax.tasks.couplets.rules import NAMES, Rules
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
 
 ALPHA = 0.6
 MOST = 4  # tokens of a line whose length is free

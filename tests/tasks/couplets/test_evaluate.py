@@ -4,8 +4,8 @@ import math
 import pytest
 
 from tests.outcomes import as_lines, data_config, refused
-from transformer_jax.tasks.couplets.judge import couplet_scores, judge
-from transformer_jax.tasks.couplets.rules import NAMES, Rules
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
+from transformer_jax.tasks.metrics import couplet_scores
 from transformer_jax.tasks.model_folder import load
 
 PAIRS = [("天地", "山水"), ("春风有雨", "秋月无云"), ("山山，水水", "花花，草草"), ("龘", "A"), ("天 花", "地草")]
@@ -157,4 +157,4 @@ def test_which_data_must_be_said(evaluate, files):
 
 
 def test_bad_rules(evaluate, files):
-    refused(evaluate("--rules", "rhyme", *arguments_of(files(PAIRS))), "'rhyme' is no rule")
+    refused(evaluate("--rules", "rhyme", *arguments_of(files(PAIRS))), "'rhyme' is not a rule")

@@ -1,8 +1,7 @@
 import pytest
 from rich.cells import cell_len
 
-from transformer_jax.tasks.couplets.judge import explain, judge
-from transformer_jax.tasks.couplets.rules import NAMES
+from transformer_jax.tasks.couplets.rules import NAMES, explain, judge
 
 TABLE = """\
 upper       春天，花开

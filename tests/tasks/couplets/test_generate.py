@@ -11,8 +11,7 @@ from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
 from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.couplets.generate import write
-from transformer_jax.tasks.couplets.judge import judge
-from transformer_jax.tasks.couplets.rules import NAMES, Rules
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
 
 CHARACTERS = (
     "天花春风山水日月云雨江海松竹梅兰东西南北一二三四五六七八九十大小长短高低来去有无前后古今红绿青白黑黄金玉石铁"

@@ -1,7 +1,6 @@
 import pytest
 
-from transformer_jax.tasks.couplets.judge import asked_tones, first_places, is_mark, judge
-from transformer_jax.tasks.couplets.rules import NAMES, Tone
+from transformer_jax.tasks.couplets.rules import NAMES, Tone, asked_tones, first_places, is_mark, judge
 
 TREES = "晚风摇树树还挺"
 

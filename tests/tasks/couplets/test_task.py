@@ -12,8 +12,7 @@ from transformer_jax.system.errors import UserError
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.antitheses import antitheses
-from transformer_jax.tasks.couplets.judge import rule_shares
-from transformer_jax.tasks.couplets.rules import NAMES, Rules
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, rule_shares
 from transformer_jax.tasks.couplets.task import CoupletTask
 from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.registry import make_task
@@ -93,7 +92,7 @@ def test_tokens_are_characters_in_one_vocabulary(make_config, tokenizer):
 
 
 def test_unknown_rules_are_told(make_config):
-    with pytest.raises(UserError, match="'rhyme' is no rule; known: length"):
+    with pytest.raises(UserError, match="'rhyme' is not a rule; known: length"):
         make_task(make_config(rules="rhyme"))
 
 

@@ -8,8 +8,7 @@ from transformer_jax.data.tokenizers import EOS
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.couplets.judge import judge
-from transformer_jax.tasks.couplets.rules import NAMES, Rules
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
 from transformer_jax.tasks.couplets.writer import CoupletWriter
 from transformer_jax.tasks.model_folder import load
 
@@ -82,7 +81,7 @@ def test_rules_are_objects_text_or_the_models_own(model):
     assert with_settings(model, rules=str(rules)).search(UPPERS) == expected
     assert model.search(UPPERS, rules=model.settings.rules) == model.search(UPPERS)
     assert expected != model.search(UPPERS)
-    with pytest.raises(UserError, match="'rhyme' is no rule"):
+    with pytest.raises(UserError, match="'rhyme' is not a rule"):
         model.reply(UPPERS, rules="rhyme")
 
 

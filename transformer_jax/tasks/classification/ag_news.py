@@ -54,7 +54,7 @@ class AgNews(tfds.core.GeneratorBasedBuilder):
     ) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
         try:
             folder = as_path(dl_manager.manual_dir)
-        except AssertionError:  # TFDS's way to say that there is no such folder
+        except AssertionError:  # how TFDS reports that there is no such folder
             splits = _download(dl_manager)
         else:
             files = local_files(folder)

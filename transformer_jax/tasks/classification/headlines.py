@@ -175,7 +175,7 @@ class Headlines(Sequence[Labelled]):
 
     A fixed hash gives every headline to one split. `train` draws 20,000 with repetition; `validation` and `test` are
     1,000 different headlines each. A third of the names and nouns in these two occur in no training headline; where
-    nothing else tells the topic, no model can be sure.
+    nothing else indicates the topic, no model can be sure.
     """
 
     def __init__(self, split: str) -> None:
@@ -246,7 +246,7 @@ def _draw(split: str, index: int) -> Labelled:
 
 
 def _compose(bits: int, topic: str, *, with_unseen: bool) -> str:
-    """A headline, each choice taking what it needs of the random bits."""
+    """A headline; each choice consumes some of the random bits."""
     bits, kind = divmod(bits, 5)
     patterns = _SHARED_PATTERNS if kind == 0 else _PATTERNS[topic]
     bits, choice = divmod(bits, len(patterns))

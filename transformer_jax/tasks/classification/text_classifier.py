@@ -19,15 +19,15 @@ from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
 
 
 class Predictor:
-    """Asks a classifier. What comes out for a text does not depend on what else is asked."""
+    """Runs a classifier. The result for a text does not depend on the others in its batch."""
 
     def __init__(self, graphdef: nnx.GraphDef, *, num_classes: int, batch_size: int = 64) -> None:
         """Make a predictor of one model structure; parameters come with each call.
 
         Args:
             graphdef: of a `Classifier`.
-            num_classes: of it.
-            batch_size: texts at a time, at most.
+            num_classes: its number of classes.
+            batch_size: largest number of texts at a time.
         """
         self.graphdef = graphdef
         self.num_classes = num_classes
@@ -67,7 +67,7 @@ class TextClassifierSettings:
     classes: tuple[str, ...] = ("no", "yes")
     """In the order of the model's outputs."""
     lowercase: bool = False
-    """It was trained on lower-cased text, so what it reads is lower-cased too."""
+    """Trained on lower-cased text, so inputs are lower-cased too."""
     max_length: int = 128
     """Largest number of tokens that it reads; longer texts are truncated."""
     text_columns: tuple[str, ...] = TEXT_AND_LABEL.text_columns
@@ -84,12 +84,12 @@ class TextClassifierSettings:
 
     @property
     def title(self) -> str:
-        """Of the model's card."""
+        """Title of the model card."""
         return f"A model for text classification: {', '.join(self.classes)}"
 
     @property
     def limits(self) -> str:
-        """Of the model, for its card."""
+        """Limits of the model, for its card."""
         return (
             f"It reads the first {self.max_length:,} tokens of a text, and knows only what is in the data that it was "
             "trained on.\nIt always names one of its classes, also for texts that belong to none."
@@ -97,12 +97,12 @@ class TextClassifierSettings:
 
 
 class Classification(NamedTuple):
-    """What a classifier says of one text."""
+    """Prediction for one text."""
 
     label: str
     """The likeliest class."""
     probabilities: dict[str, float]
-    """Of every class, in the order of the model's outputs."""
+    """Probability of every class, in the order of the model's outputs."""
 
 
 class TextClassifier:
@@ -114,10 +114,10 @@ class TextClassifier:
     def __init__(
         self, model_config: ModelConfig, params: Any, tokenizer: TokenizerPair, settings: TextClassifierSettings
     ) -> None:
-        """Put the parts together; `params` is the nested dict of `models.split`.
+        """Put the parts together; `params` is the nested dict of `nn.split`.
 
         Raises:
-            UserError: if the model has not as many outputs as there are classes.
+            UserError: if the numbers of outputs and classes differ.
         """
         if model_config.num_classes != len(settings.classes):
             raise UserError(
@@ -145,11 +145,11 @@ class TextClassifier:
         """The class of each text, and the probabilities of all classes, in order.
 
         Args:
-            texts: any texts but blank ones; what is longer than the model reads is cut.
+            texts: not blank; those longer than the model reads are truncated.
             batch_size: texts at a time; it changes speed and memory, not results.
 
         Raises:
-            TypeError: if a text is no string.
+            TypeError: if a text is not a string.
             UserError: if a text is blank, or the batch size below 1.
         """
         classes = self.settings.classes
@@ -168,10 +168,10 @@ class TextClassifier:
         return predictor.predict(self.params, ids)
 
     def check(self, texts: Sequence[str]) -> None:
-        """Do nothing, unless `classify` would not take one of these texts.
+        """Refuse texts that `classify` does not accept.
 
         Raises:
-            TypeError: if a text is no string.
+            TypeError: if a text is not a string.
             UserError: if a text is blank.
         """
         check_texts(texts)

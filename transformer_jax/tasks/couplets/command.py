@@ -99,8 +99,8 @@ class CoupletCommand(PairCommand):
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best lower lines and perplexities of the references; also by whether training has the upper."""
         from transformer_jax.system import distributed
-        from transformer_jax.tasks.couplets.judge import couplet_scores, rule_shares
-        from transformer_jax.tasks.couplets.rules import Rules
+        from transformer_jax.tasks.couplets.rules import Rules, rule_shares
+        from transformer_jax.tasks.metrics import couplet_scores
 
         rules = Rules.parse(model.settings.rules if arguments.rules is None else arguments.rules)
         pairs = self.pairs(arguments, model)
@@ -184,7 +184,7 @@ def _seen(config: "Config", uppers: list[str]) -> list[bool]:
 
 def _lines(arguments: argparse.Namespace, number: int, upper: str, replies: "list[Reply]") -> list[str]:
     """Lines of output for one upper line."""
-    from transformer_jax.tasks.couplets.judge import explain
+    from transformer_jax.tasks.couplets.rules import explain
     from transformer_jax.tasks.couplets.sources import without_spaces
 
     lines = []

@@ -47,7 +47,7 @@ class Couplet(tfds.core.GeneratorBasedBuilder):
     ) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
         try:
             files = local_files(dl_manager.manual_dir)
-        except AssertionError:  # TFDS's way to say that there is no such folder
+        except AssertionError:  # how TFDS reports that there is no such folder
             files = _download(dl_manager)
         return {split: self._generate_examples(read_couplets(*paths)) for split, paths in files.items()}
 
@@ -80,7 +80,7 @@ def local_files(folder: str | AnyPath, config: str = "") -> dict[str, tuple[AnyP
 
 
 def check_counts(files: dict[str, tuple[AnyPath, AnyPath]]) -> None:
-    """Check that files are those of the public archive, as far as their number of lines tells.
+    """Check that files have the numbers of lines of the public archive.
 
     Raises:
         UserError: if a file is missing or has another number of lines.

@@ -1,4 +1,4 @@
-"""The rules as constraints on the search: what each upper line asks for, place by place."""
+"""The rules as constraints on the search: the demands of each upper line, place by place."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,8 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer_jax.data.tokenizers import EOS, PAD, CharTokenizer, Tokenizer
 from transformer_jax.decoding import LogitsProcessor
 from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.couplets.judge import asked_tones, first_places, is_mark
-from transformer_jax.tasks.couplets.rules import Rules, tone
+from transformer_jax.tasks.couplets.rules import Rules, asked_tones, first_places, is_mark, tone
 
 _NUM_SPECIAL = 4
 
@@ -22,7 +21,7 @@ class Vocabulary(NamedTuple):
     """Two tables over the tokens; special tokens and white space are in neither."""
 
     tones: Int[Array | np.ndarray, " V"]
-    """The `Tone` of a character; 0 for what is none."""
+    """The `Tone` of a character; 0 for other tokens."""
     marks: Bool[Array | np.ndarray, " V"]
     """Whether the token is a mark, white space apart."""
 
@@ -51,7 +50,7 @@ def _look_up(tokenizer: CharTokenizer) -> Vocabulary:
 GIVEN_UP_FIRST = ("tones", "distinct", "repetition", "punctuation", "length")
 """In this order hard rules are given up where no line can keep them all."""
 WEIGHT_GIVEN_UP = 1000.0
-"""A rule that is given up still costs so many nats a place, and so is broken about as rarely as can be."""
+"""Penalty in nats per place of a rule that is given up, so that it is broken as rarely as possible."""
 
 
 class Weights(NamedTuple):
@@ -65,7 +64,7 @@ class Weights(NamedTuple):
 
 
 class UpperLine(NamedTuple):
-    """An upper line as arrays, or a batch of them. P counts its places; what is padded with zeros asks nothing."""
+    """An upper line as arrays, or a batch of them. P is the number of places; padding (zeros) asks nothing."""
 
     weights: Weights
     length: Int[Array | np.ndarray, "*B"]
@@ -316,6 +315,6 @@ def _leaves_too_few(
     is_kind = jnp.asarray(vocabulary.tones) == jnp.arange(4)[:, None]
     supply = jnp.stack([jnp.sum(free & kind, axis=-1) for kind in is_kind], axis=-1)
     needs = _at(jnp.asarray(lines.needs), step)[:, None]
-    # Marks are no kind of character: they use nothing up.
+    # Marks use up no characters.
     too_few = [jnp.logical_not(satisfiable(supply.at[..., kind].add(-1), needs)) for kind in (1, 2, 3)]
     return jnp.any(jnp.stack([one[..., None] & is_kind[kind] for kind, one in enumerate(too_few, start=1)]), axis=0)

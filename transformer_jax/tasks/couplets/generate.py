@@ -16,7 +16,7 @@ class Reply(NamedTuple):
 
     text: str
     score: float
-    """What replies are ranked by: the log-probability less penalties of weighted rules, over the length penalty."""
+    """Replies are ranked by it: the log-probability less the penalties of weighted rules, over the length penalty."""
     log_prob: float
     """The model's own log-probability, end of line included."""
     gave_up: tuple[str, ...]
@@ -31,11 +31,11 @@ def write(
     options: SearchOptions,
     rules: Rules,
 ) -> list[list[Reply]]:
-    """The `options.n_best` best lower lines to each upper line, best first, or so many samples.
+    """The `options.n_best` best lower lines to each upper line, best first, or as many samples.
 
-    Where the rules allow fewer lines there are fewer, but always one. Every line keeps the hard rules, those apart that
-    it gave up. Rules go before options: where there are any, lines may repeat n-grams, and where there is one of
-    length, it alone bounds the length. With no rules at all lines are what the model says.
+    Where the rules allow fewer lines there are fewer, but at least one. Every line keeps the hard rules except those
+    that it gave up. Rules take precedence over options: with any rules, lines may repeat n-grams; with one of length,
+    it alone bounds the length. Without rules the model alone decides.
 
     Raises:
         UserError: if the tokens are not characters.
@@ -50,7 +50,7 @@ def write(
     if rules.length > 0:
         options = replace(options, min_length=0, max_length=None)
     if rules.is_hard("length"):
-        # An output is then as long as its source at most, which keeps the cache small.
+        # An output is then at most as long as its source, which keeps the cache small.
         options = replace(options, max_extra_tokens=0)
     constraints = SentenceConstraints(keep_rules, vocabulary, [plan.line for plan in plans])
     outputs = generator.generate(params, sources, options, [plan.forced for plan in plans], constraints=constraints)

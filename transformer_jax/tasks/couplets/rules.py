@@ -1,9 +1,13 @@
-"""Which rules a lower line is held to, and how firmly."""
+"""The rules of couplets: their weights, judging a lower line by them, and explaining a verdict."""
 
 import math
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntFlag
 from functools import cache
+
+from rich.cells import cell_len
 
 from transformer_jax.system.errors import UserError
 
@@ -20,11 +24,11 @@ class Tone(IntFlag):
 
 @cache
 def tone(character: str) -> Tone:
-    """Which tones a character has in any of its readings.
+    """The tones a character has in any of its readings.
 
-    A neutral tone counts as either, and so does a character without a reading: it can break no rule of tones.
+    A neutral tone counts as either, and so does a character without a reading: it cannot break the rule of tones.
     """
-    # Its tables of readings take longer to load than all else of the package.
+    # Imported late: its tables load slower than the rest of the package.
     from pypinyin import Style, pinyin
 
     readings = pinyin(character, style=Style.TONE3, heteronym=True, neutral_tone_with_five=True, errors="ignore")
@@ -38,21 +42,21 @@ def tone(character: str) -> Tone:
 HARD = math.inf
 OFF = 0.0
 LARGEST_WEIGHT = 1000.0
-"""Of a rule that is not hard: more would drown the model's own log-probabilities in rounding."""
+"""Of a rule that is not hard; larger ones would lose the model's log-probabilities to rounding."""
 
 
 @dataclass(frozen=True)
 class Rules:
     """A weight for each rule: infinite for a hard one, 0 for one that is off.
 
-    Between them it is the penalty, in nats, for every place that breaks the rule. `judge` says what breaks one.
+    Any other weight is the penalty, in nats, for every place that breaks the rule, as `judge` defines.
 
     Raises:
-        UserError: if a weight is negative, no number, or finite and above `LARGEST_WEIGHT`.
+        UserError: if a weight is negative, NaN, or finite and above `LARGEST_WEIGHT`.
     """
 
     length: float = HARD
-    """As many characters as the upper line."""
+    """The same number of characters as the upper line."""
     punctuation: float = HARD
     """The marks of the upper line at their places, and no others."""
     repetition: float = HARD
@@ -72,13 +76,13 @@ class Rules:
 
     @classmethod
     def parse(cls, text: str) -> "Rules":
-        """Read rules as a person writes them: `length,tones=2,distinct=off`.
+        """Read rules written like `length,tones=2,distinct=off`.
 
         A name alone, or `name=hard`, makes a rule hard; `name=2` gives its weight; `name=off` drops it. Rules that are
-        not named keep their default. `none` drops all, `all` makes all hard, and what follows may differ from that.
+        not named keep their default. A leading `none` drops all, `all` makes all hard; the rest changes that.
 
         Raises:
-            UserError: if a name is unknown, a rule named twice, or a weight no number of at least 0.
+            UserError: if a name is unknown, a rule named twice, or a weight is not a number of at least 0.
         """
         weights: dict[str, float] = {}
         base: dict[str, float] = {}
@@ -87,7 +91,7 @@ class Rules:
             if item in ("none", "all") and index == 0:
                 base = dict.fromkeys(NAMES, OFF if item == "none" else HARD)
             elif name not in NAMES:
-                raise UserError(f"{item!r} is no rule; known: {', '.join(NAMES)}, and at the beginning none or all.")
+                raise UserError(f"{item!r} is not a rule; known: {', '.join(NAMES)}, and at the beginning none or all.")
             elif name in weights:
                 raise UserError(f"The rule {name} is named twice in {text!r}; name it once.")
             else:
@@ -95,7 +99,7 @@ class Rules:
         return cls(**{**base, **weights})
 
     def __str__(self) -> str:
-        """What `parse` reads back."""
+        """Text that `parse` reads back."""
         named = {HARD: "hard", OFF: "off"}
         return ",".join(f"{name}={named.get(getattr(self, name), getattr(self, name))}" for name in NAMES)
 
@@ -105,7 +109,7 @@ class Rules:
 
 
 NAMES = tuple(field.name for field in fields(Rules))
-"""The rules, in the order in which they are told."""
+"""The rules, in the order in which they are reported."""
 
 
 def _weight(name: str, value: str) -> float:
@@ -115,4 +119,157 @@ def _weight(name: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise UserError(f"{name}={value} gives no weight; write a number of at least 0, hard or off.") from None
+        raise UserError(f"{name}={value} is not a weight; write a number of at least 0, hard or off.") from None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Result of `judge`."""
+
+    broken: dict[str, tuple[int, ...]]
+    """Places, from 0, that break each rule; empty if the rule is kept."""
+    upper_ends_level: bool
+    """The upper line is irregular: it should end oblique. The lower line is not to blame."""
+
+    def keeps(self, name: str) -> bool:
+        """Whether the rule of this name is kept."""
+        return not self.broken[name]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The rules that are kept."""
+        return tuple(name for name in NAMES if self.keeps(name))
+
+
+def judge(upper: str, lower: str) -> Verdict:
+    """Judge a lower line by the five rules.
+
+    - length: broken at every place that only one of the lines has.
+    - punctuation: broken where one line has a mark and the other has another or none. The other rules ignore marks.
+    - repetition: broken at a character that equals an earlier one of the lower line though the upper line's characters
+      differ there, or the reverse. A place beyond the upper line equals no other.
+    - distinct: broken at a character that occurs anywhere in the upper line.
+    - tones: broken at a character without a reading of the tone that `asked_tones` names.
+    """
+    marks = [is_mark(character) for character in lower]
+    places = range(min(len(upper), len(lower)), max(len(upper), len(lower)))
+    classes = first_places(upper) + list(range(len(upper), len(lower)))
+    asked = asked_tones(upper)
+    characters = [place for place in range(len(lower)) if not marks[place]]
+    broken = {
+        "length": tuple(places),
+        "punctuation": tuple(
+            place
+            for place, (above, below) in enumerate(_paired(upper, lower))
+            if above != below and (is_mark(above) or is_mark(below))
+        ),
+        "repetition": tuple(
+            place
+            for place in characters
+            if any(
+                (lower[place] == lower[other]) != (classes[place] == classes[other])
+                for other in characters
+                if other < place
+            )
+        ),
+        "distinct": tuple(place for place in characters if lower[place] in upper),
+        "tones": tuple(
+            place
+            for place in characters
+            if place < len(upper) and asked[place] and not asked[place] & tone(lower[place])
+        ),
+    }
+    last = _last_character(upper)
+    return Verdict(broken, last is not None and tone(upper[last]) == Tone.LEVEL)
+
+
+def rule_shares(uppers: Sequence[str], lowers: Sequence[str]) -> dict[str, float]:
+    """Share of the couplets (at least one) that keep each rule."""
+    verdicts = [judge(upper, lower) for upper, lower in zip(uppers, lowers, strict=True)]
+    return {name: sum(verdict.keeps(name) for verdict in verdicts) / len(verdicts) for name in NAMES}
+
+
+def is_mark(character: str) -> bool:
+    """Whether it is punctuation, a symbol, white space or invisible, and so not a character of the verse.
+
+    The empty string, for a missing character, is not a mark.
+    """
+    category = unicodedata.category(character) if character else ""
+    return category[:1] in ("P", "S", "Z") or category in ("Cc", "Cf")
+
+
+def first_places(line: str) -> list[int]:
+    """For each place the first one with the same character, so equal values mark equal characters.
+
+    A mark equals no other place.
+    """
+    return [place if is_mark(character) else line.index(character) for place, character in enumerate(line)]
+
+
+def asked_tones(upper: str) -> list[Tone]:
+    """The tone that the lower line should have at each place: none, level or oblique.
+
+    Counting restarts in every clause, that is after every mark. At even places (from 1) the lower line opposes the
+    upper one, and nothing is asked where that may be read either way. The last character of the line should be level,
+    as that of the upper line should be oblique. If that can only be level, no lower line keeps both halves of the rule;
+    oblique is asked, as it at least opposes, and `Verdict.upper_ends_level` is set.
+    """
+    opposite = {Tone.LEVEL: Tone.OBLIQUE, Tone.OBLIQUE: Tone.LEVEL, Tone.EITHER: Tone(0)}
+    asked = [Tone(0)] * len(upper)
+    place_in_clause = 0
+    for place, character in enumerate(upper):
+        place_in_clause = 0 if is_mark(character) else place_in_clause + 1
+        if place_in_clause > 0 and place_in_clause % 2 == 0:
+            asked[place] = opposite[tone(character)]
+    last = _last_character(upper)
+    if last is not None:
+        asked[last] = opposite[tone(upper[last])] or Tone.LEVEL
+    return asked
+
+
+def _last_character(line: str) -> int | None:
+    return max((place for place, character in enumerate(line) if not is_mark(character)), default=None)
+
+
+def _paired(upper: str, lower: str) -> list[tuple[str, str]]:
+    return [(upper[place : place + 1], lower[place : place + 1]) for place in range(max(len(upper), len(lower)))]
+
+
+_SIGNS = {Tone.LEVEL: "平", Tone.OBLIQUE: "仄", Tone.EITHER: "通"}
+_BROKEN, _KEPT = "×", "·"
+
+
+def explain(upper: str, lower: str, gave_up: tuple[str, ...] = ()) -> str:
+    """A table of where each rule is kept, as lines of text without a final newline.
+
+    Both lines are printed above each other, a column per place, with their tones: 平 level, 仄 oblique, 通 either.
+    Below, × marks places that break a rule.
+
+    Args:
+        upper: the upper line.
+        lower: the lower line.
+        gave_up: rules that no lower line could have kept.
+    """
+    verdict = judge(upper, lower)
+    places = range(max(len(upper), len(lower)))
+    rows = [
+        ("upper", list(upper), ""),
+        ("", [_sign(character) for character in upper], "(should end 仄)" if verdict.upper_ends_level else ""),
+        ("lower", list(lower), ""),
+        ("", [_sign(character) for character in lower], ""),
+    ]
+    for name in NAMES:
+        broken = verdict.broken[name]
+        count = f"broken at {len(broken)} place{'s' * (len(broken) > 1)}"
+        remark = "kept" if not broken else f"{count}, given up" if name in gave_up else count
+        rows.append((name, [_BROKEN if place in broken else _KEPT for place in places], remark))
+    lines = []
+    for name, cells, remark in rows:
+        cells = cells + [""] * (len(places) - len(cells))
+        padded = [cell + " " * (2 - cell_len(cell)) for cell in cells]
+        lines.append(f"{name:<12}{''.join(padded)}  {remark}".rstrip())
+    return "\n".join(lines)
+
+
+def _sign(character: str) -> str:
+    return "" if is_mark(character) else _SIGNS[tone(character)]

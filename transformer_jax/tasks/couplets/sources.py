@@ -49,7 +49,7 @@ def read_couplets(upper_path: str | AnyPath, lower_path: str | AnyPath) -> list[
 
 
 def read_blocklist(path: str | AnyPath) -> list[str]:
-    """Words of a file, one a line; what follows a # is a comment.
+    """Words of a file, one a line; the rest of a line after # is a comment.
 
     Raises:
         UserError: if the file cannot be read or is not UTF-8.

@@ -15,7 +15,7 @@ from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
 
 @dataclass(frozen=True)
 class CoupletWriterSettings(Seq2SeqSettings):
-    """What a couplet model knows beside its sizes, vocabulary and parameters."""
+    """Settings of a couplet model: everything beside its sizes, vocabulary and parameters."""
 
     rules: str = CoupletConfig.rules
     """Rules that lower lines keep unless a call says otherwise, as `Rules.parse` reads them."""
@@ -30,12 +30,12 @@ class CoupletWriterSettings(Seq2SeqSettings):
 
     @property
     def title(self) -> str:
-        """Of the model's card."""
+        """Title of the model card."""
         return "A model for Chinese couplets (对联)"
 
     @property
     def limits(self) -> str:
-        """Of the model, for its card."""
+        """Limits of the model, for its card."""
         return (
             f"It takes one upper line at a time, of at most {self.max_source_length - 1:,} characters, and answers "
             "with a lower line.\nIt knows only what is in the data that it was trained on, which nobody has read "
@@ -58,15 +58,15 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         """The lower line to each upper line, in order.
 
         Args:
-            uppers: one upper line each; white space in them does not count.
-            n_best: how many lower lines to each.
+            uppers: upper lines; white space in them is ignored.
+            n_best: number of lower lines to each.
             search: see `search`.
 
         Returns:
-            One string a line or, with `n_best` above 1, what `search` returns.
+            One string per line or, with `n_best` above 1, the result of `search`.
 
         Raises:
-            TypeError: if a line is no string, or `search` has an unknown name.
+            TypeError: if a line is not a string, or `search` has an unknown name.
             UserError: as `search`.
         """
         found = self.search(uppers, n_best=n_best, **search)
@@ -82,21 +82,21 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         batch_size: int | None = None,
         **options: Any,
     ) -> list[list[Reply]]:
-        """The best lower lines to each upper line, best first, with what they gave up.
+        """The best lower lines to each upper line, best first, with the rules that they gave up.
 
         Args:
-            uppers: one upper line each; white space in them does not count.
-            rules: what lower lines keep to, or the text of it as `Rules.parse` reads it; None: as the model's settings
-                say, like the next three.
+            uppers: upper lines; white space in them is ignored.
+            rules: rules that lower lines keep, or their text as `Rules.parse` reads it; default: those of the model's
+                settings, like the next three.
             beam_size: hypotheses kept.
             alpha: exponent of the length penalty, which matters only without a rule of length.
             batch_size: lines at a time with a beam of 4, and as many hypotheses with any other; it changes speed and
                 memory, not results.
-            options: further fields of `search_options.SearchOptions`.
+            options: further fields of `SearchOptions`.
 
         Raises:
-            TypeError: if a line is no string, or an option is unknown.
-            UserError: if a line is blank or longer than the model takes, or an option is out of range.
+            TypeError: if a line is not a string, or an option is unknown.
+            UserError: if a line is blank or longer than the model accepts, or an option is out of range.
         """
         rules = self.settings.rules if rules is None else rules
         rules = Rules.parse(rules) if isinstance(rules, str) else rules
@@ -106,11 +106,11 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         return write(self._generator(batch_size), self.params, self.tokenizer.target, lines, search_options, rules)
 
     def check(self, uppers: Sequence[str]) -> None:
-        """Do nothing, unless `search` would not take one of these lines.
+        """Refuse lines that `search` does not accept.
 
         Raises:
-            TypeError: if a line is no string.
-            UserError: if a line is blank or longer than the model takes.
+            TypeError: if a line is not a string.
+            UserError: if a line is blank or longer than the model accepts.
         """
         self._encode(self.tokenizer.source, uppers, "Line")
         for number, upper in enumerate(uppers, start=1):

@@ -78,7 +78,7 @@ class Multi30k(tfds.core.GeneratorBasedBuilder):
         languages = _languages(self.builder_config.name)
         try:
             folder = as_path(dl_manager.manual_dir)
-        except AssertionError:  # TFDS's way to say that there is no such folder
+        except AssertionError:  # how TFDS reports that there is no such folder
             files = _download(dl_manager, languages)
         else:
             files = local_files(folder, self.builder_config.name)

@@ -13,22 +13,22 @@ from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
 
 @dataclass(frozen=True)
 class TranslatorSettings(Seq2SeqSettings):
-    """What a translation model knows beside its sizes, vocabulary and parameters."""
+    """Settings of a translation model: everything beside its sizes, vocabulary and parameters."""
 
     source_language: str = ""
     target_language: str = ""
     lowercase: bool = False
-    """It was trained on lower-cased text, so what it reads is lower-cased too."""
+    """Trained on lower-cased text, so inputs are lower-cased too."""
 
     @property
     def title(self) -> str:
-        """Of the model's card."""
+        """Title of the model card."""
         languages = f" from {self.source_language} to {self.target_language}" if self.source_language else ""
         return f"A model for translation{languages}"
 
     @property
     def limits(self) -> str:
-        """Of the model, for its card."""
+        """Limits of the model, for its card."""
         case = "It reads and writes lower-cased text. " if self.lowercase else ""
         return (
             f"{case}It takes one sentence at a time, of at most {self.max_source_length:,} tokens, and knows only what "
@@ -38,14 +38,14 @@ class TranslatorSettings(Seq2SeqSettings):
 
 
 class Alignment(NamedTuple):
-    """What each output token looked at: the cross-attention (section 3.2.3)."""
+    """Attention of each output token over the source: the cross-attention (section 3.2.3)."""
 
     source: list[str]
-    """The pieces read, end of sentence included."""
+    """Source pieces, end of sentence included."""
     target: list[str]
-    """The pieces written, end of sentence included."""
+    """Target pieces, end of sentence included."""
     weights: Float[np.ndarray, "layers N T S"]
-    """Of each decoder layer and head."""
+    """Weights of each decoder layer and head."""
 
 
 class Translation(NamedTuple):
@@ -53,7 +53,7 @@ class Translation(NamedTuple):
 
     text: str
     score: float
-    """What translations are ranked by: the log-probability over the length penalty."""
+    """Translations are ranked by it: the log-probability over the length penalty."""
     log_prob: float
     alignment: Alignment | None = None
 
@@ -88,15 +88,15 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
 
         Args:
             texts: one sentence each.
-            n_best: how many translations of each.
+            n_best: number of translations of each.
             return_attention: whether translations come with their `Alignment`.
             search: see `search`.
 
         Returns:
-            One string a text or, with `n_best` above 1 or `return_attention`, what `search` returns.
+            One string per text or, with `n_best` above 1 or `return_attention`, the result of `search`.
 
         Raises:
-            TypeError: if a text is no string, or `search` has an unknown name.
+            TypeError: if a text is not a string, or `search` has an unknown name.
             UserError: as `search`.
         """
         found = self.search(texts, n_best=n_best, return_attention=return_attention, **search)
@@ -119,22 +119,22 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
 
         Args:
             texts: one sentence each.
-            beam_size: hypotheses kept; None: as the model's settings say, like the next two.
+            beam_size: hypotheses kept; default: that of the model's settings, like the next two.
             alpha: exponent of the length penalty.
             batch_size: sentences at a time with a beam of 4, and as many hypotheses with any other; it changes speed
                 and memory, not results.
-            prefix: how every translation must begin.
+            prefix: beginning of every translation.
             return_attention: whether translations come with their `Alignment`.
-            options: further fields of `search_options.SearchOptions`.
+            options: further fields of `SearchOptions`.
 
         Raises:
-            TypeError: if a text is no string, or an option is unknown.
-            UserError: if a text is longer than the model takes, or an option is out of range.
+            TypeError: if a text is not a string, or an option is unknown.
+            UserError: if a text is longer than the model accepts, or an option is out of range.
         """
         search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
         sources = self._encode(self.tokenizer.source, texts, "Line")
         generator = self._generator(batch_size)
-        # Blank texts need no model: what it would say of nothing is not a translation.
+        # Blank texts stay blank: the output for an empty source is not a translation.
         filled = [i for i, text in enumerate(texts) if text.strip()]
         prefixes = None if prefix is None else [self.tokenizer.target.encode(self._normalised(prefix))] * len(filled)
         outputs = generator.generate(self.params, [sources[i] for i in filled], search_options, prefixes)
@@ -152,11 +152,11 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
         return found
 
     def check(self, texts: Sequence[str]) -> None:
-        """Do nothing, unless `search` would not take one of these texts.
+        """Refuse texts that `search` does not accept.
 
         Raises:
-            TypeError: if a text is no string.
-            UserError: if a text is longer than the model takes.
+            TypeError: if a text is not a string.
+            UserError: if a text is longer than the model accepts.
         """
         self._encode(self.tokenizer.source, texts, "Line")
 
@@ -167,8 +167,8 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
 
         Args:
             text: one sentence.
-            prefix: how the translation must begin; it comes first.
-            options: fields of `search_options.SearchOptions`.
+            prefix: beginning of the translation; it is yielded first.
+            options: fields of `SearchOptions`.
 
         Raises:
             TypeError: as `search`.
