@@ -52,7 +52,8 @@ def test_only_real_tokens_count():
 
 
 def test_a_step_counts_all_slots_of_its_batch():
-    assert Seq2SeqTask.flops(types.SimpleNamespace(model_config=MODEL), collate_pairs([], 6, 4)) == training_flops(MODEL, 4, 6, 6)
+    task = types.SimpleNamespace(model_config=MODEL)
+    assert Seq2SeqTask.flops(task, collate_pairs([], 6, 4)) == training_flops(MODEL, 4, 6, 6)
     classifier = dataclasses.replace(MODEL, target_vocab_size=0, num_classes=3)
     task = types.SimpleNamespace(model_config=classifier)
     assert ClassificationTask.flops(task, collate_texts([], 6, 4)) == training_flops(classifier, 4, 6, 0)
