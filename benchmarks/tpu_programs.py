@@ -179,7 +179,7 @@ def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, tuple[jax.ShapeDtypeStruct, ...]]:
-    """A model with parameters that every device holds, and sources, prefixes and limits spread over all."""
+    """A model with replicated parameters, and sources, prefixes and limits sharded over all devices."""
     model = _searched(shape)
     graphdef, _ = abstract_params(Seq2Seq, model)
     params = jax.eval_shape(lambda: split(Seq2Seq(model, rngs=nnx.Rngs(0)))[1])

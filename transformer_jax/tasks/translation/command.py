@@ -42,9 +42,9 @@ def add_command(commands: Any) -> None:
     translate.add_argument("--n-best", type=int, default=1, metavar="K", help="translations of each line [1]")
     translate.add_argument("--scores", action="store_true", help="print LINE<TAB>SCORE<TAB>TEXT")
     add_sampling(translate)
-    translate.add_argument("--min-length", type=int, default=0, metavar="N", help="fewest tokens, end included [0]")
+    translate.add_argument("--min-length", type=int, default=0, metavar="N", help="tokens a translation must have [0]")
     translate.add_argument(
-        "--max-length", type=int, metavar="N", help="most tokens, end included [the model's, usually input + 50]"
+        "--max-length", type=int, metavar="N", help="tokens a translation may have [the model's, usually input + 50]"
     )
     translate.add_argument("--prefix", metavar="TEXT", help="how every translation must begin")
     translate.add_argument("--no-repeat-ngram", type=int, default=0, metavar="N", help="let no N tokens come twice")
