@@ -105,7 +105,7 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
         rate, unread = Rate(), None
         while step < training.num_steps and not _out_of_patience(run, progress):
             batch, progress.position = next(batches)
-            stats = batch_stats(batch, run.task)
+            stats = batch_stats(batch, run.task.flops(batch))
             run.stop.mark_unsaved()
             state, sums = train_step(state, shard_batch(batch, run.mesh), run.stop_flags.for_step(stats))
             step += 1

@@ -14,7 +14,6 @@ from transformer_jax.data.collate import real_token_share
 from transformer_jax.nn.losses import Batch
 from transformer_jax.sharding import own_rows, row_shards
 from transformer_jax.system.files import AnyPath
-from transformer_jax.tasks.base import Task
 from transformer_jax.training.logging import Mirror
 
 CHIP_FLOPS = {
@@ -51,10 +50,15 @@ def chip_flops(device_kind: str) -> float | None:
     return next((flops for name, flops in CHIP_FLOPS.items() if device_kind.startswith(name)), None)
 
 
-def batch_stats(batch: Batch, task: Task) -> dict[str, float]:
-    """Values to sum over training steps: `steps`, `fill` (share of real tokens), and `flops` spent on real tokens."""
+def batch_stats(batch: Batch, flops: float) -> dict[str, float]:
+    """Values to sum over training steps: `steps`, `fill` (share of real tokens), and `flops` spent on real tokens.
+
+    Args:
+        batch: the batch of a step.
+        flops: FLOPs of the step, as `Task.flops` counts them.
+    """
     fill = real_token_share(batch)
-    return {"steps": 1.0, "fill": fill, "flops": fill * task.flops(batch)}
+    return {"steps": 1.0, "fill": fill, "flops": fill * flops}
 
 
 def usage(sums: Mapping[str, float], tokens_per_second: float, mesh: Mesh) -> dict[str, float]:
