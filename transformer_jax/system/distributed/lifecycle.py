@@ -27,7 +27,7 @@ from transformer_jax.system.distributed.exchange import assert_equal, is_main, p
 from transformer_jax.system.errors import UserError
 
 PEER_LOST = 75
-"""Exit status where another process failed or is gone; the same commands resume (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status after another process failed or was lost; the same commands resume (EX_TEMPFAIL of sysexits.h)."""
 MEETING_SECONDS = 50.0
 """Time limit for all processes to meet."""
 HEARTBEAT_SECONDS = 20
@@ -99,7 +99,7 @@ def initialize(
     if process_count() > 1:
         _exit_when_aborted(
             PEER_LOST,
-            "Another process is gone (it was killed, or the network failed), and all end with it; the same commands "
+            "Another process was lost (it was killed, or the network failed), which ends all; rerun the same commands to "
             "resume.",
         )
 
@@ -288,7 +288,7 @@ def _follow(process: int, status: int, sentence: str) -> None:
         exit_all(status, f"Process {process}: {sentence}")
     exit_all(
         PEER_LOST,
-        sentence if status == PEER_LOST else f"Process {process} has failed ({sentence}), and all end with it.",
+        sentence if status == PEER_LOST else f"Process {process} failed ({sentence}), which ends all.",
     )
 
 
