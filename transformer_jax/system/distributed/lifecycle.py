@@ -84,8 +84,9 @@ def initialize(
     timer = threading.Timer(deadline - time.monotonic(), _exit, (2, missing))  # before JAX aborts with a stack trace
     timer.daemon = True
     timer.start()
-    try:
+    if is_required:
         _exit_when_aborted(2, "A process ended before all had met, or two have one --process_id; restart them all.")
+    try:
         if _connect(is_required, coordinator, num_processes, process_id):
             if num_processes is not None and process_id is not None:
                 _require_same_count(num_processes, process_id)
@@ -95,13 +96,13 @@ def initialize(
                     assert_equal({name: _release(name) for name in _PACKAGES})
     finally:
         timer.cancel()
-        _set_abort_handler(None)
     if process_count() > 1:
-        _exit_when_aborted(
-            PEER_LOST,
-            "Another process was lost (it was killed, or the network failed), which ends all; rerun the same commands to "
-            "resume.",
+        lost = (
+            "Another process was lost (killed, or by the network), which ends all; rerun the same commands to resume."
         )
+        _exit_when_aborted(PEER_LOST, lost)
+    elif is_required:
+        _set_abort_handler(None)  # a cluster of one
 
 
 def _check_options(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
