@@ -1,8 +1,7 @@
-"""Where arrays live: the mesh of devices, the table of rules that splits parameters over it, and the rows of a batch.
+"""Where arrays live: the mesh of devices, the rules that partition parameters over it, and the rows of a batch.
 
-Three axes: `data` splits the batch; `fsdp` splits the batch and the parameters, which are gathered when used; `tensor`
-splits heads, the feed-forward width and the vocabulary. XLA derives all other layouts and the communication from these.
-What is traced by way of `on_mesh` knows its mesh; elsewhere the functions that ask for it change nothing.
+The mesh has three axes: `data` splits the batch; `fsdp` splits the batch and the parameters, gathered for use;
+`tensor` splits heads, the feed-forward width and the vocabulary. XLA derives all other layouts and the communication.
 """
 
 import re
@@ -24,12 +23,66 @@ from jaxtyping import Array, Float, Int, PyTree
 from transformer_jax.system.errors import UserError
 
 Arguments = ParamSpec("Arguments")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# The mesh.
+
 AXES = ("data", "fsdp", "tensor")
-ROW_AXES = ("data", "fsdp")
-ROWS = P(ROW_AXES)
-"""Of a batch."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Number of devices along each axis; -1 for all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange devices along the three axes.
+
+    Args:
+        config: size of each axis.
+        devices: default: all devices of all processes.
+
+    Raises:
+        UserError: if the sizes don't fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    product = 1
+    for size in sizes:
+        product *= 1 if size == -1 else size
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"config.mesh is {given}, but sizes must be positive, and at most one of them -1.")
+    if len(devices) % product or (-1 not in sizes and product != len(devices)):
+        raise UserError(
+            f"config.mesh is {given}, which does not fit the device count of {len(devices)}; "
+            "the sizes must multiply to that (-1: what is left)."
+        )
+    shape = [len(devices) // product if size == -1 else size for size in sizes]
+    # Explicit axes, the default, would need a layout at every embedding lookup.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check_heads(num_heads: int, mesh: Mesh) -> None:
+    """Require that the attention heads divide among the devices of the axis `tensor`.
+
+    Raises:
+        UserError: if they don't.
+    """
+    parts = mesh.shape["tensor"]
+    if num_heads % parts:
+        raise UserError(
+            f"config.model.num_heads is {num_heads}, which does not divide into config.mesh.tensor={parts} "
+            "parts; change one of them."
+        )
+
+
+# Parameters.
 
 RULES: tuple[tuple[str, P], ...] = (
     # The first matrix of a pair is split by columns and the second by rows, so that one sum ends each sub-layer.
@@ -40,19 +93,17 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"output_bias", P("tensor")),
     (r"learned", P(None, "fsdp")),
 )
-"""End of a parameter's path, as a regular expression, and the axes that its dimensions are split over.
+"""Regular expression for the end of a parameter's path, and the axes that split its dimensions.
 
-What matches none is small, and every device holds it whole.
+Parameters that match no rule are small, and replicated.
 """
 _IS_STACKED = re.compile(r"(^|\.)layers\.stacked\.")
-"""Parameters of scanned layers have one more axis in front, which is not split."""
+"""Parameters of scanned layers, which have one more axis in front. It is not split."""
 _IS_LAYER = re.compile(r"(^|\.)layers\.")
 
 
 def partition_spec(path: str) -> P:
-    """The rule for a path such as `encoder.layers.0.self_attention.query.kernel`, or P() if there is none.
-
-    With `stacked` in place of the number, it leaves the axis of the layers whole.
+    """The rule for a path such as `encoder.layers.0.self_attention.query.kernel`, or P() if none matches.
 
     Raises:
         ValueError: if two rules match.
@@ -65,8 +116,80 @@ def partition_spec(path: str) -> P:
     return P(None, *matching[0][1]) if _IS_STACKED.search(path) else matching[0][1]
 
 
+def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
+    """Shardings for parameters, or for a tree that contains trees of them, such as an optimiser state.
+
+    Args:
+        tree: arrays, or `jax.ShapeDtypeStruct`s.
+        mesh: see `make_mesh`.
+
+    Raises:
+        UserError: if a dimension does not divide by the axis that splits it.
+    """
+
+    def sharding(path: tuple[object, ...], leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        spec = partition_spec(name)
+        # Some optimisers keep vectors or scalars under the path of a matrix; those are small.
+        if len(spec) != leaf.ndim or leaf.size == 1:
+            return NamedSharding(mesh, P())
+        for size, axis in zip(leaf.shape, spec, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"{name} has a dimension of {size}, which does not divide into config.mesh.{axis}="
+                    f"{mesh.shape[axis]} parts; change config.mesh, or the sizes in config.model and config.tokenizer."
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+# Batches.
+
+ROW_AXES = ("data", "fsdp")
+"""The axes that split the rows of a batch."""
+ROWS = P(ROW_AXES)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Number of parts into which the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def own_rows(mesh: Mesh, num_rows: int) -> list[int]:
+    """The rows of a batch that belong to devices of this process, in the order of `shard_batch`."""
+    parts = NamedSharding(mesh, ROWS).addressable_devices_indices_map((num_rows,)).values()
+    return sorted({row for part in parts if part is not None for row in range(*part[0].indices(num_rows))})
+
+
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Put a batch on the devices, its rows split over `data` and `fsdp`.
+
+    Args:
+        batch: numpy arrays with a leading row axis; with several processes, only the rows of this one.
+        mesh: see `make_mesh`.
+
+    Raises:
+        UserError: if the rows don't divide among the devices.
+    """
+    sharding = NamedSharding(mesh, ROWS)
+    if jax.process_count() > 1:
+        return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+    shards = row_shards(mesh)
+    for array in jax.tree.leaves(batch):
+        if array.shape[0] % shards:
+            raise UserError(
+                f"config.data.tokens_per_batch makes batches of {array.shape[0]} rows, which do not divide among the "
+                f"{shards} devices along the axes data and fsdp; make it a multiple of {shards} rows."
+            )
+    return jax.device_put(batch, sharding)
+
+
+# Inside functions traced under `on_mesh`. Without a mesh, the functions below change nothing.
+
+
 def on_mesh(function: Callable[Arguments, Result], mesh: Mesh) -> Callable[Arguments, Result]:
-    """`function`, to be jitted, which knows `mesh` while it is traced."""
+    """A function to be jitted that sees `mesh` while it is traced."""
 
     @wraps(function)
     def traced(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -77,7 +200,7 @@ def on_mesh(function: Callable[Arguments, Result], mesh: Mesh) -> Callable[Argum
 
 
 def axis_size(*axes: str) -> int:
-    """Parts into which these axes of the mesh split something; 1 without a mesh."""
+    """Product of the sizes of these axes; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     size = 1
     for axis in axes:
@@ -86,33 +209,33 @@ def axis_size(*axes: str) -> int:
 
 
 def row_parts(rows: int) -> int:
-    """Parts into which so many rows of a batch are spread over the mesh; 1 if they do not divide."""
+    """Number of parts into which this number of rows is split; 1 if they do not divide."""
     parts = axis_size(*ROW_AXES)
     return parts if rows % parts == 0 else 1
 
 
 def platform() -> str:
-    """Of the devices that what is being traced will run on: cpu, gpu, tpu."""
+    """Platform that the traced function will run on: cpu, gpu or tpu."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def constrain(array: Float[Array, "..."], *axes: str | tuple[str, ...] | None) -> Float[Array, "..."]:
-    """`array` with each of its dimensions split over these axes of the mesh."""
+    """`array` with each dimension split over the given axes."""
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, P(*axes))
 
 
 def gathered(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
-    """Parameters as they are used: whole where `fsdp` splits them; their gradients come back split.
+    """Parameters with the axis `fsdp` gathered for use; their gradients come back split.
 
-    Without that, XLA may rather move the activations. Those of layers are left to the layer, which gathers them once
-    more in the backward pass if it is rematerialised, so that no device ever holds all.
+    Otherwise XLA may move the activations instead. Each layer gathers its own parameters, again in the backward pass if
+    it is rematerialised, so that no device ever holds all of them.
 
     Args:
         params: of a model, or of one layer.
-        dtype: of what is gathered, which saves communication if it is narrower; None: as it is.
+        dtype: type to gather in, narrower to save communication; default: that of the parameters.
     """
     if axis_size("fsdp") == 1:
         return params
@@ -137,8 +260,7 @@ def _gather_forward(param: Array, spec: P) -> tuple[Array, None]:
 
 
 def _scatter_gradient(spec: P, _: None, gradient: Array) -> tuple[Array]:
-    # Whole at first: each device adds up what its own rows give, and one sum over devices follows, of which each keeps
-    # its part.
+    # Whole at first: each device adds up the gradients of its own rows, then one reduce-scatter follows.
     return (constrain(_gather(gradient, spec), *spec),)
 
 
@@ -146,7 +268,7 @@ _gather.defvjp(_gather_forward, _scatter_gradient)
 
 
 def lookup(table: Float[Array, "V D"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
-    """Rows of `table`; over a mesh, each device adds up the gradients of its own rows of tokens before they all do."""
+    """Rows of `table`. On a mesh, each device adds up the gradients of its own tokens before they are summed."""
     return table[tokens] if axis_size(*ROW_AXES) == 1 else _lookup(table, tokens)
 
 
@@ -171,134 +293,26 @@ def _sum_of_rows(looked_up: tuple[Array, Array], gradient: Array) -> tuple[Array
 _lookup.defvjp(_lookup_forward, _sum_of_rows)
 
 
-@dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis; -1: all that are left."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-
-
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange devices along the three axes.
-
-    Args:
-        config: the size of each axis; at most one may be -1, for what is left.
-        devices: the devices to use, by default all.
-
-    Raises:
-        UserError: if the sizes don't fit the number of devices.
-    """
-    devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
-    given = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-    product = 1
-    for size in sizes:
-        product *= 1 if size == -1 else size
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"config.mesh is {given}, but sizes must be positive, and at most one of them -1.")
-    if len(devices) % product or (-1 not in sizes and product != len(devices)):
-        raise UserError(
-            f"config.mesh is {given}, which does not fit the device count of {len(devices)}; "
-            "the sizes must multiply to that (-1: what is left)."
-        )
-    shape = [len(devices) // product if size == -1 else size for size in sizes]
-    # The default of make_mesh is Explicit, which would ask for a layout at every lookup in an embedding.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-
-
-def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
-    """A sharding for each array of a tree of parameters, or of one that holds such trees, as optimiser states do.
-
-    Args:
-        tree: arrays, or `jax.ShapeDtypeStruct`s.
-        mesh: see `make_mesh`.
-
-    Raises:
-        UserError: if a dimension does not divide by the axis that splits it.
-    """
-
-    def sharding(path: tuple[object, ...], leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        spec = partition_spec(name)
-        # Some optimisers keep vectors or single numbers under the path of a matrix; those are small.
-        if len(spec) != leaf.ndim or leaf.size == 1:
-            return NamedSharding(mesh, P())
-        for size, axis in zip(leaf.shape, spec, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
-                raise UserError(
-                    f"{name} has a dimension of {size}, which does not divide into config.mesh.{axis}="
-                    f"{mesh.shape[axis]} parts; change config.mesh, or the sizes in config.model and config.tokenizer."
-                )
-        return NamedSharding(mesh, spec)
-
-    return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
-def check_heads(num_heads: int, mesh: Mesh) -> None:
-    """Raise `UserError` if the heads of attention do not divide by the axis that splits them."""
-    parts = mesh.shape["tensor"]
-    if num_heads % parts:
-        raise UserError(
-            f"config.model.num_heads is {num_heads}, which does not divide into config.mesh.tensor={parts} "
-            "parts; change one of them."
-        )
-
-
-def row_shards(mesh: Mesh) -> int:
-    """Parts into which the rows of a batch are spread."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Put a batch on the devices, its rows spread over `data` and `fsdp`.
-
-    Args:
-        batch: numpy arrays with one leading row axis. With several processes, the rows of this one.
-        mesh: see `make_mesh`.
-
-    Raises:
-        UserError: if the rows don't divide among the devices.
-    """
-    sharding = NamedSharding(mesh, ROWS)
-    if jax.process_count() > 1:
-        return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
-    shards = row_shards(mesh)
-    for array in jax.tree.leaves(batch):
-        if array.shape[0] % shards:
-            raise UserError(
-                f"config.data.tokens_per_batch makes batches of {array.shape[0]} rows, which do not divide among the "
-                f"{shards} devices along the axes data and fsdp; make it a multiple of {shards} rows."
-            )
-    return jax.device_put(batch, sharding)
-
-
-def own_rows(mesh: Mesh, num_rows: int) -> list[int]:
-    """Those of a batch's rows that lie on devices of this process, in the order in which `place` takes them."""
-    parts = NamedSharding(mesh, ROWS).addressable_devices_indices_map((num_rows,)).values()
-    return sorted({row for part in parts if part is not None for row in range(*part[0].indices(num_rows))})
-
-
-Item = TypeVar("Item")
+# Independent work on the devices of one process, without a mesh.
 
 AT_ONCE = {"cpu": 2}
-"""Pieces of work that a device of this platform has in hand, elsewhere 1: small products leave cores of a CPU idle."""
+"""Work items in flight per device of a platform, elsewhere 1: small matrix products leave cores of a CPU idle."""
 
 
 def workers(arrays: PyTree) -> tuple[int, int]:
-    """The devices of this process that hold these arrays, and the pieces of work that each has in hand."""
+    """Number of this process's devices that hold these arrays, and of work items in flight on each."""
     devices = _devices(arrays)
     return len(devices), _at_once(devices)
 
 
 def spread(work: Callable[[PyTree, Item], Result], items: Sequence[Item], arrays: PyTree) -> Iterator[Result]:
-    """Yield `work(arrays, item)` for each item, in order, done by all devices of this process that hold `arrays`.
+    """Yield `work(arrays, item)` for each item, in order, on all devices of this process that hold `arrays`.
 
-    If there are several, each that has work is given a copy. What has begun is finished even if another piece fails.
+    Each device that has work gets a copy of `arrays` if there are several. Work that has begun is finished even if
+    another item fails.
     """
     devices = _devices(arrays)
-    # All devices before any has a second piece.
+    # All devices before any has a second item.
     seats = (devices * _at_once(devices))[: len(items)]
     copies = {device: arrays if len(devices) == 1 else jax.device_put(arrays, device) for device in set(seats)}
     if len(seats) <= 1:
@@ -308,7 +322,7 @@ def spread(work: Callable[[PyTree, Item], Result], items: Sequence[Item], arrays
     for device in seats:
         free.put(device)
 
-    def sit_down(item: Item) -> Result:
+    def run(item: Item) -> Result:
         device = free.get()
         try:
             return work(copies[device], item)
@@ -316,13 +330,12 @@ def spread(work: Callable[[PyTree, Item], Result], items: Sequence[Item], arrays
             free.put(device)
 
     with ThreadPoolExecutor(len(seats), thread_name_prefix="device") as threads:
-        yield from threads.map(sit_down, items)
+        yield from threads.map(run, items)
 
 
 def replicated(arrays: PyTree) -> PyTree:
-    """The arrays on every device of this process, so that all of them share in the work."""
-    mesh = jax.sharding.Mesh(jax.local_devices(), "device")
-    return jax.device_put(arrays, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    """The arrays on every device of this process."""
+    return jax.device_put(arrays, NamedSharding(Mesh(jax.local_devices(), "device"), P()))
 
 
 def _at_once(devices: Sequence[jax.Device]) -> int:

@@ -1,4 +1,4 @@
-"""Starts `train.py`, or another program, in several processes on the loopback."""
+"""Start `train.py`, or another program, in several processes on the loopback."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from transformer_jax.tasks.translation.numerals import Numerals
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS = 240
-"""No process may take longer."""
+"""Time limit of a process."""
 FLAGS = [
     *("--config.data.name=text", "--config.data.max_length=48", "--config.data.row_length=48"),
     *("--config.data.tokens_per_batch=336", "--config.tokenizer.vocab_size=60"),
@@ -23,7 +23,7 @@ FLAGS = [
     *("--config.training.average_last=2", "--config.training.ema_decay=0.9", "--config.training.metric=loss"),
     *("--config.decoding.batch_size=8", "--config.decoding.max_extra_tokens=2", "--config.decoding.beam_size=1"),
 ]
-"""A tiny run of 20 steps. Its seven rows of a batch divide among no two devices."""
+"""A tiny run of 20 steps. The seven rows of a batch do not divide among two devices."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Ended:
 
 
 def text_files(folder: Path, train: int = 150, validation: int = 11) -> list[str]:
-    """Options for a little data."""
+    """Write a small data set; returns the options that name it."""
     options = []
     for split, size in (("train", train), ("validation", validation)):
         sides = zip(*Numerals("de", "en", split)[:size], strict=True)
@@ -49,23 +49,23 @@ def text_files(folder: Path, train: int = 150, validation: int = 11) -> list[str
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens at."""
+    """A port that nobody listens at."""
     with socket.socket(socket.AF_INET6) as found:
         found.bind(("", 0))
         return found.getsockname()[1]
 
 
 class Processes:
-    """Some processes that make one program."""
+    """Processes that together run one program."""
 
     def __init__(self, command: list[str], count: int, *, devices: int = 1, own: dict[int, list[str]] | None = None):
         """Start them.
 
         Args:
-            command: what to run with Python; options that tell a process its place are added if there are several.
-            count: processes.
-            devices: of each.
-            own: more options of some, by their numbers.
+            command: arguments of Python; with several processes, the options that place each are added.
+            count: number of processes.
+            devices: number of devices of each.
+            own: further options of single processes, by index.
         """
         self.started = time.monotonic()
         flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
@@ -91,7 +91,7 @@ class Processes:
             )
 
     def wait(self, seconds: float = SECONDS) -> list[Ended]:
-        """How they ended, in order; all are killed if one takes longer than `seconds`."""
+        """How they ended, in order; all are killed after `seconds`."""
         try:
             ended = []
             for process in self.processes:
@@ -103,7 +103,7 @@ class Processes:
             self.kill()
 
     def kill(self) -> None:
-        """Those that still run."""
+        """Kill those that still run."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
@@ -111,7 +111,7 @@ class Processes:
 
 
 def assert_refused(ended: list[Ended], message: str) -> None:
-    """All ended with status 2 and one sentence that holds `message`."""
+    """Assert that all ended with status 2 and one sentence that contains `message`."""
     assert [process.status for process in ended] == [2] * len(ended), ended
     for process in ended:
         assert process.err.count("train.py: error:") == 1, process.err
@@ -120,5 +120,5 @@ def assert_refused(ended: list[Ended], message: str) -> None:
 
 
 def train(workdir: Path, data: list[str], count: int, *, more: list[str] | None = None, **options) -> Processes:
-    """Begin the tiny run, or go on with it."""
+    """Start or resume the tiny run."""
     return Processes(["train.py", *FLAGS, *data, f"--workdir={workdir}", *(more or [])], count, **options)

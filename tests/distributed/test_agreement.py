@@ -1,4 +1,4 @@
-"""What must not take long: that processes of different minds are refused."""
+"""Processes that disagree are refused, all with the same sentence."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_a_mesh_that_does_not_fit_is_refused_by_all(tmp_path, axes, message):
 
 
 def train_apart(folder, data):
-    """Two processes as on two hosts: a relative path names another file in each, in `folder/0` and `folder/1`."""
+    """Two processes as on two hosts: relative paths name files in `folder/0` and `folder/1`."""
     code = (
         "import os, sys, runpy; from transformer_jax.training import setup; setup.SHARED_SECONDS = 1.0\n"
         f"script = os.path.abspath('train.py'); os.chdir(os.path.join({str(folder)!r}, sys.argv[-1][-1]))\n"

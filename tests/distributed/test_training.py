@@ -1,4 +1,4 @@
-"""Several processes train as one; killed, stopped or wrongly started, they end well."""
+"""Several processes train as one; if one is killed, stopped or wrongly started, all end with a message and a status."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """Folder of the run of one process that nothing disturbs."""
+    """Folder of an uninterrupted run of one process."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
     [ended] = train(workdir, data, 1).wait()
     assert ended.status == 0, ended.err
@@ -111,7 +111,7 @@ def test_when_one_is_killed_the_others_end_and_one_process_goes_on(data, whole, 
             assert process.status == PEER_LOST, process
             told = [line for line in process.err.splitlines() if line.startswith("train.py: error:")]
             assert len(told) == 1
-            assert "Another process has gone" in told[0]
+            assert "Another process was lost" in told[0]
             assert "Traceback" not in process.err
     [resumed] = train(tmp_path, data, 1).wait()
     assert resumed.status == 0, resumed.err

@@ -19,7 +19,7 @@ def contents(folder):
 
 
 def fail_at_call(monkeypatch, owner, name, number):
-    """Let the call with that number, from 1, fail, and tell how many calls there were."""
+    """Let the call with that number, from 1, fail, and count the calls."""
     calls, real = [], getattr(owner, name)
 
     def sometimes(*arguments, **options):
@@ -133,14 +133,14 @@ def test_a_new_folder_replaces_nothing(tmp_path, kind):
 
 
 def test_a_new_folder_needs_a_name():
-    with pytest.raises(UserError, match="empty text"), new_folder(""):
+    with pytest.raises(UserError, match="empty name"), new_folder(""):
         raise AssertionError
 
 
 def test_a_new_folder_where_none_can_be(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file" / "new", tmp_path / "file" / "deep" / "new"):
-        with pytest.raises(UserError, match=r"new cannot be written, for .*/file is no folder"), new_folder(path):
+        with pytest.raises(UserError, match=r"new cannot be written, for .*/file is not a folder"), new_folder(path):
             raise AssertionError
     assert contents(tmp_path) == {"file": b""}
 

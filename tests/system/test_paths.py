@@ -31,7 +31,7 @@ def test_a_remote_path(bucket):
 
 @pytest.mark.parametrize("path", ["s3://bucket/a", "http://host/a", "://"])
 def test_other_storage_is_refused(path):
-    with pytest.raises(UserError, match=r"is a path of an unknown kind; name one of this machine, or gs://"):
+    with pytest.raises(UserError, match=r"is a path of an unknown kind; name a local one, or gs://"):
         as_path(path)
 
 
@@ -40,7 +40,7 @@ def test_without_the_package_for_it_a_command_is_named(monkeypatch):
         raise ImportError
 
     monkeypatch.setattr("fsspec.get_filesystem_class", missing)
-    with pytest.raises(UserError, match=r"gs://b/a needs a package more; run pip install 'transformer-jax\[gcs\]'"):
+    with pytest.raises(UserError, match=r"gs://b/a needs another package; run pip install 'transformer-jax\[gcs\]'"):
         as_path("gs://b/a")
 
 

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, files, the runtime, and processes that work together."""
+"""Errors, files, runtime settings and distributed processes: what all other packages build on."""

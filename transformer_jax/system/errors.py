@@ -1,9 +1,9 @@
-"""The one exception for mistakes that a person can make and mend."""
+"""The exception for mistakes of the user."""
 
 
 class UserError(Exception):
-    """A mistake in a path, config, file or text, told in one sentence.
+    """A mistake in a path, config, file or text, reported in one sentence.
 
-    The message names the file, line or field and says what to do. Command-line entry points
-    print it without a traceback and exit with status 2.
+    The message names the file, line or field and the remedy. Command-line programs print it without a traceback and
+    exit with status 2.
     """

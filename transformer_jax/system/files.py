@@ -1,4 +1,4 @@
-"""Paths on this machine and in Google Cloud Storage, and writing to them so that nothing is ever seen half-written."""
+"""Atomic writes of files and folders, on this machine and in Google Cloud Storage."""
 
 import contextlib
 import errno
@@ -21,40 +21,40 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
     """A local path, or one in Google Cloud Storage such as gs://bucket/folder.
 
     Raises:
-        UserError: if it is in another storage, or the package for Google's is not installed.
+        UserError: for other storage, or if the package for Google's is not installed.
     """
     name = os.fspath(path)
     scheme, separator, _ = name.partition("://")
     if not separator:
         return Path(name)
     if scheme != "gs":
-        raise UserError(f"{name} is a path of an unknown kind; name one of this machine, or gs://BUCKET/FOLDER.")
+        raise UserError(f"{name} is a path of an unknown kind; name a local one, or gs://BUCKET/FOLDER.")
     import fsspec
 
     try:
         fsspec.get_filesystem_class("gcs")
     except ImportError as error:
-        raise UserError(f"{name} needs a package more; run pip install 'transformer-jax[gcs]'.") from error
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it shows the traceback of whatever it raises
+        raise UserError(f"{name} needs another package; run pip install 'transformer-jax[gcs]'.") from error
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of all that it raises
     return epath.Path(name)
 
 
 def is_remote(path: AnyPath) -> bool:
-    """Whether it is none of this machine."""
+    """Whether the path is in Google Cloud Storage."""
     return not isinstance(path, Path)
 
 
 def resolved(path: AnyPath) -> AnyPath:
-    """Absolute and without symbolic links; remote ones are."""
+    """The path made absolute and without symbolic links, as remote ones are."""
     return path.resolve() if isinstance(path, Path) else path
 
 
 @contextlib.contextmanager
 def os_errors(path: AnyPath) -> Iterator[None]:
-    """Within, whatever goes wrong with a remote path is an `OSError` with a `strerror`, as it is with a local one.
+    """Turn all errors of a remote path, within the block, into what a local one raises.
 
     Raises:
-        OSError: of that kind.
+        OSError: with a `strerror`.
     """
     if not is_remote(path):
         yield
@@ -63,8 +63,7 @@ def os_errors(path: AnyPath) -> Iterator[None]:
         yield
     except UserError:
         raise
-    # The storage's client raises what its many layers do: of HTTP, of credentials, of its own.
-    except Exception as error:
+    except Exception as error:  # the layers of the client raise errors of HTTP, credentials and their own
         if isinstance(error, OSError) and error.strerror:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -73,14 +72,14 @@ def os_errors(path: AnyPath) -> Iterator[None]:
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:
-    """Write a file, or replace it, whole or not at all.
+    """Write or replace a file, whole or not at all.
 
     Raises:
-        OSError: if that fails; `path` is as it was before.
+        OSError: if that fails; `path` is unchanged.
     """
     if not isinstance(path, Path):
         with os_errors(path):
-            path.write_bytes(content)  # object storage shows an object when it is complete
+            path.write_bytes(content)  # objects appear when they are complete
         return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -92,14 +91,13 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
 
 
 def replace_folder(folder: AnyPath, files: Mapping[str, bytes]) -> None:
-    """Put a folder with these files in the place of `folder`.
+    """Replace `folder` by one with these files.
 
-    The old one makes way by a rename, and the new one takes its place by another. A process killed between the two
-    leaves the old one in a hidden folder beside. Remote storage renames no folders: there the files are replaced one by
-    one, in the order given.
+    The old folder is renamed, then the new one; a process killed in between leaves the old one in a hidden folder
+    beside it. Remote storage cannot rename folders: there the files are replaced one by one, in the order given.
 
     Raises:
-        OSError: if that fails; `folder` is as it was before, unless it is remote.
+        OSError: if that fails; a local `folder` is unchanged.
     """
     if not isinstance(folder, Path):
         _replace_files(folder, files)
@@ -122,24 +120,33 @@ def replace_folder(folder: AnyPath, files: Mapping[str, bytes]) -> None:
         _sync_folder(folder.parent)
 
 
+def _replace_files(folder: epath.Path, files: Mapping[str, bytes]) -> None:
+    with os_errors(folder):
+        before = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        for name in before.keys() - files.keys():
+            before[name].unlink()
+
+
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends without an error; otherwise nothing is left.
+    """Yield a temporary folder, which becomes `path` if the block succeeds and is deleted otherwise.
 
     Raises:
-        UserError: if `path` is empty, exists, or cannot be written.
+        UserError: if `path` is empty, exists, is remote or cannot be written.
     """
     if not str(path):
-        raise UserError("The folder to write is an empty text; name one that does not exist.")
+        raise UserError("The folder to write has an empty name; name one that does not exist.")
     if is_remote(as_path(path)):
-        raise UserError(f"{path} is not on this machine; name a local folder, and copy it there afterwards.")
+        raise UserError(f"{path} is not on this machine; write to a local folder, and copy it there afterwards.")
     folder = Path(path).absolute()
     if os.path.lexists(folder):
         raise UserError(f"{path} exists; name a folder that does not, or remove it.")
     missing = list(itertools.takewhile(lambda parent: not os.path.lexists(parent), folder.parents))
     above = (missing[-1] if missing else folder).parent
     if not os.path.isdir(above):
-        raise UserError(f"{path} cannot be written, for {above} is no folder; name another folder.")
+        raise UserError(f"{path} cannot be written, for {above} is not a folder; name another one.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -154,18 +161,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); make room, or name another folder.") from error
     finally:
-        with contextlib.suppress(OSError):  # they are not empty once the new folder is there
+        with contextlib.suppress(OSError):  # not empty if the new folder is there
             for parent in missing:
                 parent.rmdir()
-
-
-def _replace_files(folder: epath.Path, files: Mapping[str, bytes]) -> None:
-    with os_errors(folder):
-        before = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        for name in before.keys() - files.keys():
-            before[name].unlink()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -176,7 +174,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if os.name == "posix":  # other systems cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

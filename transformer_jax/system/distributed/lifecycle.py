@@ -27,7 +27,7 @@ from transformer_jax.system.distributed.exchange import assert_equal, is_main, p
 from transformer_jax.system.errors import UserError
 
 PEER_LOST = 75
-"""Exit status where another process failed or is gone; the same commands resume (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status after another process failed or was lost; the same commands resume (EX_TEMPFAIL of sysexits.h)."""
 MEETING_SECONDS = 50.0
 """Time limit for all processes to meet."""
 HEARTBEAT_SECONDS = 20
@@ -84,8 +84,9 @@ def initialize(
     timer = threading.Timer(deadline - time.monotonic(), _exit, (2, missing))  # before JAX aborts with a stack trace
     timer.daemon = True
     timer.start()
-    try:
+    if is_required:
         _exit_when_aborted(2, "A process ended before all had met, or two have one --process_id; restart them all.")
+    try:
         if _connect(is_required, coordinator, num_processes, process_id):
             if num_processes is not None and process_id is not None:
                 _require_same_count(num_processes, process_id)
@@ -95,13 +96,13 @@ def initialize(
                     assert_equal({name: _release(name) for name in _PACKAGES})
     finally:
         timer.cancel()
-        _set_abort_handler(None)
     if process_count() > 1:
-        _exit_when_aborted(
-            PEER_LOST,
-            "Another process is gone (it was killed, or the network failed), and all end with it; the same commands "
-            "resume.",
+        lost = (
+            "Another process was lost (killed, or by the network), which ends all; rerun the same commands to resume."
         )
+        _exit_when_aborted(PEER_LOST, lost)
+    elif is_required:
+        _set_abort_handler(None)  # a cluster of one
 
 
 def _check_options(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -288,7 +289,7 @@ def _follow(process: int, status: int, sentence: str) -> None:
         exit_all(status, f"Process {process}: {sentence}")
     exit_all(
         PEER_LOST,
-        sentence if status == PEER_LOST else f"Process {process} has failed ({sentence}), and all end with it.",
+        sentence if status == PEER_LOST else f"Process {process} failed ({sentence}), which ends all.",
     )
 
 
