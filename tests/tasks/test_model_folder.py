@@ -72,7 +72,7 @@ def test_the_task_tells_what_a_model_is_loaded_as(tmp_path, write_model, kind):
 def test_saving_what_was_loaded_gives_the_same_bytes(folder, tmp_path):
     model = load(folder)
     copy = tmp_path / "copy"
-    save(
+    save_model(
         copy,
         model_config=model.model_config,
         params=model.params,

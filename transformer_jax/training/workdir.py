@@ -224,5 +224,5 @@ def _differences(before: Any, now: Any, default: Any, path: str = "") -> list[tu
                 before.get(name), now.get(name), default.get(name), f"{path}.{name}" if path else name
             )
         ]
-    same = before == (list(now) if isinstance(now, tuple) else now)
-    return [] if same else [(path, before, now)]
+    before_json, now_json = (list(value) if isinstance(value, tuple) else value for value in (before, now))
+    return [] if before_json == now_json else [(path, before, now)]
