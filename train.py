@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.runtime import prepare
 from transformer_jax.task_groups import moved_fields
 from transformer_jax.tasks.command_line import add_processes, beside_others

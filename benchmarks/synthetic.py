@@ -13,12 +13,12 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Key
 
 from transformer_jax.config import OptimConfig
-from transformer_jax.data.collate import Seq2SeqBatch, collate_pairs
+from transformer_jax.data.packing import Seq2SeqBatch, collate_pairs
 from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params, split
-from transformer_jax.nn.flops import training_flops
+from transformer_jax.nn.model_config import training_flops
 from transformer_jax.nn.losses import Params, Sums, chunked_cross_entropy
 from transformer_jax.sharding import ROWS, on_mesh, state_shardings
-from transformer_jax.training.optim import make_optimizer, make_schedule
+from transformer_jax.training.step import make_optimizer, make_schedule
 from transformer_jax.training.step import TrainState, init_state, train_step
 
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
@@ -47,7 +47,7 @@ class StepSize:
 
     @property
     def flops(self) -> float:
-        """Of the matrix products of the step, see `transformer_jax.nn.flops`."""
+        """Of the matrix products of the step, see `transformer_jax.nn.model_config`."""
         return training_flops(self.model, self.rows, self.length, self.length)
 
     def __str__(self) -> str:

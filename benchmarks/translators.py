@@ -71,7 +71,7 @@ def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
     import transformer_jax
     from transformer_jax.interop.ctranslate2_export import export_ctranslate2
     from transformer_jax.interop.marian import export_marian
-    from transformer_jax.system.errors import UserError
+    from transformer_jax.system import UserError
 
     translator = transformer_jax.load(model)
     if not isinstance(translator, transformer_jax.Translator) or TOKENIZER not in translator.tokenizer.files():

@@ -11,7 +11,7 @@ import tempfile
 from transformer_jax import Seq2SeqTask, Translator, default_config, load, register_task, run
 from transformer_jax.cli import main
 from transformer_jax.tasks.pair_command import PairCommand
-from transformer_jax.tasks.translation.numerals import number_words
+from transformer_jax.tasks.translation.sources import number_words
 
 
 class Backwards(Seq2SeqTask):

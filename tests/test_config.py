@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from transformer_jax.config import Config, default_config, from_config_dict, load_config_file, read_config, upgraded
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from transformer_jax.tasks.translation.numerals import Numerals
+from transformer_jax.tasks.translation.sources import Numerals
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 60

@@ -99,7 +99,7 @@ def test_imports_point_downward(module):
     [
         ("nn", "from transformer_jax.config import Config"),
         ("nn", "import transformer_jax.config"),
-        ("nn.attention", "from transformer_jax.system.errors import UserError"),
+        ("nn.attention", "from transformer_jax.system import UserError"),
         ("data.example", "def late():\n    import jax.numpy as jnp"),
         ("decoding.example", "from transformer_jax import tasks"),
         ("decoding.example", "from transformer_jax.config import Config"),

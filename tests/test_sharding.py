@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from transformer_jax import sharding as partition
 from transformer_jax.nn import ModelConfig, Seq2Seq, split, stack_layers, unstack_layers
 from transformer_jax.sharding import MeshConfig, check_heads, make_mesh, shard_batch, state_shardings
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 TINY = ModelConfig(
     d_model=16,

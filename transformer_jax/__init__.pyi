@@ -57,7 +57,7 @@ from .nn.losses import (
     smoothed_cross_entropy as smoothed_cross_entropy,
 )
 from .nn.positions import sinusoidal_positions as sinusoidal_positions
-from .system.errors import UserError as UserError
+from .system import UserError as UserError
 from .tasks.base import (
     Evaluation as Evaluation,
     Task as Task,
@@ -75,7 +75,7 @@ from .tasks.couplets.rules import Rules as Rules
 from .tasks.couplets.rules import Verdict as Verdict
 from .tasks.couplets.rules import explain as explain
 from .tasks.couplets.rules import judge as judge
-from .tasks.couplets.writer import CoupletWriter as CoupletWriter
+from .tasks.couplets.generate import CoupletWriter as CoupletWriter
 from .tasks.metrics import (
     couplet_scores as couplet_scores,
     exact_match as exact_match,
@@ -101,7 +101,7 @@ from .tasks.translation.translator import (
     Translator as Translator,
 )
 from .training import run as run
-from .training.optim import (
+from .training.step import (
     make_optimizer as make_optimizer,
     make_schedule as make_schedule,
     noam_schedule as noam_schedule,

@@ -13,7 +13,7 @@ import ml_collections
 
 from transformer_jax.nn import ModelConfig
 from transformer_jax.sharding import MeshConfig
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import as_path, os_errors
 from transformer_jax.task_groups import moved_fields, task_groups
 

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")

@@ -9,7 +9,7 @@ from benchmarks.pipeline import _rate, build, first_window, real_tokens, run
 from benchmarks.settings import Settings, Unavailable
 from benchmarks.shipped import EMBEDDED, ROOT, SHIPPED, shipped_config, shipped_options
 from transformer_jax.config import Config, DataConfig, TokenizerConfig
-from transformer_jax.data.collate import collate_pairs
+from transformer_jax.data.packing import collate_pairs
 from transformer_jax.data.pipeline import Batches
 from transformer_jax.system import runtime
 

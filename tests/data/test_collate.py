@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.data import collate
-from transformer_jax.data.collate import (
+from transformer_jax.data.packing import (
     LENGTHS,
     NO_LABEL,
     Seq2SeqBatch,

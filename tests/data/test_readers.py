@@ -16,7 +16,7 @@ from transformer_jax.data.readers import (
     read_records,
     spread_evenly,
 )
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 TEXTS = [f"text {i}" for i in range(20_000)]
 

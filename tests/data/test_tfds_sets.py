@@ -12,7 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from transformer_jax.data import tfds_sets
 from transformer_jax.data.tfds_sets import check_network, checked_folder, fingerprint, load_records
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification import sources as classification
 from transformer_jax.tasks.couplets import sources as couplets
 from transformer_jax.tasks.translation import sources as translation

@@ -14,7 +14,7 @@ from transformer_jax.data.tokenizers import (
     train_pair,
     train_tokenizer,
 )
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 GERMAN = ["Zwei junge Männer stehen im Garten.", "Ein Hund läuft über die Straße!", "Die Frau liest ein Buch."] * 5
 ENGLISH = ["Two young men stand in the garden.", "A dog runs across the street!", "The woman reads a book."] * 5

@@ -12,7 +12,7 @@ from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK, SpecialTokens
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 VOCABULARY = 14
 CONFIG = ModelConfig(

@@ -1,7 +1,7 @@
 import pytest
 
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from tests.decoding.toys import PAD, Toy, all_outputs, outputs_of
 from transformer_jax.decoding import forbid_tokens, greedy_search, sample
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 NUM_SAMPLES = 4000
 

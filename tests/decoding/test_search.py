@@ -25,7 +25,7 @@ from transformer_jax.decoding import (
     no_repeat_ngram,
     sample,
 )
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 LENGTH = 4
 NUM_OUTPUTS = 40  # of three words and EOS, up to four tokens: 1 + 3 + 9 + 27

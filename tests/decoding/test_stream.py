@@ -6,7 +6,7 @@ import pytest
 from tests.decoding.toys import EOS, IDS, Toy, outputs_of, step_fn
 from transformer_jax.decoding import forbid_tokens, greedy_search, no_repeat_ngram, sample, stream
 from transformer_jax.decoding.search import _jitted_step
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 PROCESSORS = (forbid_tokens([2]), no_repeat_ngram(2))
 

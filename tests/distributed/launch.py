@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformer_jax.tasks.translation.numerals import Numerals
+from transformer_jax.tasks.translation.sources import Numerals
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS = 240

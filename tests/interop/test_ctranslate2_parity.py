@@ -14,7 +14,7 @@ from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.interop.ctranslate2_export import export_ctranslate2
 from transformer_jax.interop.marian import import_marian
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.model_folder import load, save
 
 ctranslate2 = pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: pip install ctranslate2")

@@ -18,7 +18,7 @@ from tests.interop.marian_folders import (
 )
 from transformer_jax.interop.marian import export_marian, import_marian
 from transformer_jax.interop.marian_layout import Numbering
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 REQUIRED = ("config.json", "model.safetensors", "source.spm", "vocab.json")
 SHAPES = {

@@ -12,7 +12,7 @@ from tests.tasks.toys import write_bundle, write_classifier
 from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.interop.marian import export_marian
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.translation.translator import Translator
 
 

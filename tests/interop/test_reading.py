@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from transformer_jax.interop.reading import check_tensors, read_bytes, read_json, read_tensors, read_weights
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([0.5], np.float32)}
 

@@ -22,7 +22,7 @@ from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.interop.stablehlo_reader import ExportError
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.model_folder import load, save
 
 LINES = ["abc", "cab ab", "Bad", "decade", "e", "ABBA"]

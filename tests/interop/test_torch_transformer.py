@@ -6,7 +6,7 @@ import safetensors.numpy
 
 from transformer_jax.interop.torch_transformer import import_torch
 from transformer_jax.nn import ModelConfig
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.transformer_stacks import TransformerStacks
 

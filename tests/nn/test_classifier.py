@@ -9,7 +9,7 @@ from flax import nnx
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params, split
 from transformer_jax.nn.attention import segment_mask
 from transformer_jax.nn.classifier import pool
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 VOCAB, CLASSES = 13, 3
 SMALL = ModelConfig(

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from transformer_jax.nn import Classifier, ModelConfig, Seq2Seq, split
-from transformer_jax.nn.flops import forward_flops, training_flops
+from transformer_jax.nn.model_config import forward_flops, training_flops
 
 CONFIG = ModelConfig(
     d_model=16,

@@ -12,7 +12,7 @@ from flax import nnx
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import Classifier, ModelConfig, Seq2Seq, Transformer, abstract_params, split
-from transformer_jax.nn.scanned import ScannedLayers, stack_layers, unstack_layers
+from transformer_jax.nn.stacks import ScannedLayers, stack_layers, unstack_layers
 
 UNROLLED = ModelConfig(
     d_model=16,

@@ -6,7 +6,7 @@ from flax import nnx
 
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer, abstract_params, split
 from transformer_jax.nn.attention import causal_mask, padding_mask
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 SIZES = {"d_model": 8, "num_heads": 2, "d_ff": 12, "num_encoder_layers": 1, "num_decoder_layers": 2}
 SOURCE = jnp.array([[3, 4, 5, 6], [7, 3, 0, 0]])

@@ -6,7 +6,7 @@ import pytest
 
 from tests.system.fellows import Fellows
 from transformer_jax.system import distributed
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import new_folder, replace_folder, write_atomically
 
 OLD, NEW = {"a": b"old", "b": b"only the old has it"}, {"a": b"new\x00\xff", "c": b""}

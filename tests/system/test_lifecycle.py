@@ -9,7 +9,7 @@ from tests.distributed.launch import free_port
 from tests.system.fellows import Fellows
 from transformer_jax.system import distributed
 from transformer_jax.system.distributed import exchange, lifecycle
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 SLURM = {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
 
@@ -61,7 +61,7 @@ def test_processes_of_a_slurm_job_meet_without_options(monkeypatch, local_ids):
 def test_without_a_cluster_the_options_must_say_all():
     script = """
 from transformer_jax.system.distributed import initialize
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 for names in (["distributed"], ["coordinator", "num_processes"], ["num_processes", "process_id"]):
     options = {"distributed": True, "coordinator": "localhost:1", "num_processes": 2, "process_id": 0}
     try:

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from tests.bucket import Bucket
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import (
     as_path,
     is_remote,

@@ -4,7 +4,7 @@ import pytest
 
 from tests.outcomes import refused
 from tests.tasks.toys import write_bundle, write_stacks
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.command_line import load_for
 from transformer_jax.tasks.pair_command import PairCommand
 from transformer_jax.tasks.registry import REGISTRY, register_task

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.command_line import checked_argument, progress, write, write_report
 
 

@@ -19,9 +19,9 @@ from tests.tasks.toys import (
     write_classifier,
     write_couplet_writer,
 )
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.text_classifier import TextClassifier
-from transformer_jax.tasks.couplets.writer import CoupletWriter
+from transformer_jax.tasks.couplets.generate import CoupletWriter
 from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.translation.translator import Translator
 

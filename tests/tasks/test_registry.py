@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from transformer_jax.config import Config, config_from_dict, default_config, from_config_dict
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.task_groups import add_group
 from transformer_jax.tasks import registry
 from transformer_jax.tasks.registry import REGISTRY, register_task, registered, registered_names

@@ -22,7 +22,7 @@ from transformer_jax.config import default_config, from_config_dict
 from transformer_jax.data.tokenizers import SpecialTokens
 from transformer_jax.interop.marian import import_marian
 from transformer_jax.sharding import shard_batch
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.metrics import translation_scores
 from transformer_jax.tasks.model_folder import load, save

@@ -15,8 +15,8 @@ import pytest
 
 from configs import classification_sample, numerals
 from transformer_jax.config import from_config_dict
-from transformer_jax.data.collate import real_token_share
-from transformer_jax.system.errors import UserError
+from transformer_jax.data.packing import real_token_share
+from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.classification import sources as texts
 from transformer_jax.tasks.model_folder import load

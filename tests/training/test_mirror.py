@@ -3,7 +3,7 @@ import threading
 import pytest
 
 from tests.bucket import Bucket
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import as_path
 from transformer_jax.training.logging import Mirror
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from transformer_jax.config import OptimConfig
-from transformer_jax.system.errors import UserError
-from transformer_jax.training.optim import OPTIMIZERS, make_optimizer, make_schedule, noam_schedule
+from transformer_jax.system import UserError
+from transformer_jax.training.step import OPTIMIZERS, make_optimizer, make_schedule, noam_schedule
 
 WARMUP, STEPS = 40, 200
 

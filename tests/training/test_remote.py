@@ -13,7 +13,7 @@ from tests.training.test_logging import write as write_log
 from tests.training.test_workdir import FILES, claim, task
 from transformer_jax.config import Config, DataConfig
 from transformer_jax.data.readers import read_lines
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import as_path
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.translation import multi30k

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from transformer_jax.nn.losses import eval_step
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.training.step import init_state, train_step
 
 SEED = 3

@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from transformer_jax.data.collate import collate_pairs, collate_texts
+from transformer_jax.data.packing import collate_pairs, collate_texts
 from transformer_jax.nn import ModelConfig
-from transformer_jax.nn.flops import training_flops
+from transformer_jax.nn.model_config import training_flops
 from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.tasks.classification.task import ClassificationTask
 from transformer_jax.tasks.seq2seq_task import Seq2SeqTask

@@ -7,7 +7,7 @@ from typing_extensions import get_protocol_members
 from transformer_jax.config import Config, DataConfig, DecodingConfig, TrainingConfig
 from transformer_jax.nn import ModelConfig
 from transformer_jax.sharding import MeshConfig
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Task
 from transformer_jax.training import workdir as module
 from transformer_jax.training.workdir import MAY_CHANGE, Origin, find_origin

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 Convert = Callable[[argparse.Namespace], None]
 

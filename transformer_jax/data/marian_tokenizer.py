@@ -10,8 +10,8 @@ from typing import Any
 import sentencepiece
 
 from transformer_jax.data.readers import encodable
-from transformer_jax.data.special_tokens import PAD, SpecialTokens
-from transformer_jax.system.errors import UserError
+from transformer_jax.data import PAD, SpecialTokens
+from transformer_jax.system import UserError
 
 _LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)
 _WORD_BEGIN = "\u2581"

@@ -1,9 +1,14 @@
-"""Assign examples to rows by their lengths, without touching the tokens."""
+"""Rows of examples: which examples share a row, and rows as the padded arrays that a model reads (numpy only)."""
 
 from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Int
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+import numpy as np
+from jaxtyping import Int, Int32
+from transformer_jax.data.pipeline import Example
+from transformer_jax.data import BOS, PAD
 
 
 def pack_rows(lengths: Int[np.ndarray, "n sides"], row_length: int) -> list[list[int]]:
@@ -84,3 +89,128 @@ def _fill_row(kinds: np.ndarray, counts: np.ndarray, row_length: int) -> list[in
 def _check(lengths: np.ndarray, longest: int) -> None:
     if lengths.min() < 1 or lengths.max() > longest:
         raise ValueError(f"Lengths run from {lengths.min()} to {lengths.max()}, but must lie in 1 to {longest}.")
+
+
+NO_LABEL = -1
+
+LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
+"""Padded lengths for inference, one compilation each; longer sentences are padded to a multiple of the last."""
+ROWS = (1, 8, 64)
+"""Numbers of rows of partial batches for inference, also one compilation each."""
+TOKENS_AT_A_TIME = 16_384
+"""Maximum tokens in a batch for inference, padding included, to bound memory."""
+
+
+class Seq2SeqBatch(NamedTuple):
+    """Rows of sentence pairs.
+
+    Segments number the sentences of a row 1, 2, ...; 0 is padding. Positions restart at 0 in each sentence. `target`
+    is the decoder's input, `labels` the same shifted left by one token (section 3.1).
+    """
+
+    source: Int32[np.ndarray, "B S"]
+    source_segments: Int32[np.ndarray, "B S"]
+    source_positions: Int32[np.ndarray, "B S"]
+    target: Int32[np.ndarray, "B T"]
+    target_segments: Int32[np.ndarray, "B T"]
+    target_positions: Int32[np.ndarray, "B T"]
+    labels: Int32[np.ndarray, "B T"]
+
+
+class TextBatch(NamedTuple):
+    """Rows of labelled texts; segments and positions as in `Seq2SeqBatch`."""
+
+    tokens: Int32[np.ndarray, "B S"]
+    segments: Int32[np.ndarray, "B S"]
+    positions: Int32[np.ndarray, "B S"]
+    labels: Int32[np.ndarray, "B S"]
+    """Slot k has the class of segment k + 1, or `NO_LABEL`: a row has at most as many texts as tokens."""
+
+
+def collate_pairs(rows: Sequence[Sequence[Example]], row_length: int, num_rows: int, *, bos: int = BOS) -> Seq2SeqBatch:
+    """Write rows of examples into one batch; missing rows are padding.
+
+    Args:
+        rows: at most `num_rows` rows of (source ids with EOS, target ids with EOS).
+        row_length: token slots per row, on each side.
+        num_rows: rows of the batch.
+        bos: first decoder input of each sentence.
+    """
+    batch = Seq2SeqBatch(*(np.zeros((num_rows, row_length), np.int32) for _ in Seq2SeqBatch._fields))
+    for r, row in enumerate(rows):
+        source_start = target_start = 0
+        for segment, (source, target) in enumerate(row, start=1):
+            source_slots = slice(source_start, source_start + len(source))
+            batch.source[r, source_slots] = source
+            batch.source_segments[r, source_slots] = segment
+            batch.source_positions[r, source_slots] = np.arange(len(source))
+            target_slots = slice(target_start, target_start + len(target))
+            batch.labels[r, target_slots] = target
+            batch.target[r, target_start] = bos
+            batch.target[r, target_start + 1 : target_slots.stop] = target[:-1]
+            batch.target_segments[r, target_slots] = segment
+            batch.target_positions[r, target_slots] = np.arange(len(target))
+            source_start, target_start = source_slots.stop, target_slots.stop
+    return batch
+
+
+def collate_texts(rows: Sequence[Sequence[Example]], row_length: int, num_rows: int) -> TextBatch:
+    """Write rows of labelled texts into one batch; missing rows are padding.
+
+    Args:
+        rows: at most `num_rows` rows of (token ids, class as an array of one element).
+        row_length: token slots per row.
+        num_rows: rows of the batch.
+    """
+    batch = TextBatch(*(np.zeros((num_rows, row_length), np.int32) for _ in TextBatch._fields))
+    batch.labels.fill(NO_LABEL)
+    for r, row in enumerate(rows):
+        start = 0
+        for segment, (tokens, label) in enumerate(row, start=1):
+            slots = slice(start, start + len(tokens))
+            batch.tokens[r, slots] = tokens
+            batch.segments[r, slots] = segment
+            batch.positions[r, slots] = np.arange(len(tokens))
+            batch.labels[r, segment - 1] = label[0]
+            start = slots.stop
+    return batch
+
+
+def real_token_share(batch: Any) -> float:
+    """Fraction of a batch's token slots, over all its `segments` fields, that are not padding."""
+    sides = [getattr(batch, name) for name in batch._fields if name.endswith("segments")]
+    return sum(np.count_nonzero(side) for side in sides) / sum(side.size for side in sides)
+
+
+def round_up(length: int) -> int:
+    """The padded length of a sentence for inference."""
+    return next((n for n in LENGTHS if n >= length), -(-length // LENGTHS[-1]) * LENGTHS[-1])
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Group sentences into batches of one padded length.
+
+    Args:
+        lengths: length of each sentence.
+        batch_size: maximum rows of a batch.
+
+    Yields:
+        (padded length, rows of the batch, indices of its sentences), shortest first.
+    """
+    groups: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        groups.setdefault(round_up(length), []).append(i)
+    for length, members in sorted(groups.items()):
+        most = max(1, min(batch_size, TOKENS_AT_A_TIME // length))
+        for start in range(0, len(members), most):
+            chosen = members[start : start + most]
+            rows = next(n for n in sorted({min(size, most) for size in (*ROWS, most)}) if n >= len(chosen))
+            yield length, rows, chosen
+
+
+def padded(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Int[np.ndarray, "B T"]:
+    """Sentences as the first rows of an array, `PAD` elsewhere."""
+    array = np.full((rows, length), PAD, np.int32)
+    for row, sentence in enumerate(sentences):
+        array[row, : len(sentence)] = sentence
+    return array

@@ -10,7 +10,7 @@ import numpy as np
 
 from transformer_jax.data.packing import bucket_rows, pack_rows
 from transformer_jax.data.readers import read_records
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 Record = TypeVar("Record")
 Batch = TypeVar("Batch")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 from transformer_jax.data.readers import MappedRecords, unreadable
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path, is_remote, os_errors
 
 _SERVERS_TO_TRY = 3

@@ -13,8 +13,8 @@ import sentencepiece
 
 from transformer_jax.data.marian_tokenizer import MarianTokenizer
 from transformer_jax.data.readers import encodable
-from transformer_jax.data.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
-from transformer_jax.system.errors import UserError
+from transformer_jax.data import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
+from transformer_jax.system import UserError
 
 KINDS = ("bpe", "unigram", "word", "char")
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transformer_jax.data.collate import TOKENS_AT_A_TIME, batches_by_length, padded, round_up
+from transformer_jax.data.packing import TOKENS_AT_A_TIME, batches_by_length, padded, round_up
 from transformer_jax.data.tokenizers import BOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
 from transformer_jax.decoding.constraints import LogitsProcessor, forbid_sequences, no_repeat_ngram
 from transformer_jax.decoding.options import SearchOptions, conventions_named
@@ -22,7 +22,7 @@ from transformer_jax.decoding.search import Search
 from transformer_jax.nn import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.nn.losses import smoothed_cross_entropy
 from transformer_jax.sharding import spread, workers
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 BAD_WORDS = ((BOS,), (UNK,))
 """Sequences that a model with the special tokens of this package never produces, besides padding."""

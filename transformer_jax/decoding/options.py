@@ -7,7 +7,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 PenaltyForm = Literal["wu", "power"]
 StopRule = Literal["bound", "estimate", "full", "full_or_best", "never"]

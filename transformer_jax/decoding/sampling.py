@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.decoding.constraints import LogitsProcessor
 from transformer_jax.decoding.search import Pick, Search, SearchResult, SearchState, StepFn
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 
 def sample(

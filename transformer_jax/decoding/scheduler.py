@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int, Key
 
-from transformer_jax.data.collate import round_up
+from transformer_jax.data.packing import round_up
 from transformer_jax.decoding.constraints import LogitsProcessor
 from transformer_jax.decoding.search import Search, SearchResult, SearchState
 from transformer_jax.nn import Cache, Memory, Seq2Seq

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_jax.decoding.constraints import LogitsProcessor, constrain, renormalize, two_stage_top_k
 from transformer_jax.decoding.options import PAPER, Conventions, length_weights
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 Tree = TypeVar("Tree")
 StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]

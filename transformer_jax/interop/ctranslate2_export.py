@@ -14,7 +14,7 @@ from transformer_jax.data.tokenizers import PAD
 from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, longest_output, tokenizer_snippet
 from transformer_jax.nn.layers import LAYER_NORM_EPSILON
 from transformer_jax.nn.positions import sinusoidal_positions
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import new_folder
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel

@@ -51,7 +51,7 @@ from transformer_jax.interop.reading import (
 )
 from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT
 from transformer_jax.nn import ModelConfig
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import new_folder
 from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.registry import IMPORTED_SEQ2SEQ

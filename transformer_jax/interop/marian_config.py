@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.data.special_tokens import SpecialTokens
+from transformer_jax.data import SpecialTokens
 from transformer_jax.interop.marian_layout import Numbering
 from transformer_jax.interop.reading import flag, number, unlike, whole
 from transformer_jax.nn import ModelConfig

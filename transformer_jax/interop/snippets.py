@@ -10,7 +10,7 @@ from transformer_jax.data.tokenizers import (
     TokenizerPair,
     WordTokenizer,
 )
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel
 
 FOLDER = "path/of/this/folder"

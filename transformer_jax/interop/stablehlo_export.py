@@ -17,7 +17,7 @@ from transformer_jax.interop import stablehlo_reader
 from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, Snippet, longest_output, tokenizer_snippet
 from transformer_jax.interop.stablehlo_reader import FORMAT, FORMAT_VERSION, SIGNATURE_FILE
 from transformer_jax.nn import Cache, Classifier, Memory
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import new_folder
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel

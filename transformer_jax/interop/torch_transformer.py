@@ -13,7 +13,7 @@ from transformer_jax.data.readers import encodable
 from transformer_jax.interop.reading import check_tensors, read_tensors
 from transformer_jax.nn import ModelConfig
 from transformer_jax.nn.layers import ACTIVATIONS
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import new_folder
 from transformer_jax.tasks.model_folder import save
 from transformer_jax.tasks.registry import IMPORTED_STACKS

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from functools import partial
-
 from transformer_jax.nn.layers import ACTIVATIONS
-from transformer_jax.nn.scanned import REMATS
-from transformer_jax.system.errors import UserError
+from transformer_jax.nn.stacks import REMATS
+from transformer_jax.system import UserError
+
 
 TYINGS = ("all", "output", "inputs", "none")
 
@@ -125,3 +125,18 @@ def _check(config: ModelConfig) -> None:
     require(config.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
     require(config.remat in REMATS, "remat", f"one of {', '.join(REMATS)}")
     require(config.dtype in ("float32", "bfloat16"), "dtype", "float32 or bfloat16")
+
+
+def forward_flops(config: ModelConfig, rows: int, source_length: int, target_length: int) -> float:
+    """FLOPs of one forward pass over `rows` rows."""
+    s, t, d, f = source_length, target_length, config.d_model, config.d_ff
+    encoder = 2 * s * (4 * d**2 + 2 * d * f) + 4 * s**2 * d
+    decoder = 2 * t * (6 * d**2 + 2 * d * f) + 2 * s * 2 * d**2 + 4 * t**2 * d + 4 * t * s * d
+    output = 2 * t * d * config.target_vocab_size
+    decoder_layers = 0 if config.num_classes else config.num_decoder_layers
+    return float(rows * (config.num_encoder_layers * encoder + decoder_layers * decoder + output))
+
+
+def training_flops(config: ModelConfig, rows: int, source_length: int, target_length: int) -> float:
+    """FLOPs of one training step on `rows` rows."""
+    return 3 * forward_flops(config, rows, source_length, target_length)

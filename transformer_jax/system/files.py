@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from etils import epath
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 AnyPath: TypeAlias = Path | epath.Path
 

@@ -20,7 +20,7 @@ from flax import traverse_util
 from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.nn import ModelConfig, abstract_params, unstack_layers
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path, os_errors, replace_folder, resolved
 from transformer_jax.tasks.registry import registered, registered_names
 

@@ -14,7 +14,7 @@ from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 
 def check_texts(texts: Sequence[str]) -> None:

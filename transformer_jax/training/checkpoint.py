@@ -14,7 +14,7 @@ import jax
 from jaxtyping import PyTree
 
 from transformer_jax.data.pipeline import Position
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, os_errors, resolved, write_atomically
 
 JSON = Any

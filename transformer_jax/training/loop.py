@@ -20,7 +20,7 @@ from transformer_jax.data.pipeline import Prefetched
 from transformer_jax.nn.losses import Batch, Params
 from transformer_jax.sharding import shard_batch
 from transformer_jax.system import distributed
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.tasks import model_folder
 from transformer_jax.tasks.base import Evaluation

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from transformer_jax.data.collate import real_token_share
+from transformer_jax.data.packing import real_token_share
 from transformer_jax.nn.losses import Batch
 from transformer_jax.sharding import own_rows, row_shards
 from transformer_jax.system.files import AnyPath

@@ -5,7 +5,7 @@ import urllib.error
 import pytest
 import tensorflow_datasets as tfds
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification import ag_news
 from transformer_jax.tasks.classification.ag_news import CLASSES, SPLITS, URL, AgNews, local_files
 

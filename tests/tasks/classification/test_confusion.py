@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.metrics import confusion_table, save_confusion_picture
 
 MATRIX = np.array([[1_780, 40], [0, 8]])

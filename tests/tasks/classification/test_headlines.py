@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.headlines import CLASSES, SPLITS, Headlines, split_of, words
 
 

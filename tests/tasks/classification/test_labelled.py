@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.labelled import (
     AG_NEWS_COLUMNS,
     AG_NEWS_EXTRA_COLUMNS,

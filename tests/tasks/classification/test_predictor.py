@@ -6,7 +6,7 @@ from flax import nnx
 
 from transformer_jax.data import collate as by_length
 from transformer_jax.nn import Classifier, ModelConfig, split
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.text_classifier import Predictor
 
 CLASSES = 3

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from transformer_jax.config import DataConfig
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.ag_news import CLASSES
 from transformer_jax.tasks.classification.labelled import AG_NEWS_COLUMNS, read_labelled
 from transformer_jax.tasks.classification.sources import load_texts

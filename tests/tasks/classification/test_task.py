@@ -8,11 +8,11 @@ import pytest
 from flax import nnx
 
 from transformer_jax.config import Config, DataConfig, OptimConfig, TokenizerConfig
-from transformer_jax.data.collate import padded
+from transformer_jax.data.packing import padded
 from transformer_jax.data.tokenizers import BOS, PAD, UNK, encode_texts
 from transformer_jax.nn import ModelConfig
 from transformer_jax.sharding import make_mesh
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.classification import ClassificationConfig
 from transformer_jax.tasks.classification.headlines import CLASSES, Headlines

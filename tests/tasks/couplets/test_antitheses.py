@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 from pypinyin import Style, pinyin
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets.antitheses import LEXICON, SPLITS, antitheses, split_of, words
 
 ALL = [antithesis for word_class in LEXICON for antithesis in words(word_class)]

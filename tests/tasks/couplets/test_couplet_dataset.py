@@ -4,7 +4,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from transformer_jax.config import DataConfig
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets import couplet_dataset as couplet
 from transformer_jax.tasks.couplets.sources import load_couplets, read_couplets
 

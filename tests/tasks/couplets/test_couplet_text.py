@@ -1,6 +1,6 @@
 import pytest
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets.sources import leave_out_unfit, read_blocklist, read_couplets, without_spaces
 
 

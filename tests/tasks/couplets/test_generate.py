@@ -9,7 +9,7 @@ from transformer_jax.data.tokenizers import EOS, CharTokenizer, WordTokenizer
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets.generate import write
 from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets.rules import NAMES, Rules
 
 INF = math.inf

@@ -4,7 +4,7 @@ import pytest
 
 from transformer_jax.config import DataConfig
 from transformer_jax.data.readers import is_held_out
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.antitheses import antitheses
 from transformer_jax.tasks.couplets.sources import load_couplets, load_training_data, seen_uppers

@@ -8,7 +8,7 @@ import sacrebleu
 from transformer_jax.config import Config, DataConfig, DecodingConfig, TokenizerConfig
 from transformer_jax.data.tokenizers import EOS, UNK
 from transformer_jax.nn import ModelConfig
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.antitheses import antitheses

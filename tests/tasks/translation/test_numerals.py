@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 from num2words import num2words
 
-from transformer_jax.system.errors import UserError
-from transformer_jax.tasks.translation.numerals import LANGUAGES, Numerals, number_words, split_of
+from transformer_jax.system import UserError
+from transformer_jax.tasks.translation.sources import LANGUAGES, Numerals, number_words, split_of
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -7,7 +7,7 @@ import pytest
 
 from transformer_jax.config import DataConfig
 from transformer_jax.data.readers import read_pairs
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.translation.sources import load_pairs
 
 

@@ -14,12 +14,12 @@ from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig
 from transformer_jax.nn.losses import smoothed_cross_entropy
 from transformer_jax.sharding import make_mesh
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.registry import make_task
 from transformer_jax.tasks.seq2seq_task import MAX_SOURCE_LENGTH
-from transformer_jax.tasks.translation.numerals import Numerals
+from transformer_jax.tasks.translation.sources import Numerals
 from transformer_jax.training import make_evaluator
 from transformer_jax.training.setup import train_batches
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.tasks.toys import TEXTS, tiny_config, tiny_params, tiny_tokenizer, write_bundle
 from transformer_jax.decoding.generator import Generator
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.translation.translator import Translator, TranslatorSettings
 

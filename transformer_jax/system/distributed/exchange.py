@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 JSON = Any
 """A value that `json` can write; tuples come back as lists."""

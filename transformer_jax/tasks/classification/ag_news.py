@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from transformer_jax.data.readers import find_file
 from transformer_jax.data.tfds_sets import check_network, checked_folder
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, Labelled, read_labelled
 

@@ -5,7 +5,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.labelled import Columns, Labelled, read_labelled
 from transformer_jax.tasks.command_line import (
     config_of,

@@ -10,7 +10,7 @@ from itertools import product
 from string import Formatter
 from typing import overload
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.labelled import Labelled
 
 SPLITS = ("train", "validation", "test")

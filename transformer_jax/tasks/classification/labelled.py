@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from transformer_jax.data.readers import read_lines
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath
 
 AG_NEWS_CLASSES = ("World", "Sports", "Business", "Sci/Tech")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from rich.cells import cell_len
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import write_atomically
 
 CALIBRATION_BINS = 15

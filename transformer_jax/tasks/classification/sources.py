@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformer_jax.data.readers import MappedRecords, apart_from, cut
 from transformer_jax.data.tfds_sets import load_records
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification import ClassificationConfig, headlines
 from transformer_jax.tasks.classification.labelled import (
     AG_NEWS_COLUMNS,

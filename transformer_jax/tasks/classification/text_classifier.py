@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.data.collate import batches_by_length, padded
+from transformer_jax.data.packing import batches_by_length, padded
 from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, TEXT_AND_LABEL
 from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
 

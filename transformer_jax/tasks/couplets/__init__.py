@@ -27,7 +27,7 @@ class CoupletConfig:
 register_task(
     "couplet",
     "transformer_jax.tasks.couplets.task:CoupletTask",
-    "transformer_jax.tasks.couplets.writer:CoupletWriter",
+    "transformer_jax.tasks.couplets.generate:CoupletWriter",
     config=CoupletConfig,
     command="transformer_jax.tasks.couplets.command:COMMAND",
 )

@@ -12,7 +12,7 @@ import re
 from functools import cache
 
 from transformer_jax.data.readers import is_held_out
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 SPLITS = {"train": 20_000, "validation": 500, "test": 500}
 """Split to its number of couplets."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transformer_jax.data.tokenizers import EOS, PAD, CharTokenizer, Tokenizer
 from transformer_jax.decoding import LogitsProcessor
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets.rules import Rules, asked_tones, first_places, is_mark, tone
 
 _NUM_SPECIAL = 4

@@ -1,14 +1,22 @@
-"""Lower lines to upper lines: a model, its search, and the rules of couplets."""
+"""Lower lines to upper lines: the search under the rules, and the trained model that runs it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
-
 from transformer_jax.data.tokenizers import EOS, PAD, Tokenizer
 from transformer_jax.decoding.generator import Generator, SentenceConstraints
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
 from transformer_jax.tasks.couplets.rules import Rules
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+from transformer_jax.data.tokenizers import UNK
+from transformer_jax.system import UserError
+from transformer_jax.tasks.couplets import CoupletConfig
+from transformer_jax.tasks.couplets.rules import Rules
+from transformer_jax.tasks.couplets.sources import without_spaces
+from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
 
 
 class Reply(NamedTuple):
@@ -66,3 +74,116 @@ def _text(tokens: Sequence[int], upper: str, plan: Plan, tokenizer: Tokenizer) -
     return "".join(
         tokenizer.piece(token) if forced[place] == PAD else upper[place] for place, token in enumerate(tokens)
     )
+
+
+@dataclass(frozen=True)
+class CoupletWriterSettings(Seq2SeqSettings):
+    """Settings of a couplet model: everything beside its sizes, vocabulary and parameters."""
+
+    rules: str = CoupletConfig.rules
+    """Rules that lower lines keep unless a call says otherwise, as `Rules.parse` reads them."""
+
+    @classmethod
+    def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Stored settings, those of release 0.1.0 turned into today's."""
+        decoding = settings.get("decoding")
+        if isinstance(decoding, dict) and "rules" in decoding:
+            settings = settings | {"rules": decoding["rules"]}
+        return super().upgrade(settings)
+
+    @property
+    def title(self) -> str:
+        """Title of the model card."""
+        return "A model for Chinese couplets (对联)"
+
+    @property
+    def limits(self) -> str:
+        """Limits of the model, for its card."""
+        return (
+            f"It takes one upper line at a time, of at most {self.max_source_length - 1:,} characters, and answers "
+            "with a lower line.\nIt knows only what is in the data that it was trained on, which nobody has read "
+            "through: its\nlines can be meaningless or improper. The rules are kept by the search, not by the model."
+        )
+
+
+class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
+    """A trained couplet model: the upper line in, lower lines out. Safe to call from several threads."""
+
+    settings_type = CoupletWriterSettings
+    not_exported = "The rules of couplets are not in this folder; its lines may break them."
+    normalization = '"".join(text.split())'
+
+    @overload
+    def reply(self, uppers: Sequence[str], *, n_best: Literal[1] = 1, **search: Any) -> list[str]: ...
+    @overload
+    def reply(self, uppers: Sequence[str], *, n_best: int = 1, **search: Any) -> list[str] | list[list[Reply]]: ...
+    def reply(self, uppers: Sequence[str], *, n_best: int = 1, **search: Any) -> list[str] | list[list[Reply]]:
+        """The lower line to each upper line, in order.
+
+        Args:
+            uppers: upper lines; white space in them is ignored.
+            n_best: number of lower lines to each.
+            search: see `search`.
+
+        Returns:
+            One string per line or, with `n_best` above 1, the result of `search`.
+
+        Raises:
+            TypeError: if a line is not a string, or `search` has an unknown name.
+            UserError: as `search`.
+        """
+        found = self.search(uppers, n_best=n_best, **search)
+        return [replies[0].text for replies in found] if n_best == 1 else found
+
+    def search(
+        self,
+        uppers: Sequence[str],
+        *,
+        rules: Rules | str | None = None,
+        beam_size: int | None = None,
+        alpha: float | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> list[list[Reply]]:
+        """The best lower lines to each upper line, best first, with the rules that they gave up.
+
+        Args:
+            uppers: upper lines; white space in them is ignored.
+            rules: rules that lower lines keep, or their text as `Rules.parse` reads it; default: those of the model's
+                settings, like the next three.
+            beam_size: hypotheses kept.
+            alpha: exponent of the length penalty, which matters only without a rule of length.
+            batch_size: lines at a time with a beam of 4, and as many hypotheses with any other; it changes speed and
+                memory, not results.
+            options: further fields of `SearchOptions`.
+
+        Raises:
+            TypeError: if a line is not a string, or an option is unknown.
+            UserError: if a line is blank or longer than the model accepts, or an option is out of range.
+        """
+        rules = self.settings.rules if rules is None else rules
+        rules = Rules.parse(rules) if isinstance(rules, str) else rules
+        search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
+        self.check(uppers)
+        lines = [self._normalised(upper) for upper in uppers]
+        return write(self._generator(batch_size), self.params, self.tokenizer.target, lines, search_options, rules)
+
+    def check(self, uppers: Sequence[str]) -> None:
+        """Refuse lines that `search` does not accept.
+
+        Raises:
+            TypeError: if a line is not a string.
+            UserError: if a line is blank or longer than the model accepts.
+        """
+        self._encode(self.tokenizer.source, uppers, "Line")
+        for number, upper in enumerate(uppers, start=1):
+            if not self._normalised(upper):
+                raise UserError(f"Line {number:,} is blank; write an upper line of at least one character.")
+
+    def known_share(self, upper: str) -> float:
+        """Share of the characters of a line, which is not blank, that are in the model's vocabulary."""
+        ids = self.tokenizer.source.encode(self._normalised(upper))
+        return sum(token != UNK for token in ids) / len(ids)
+
+    def _normalised(self, text: str) -> str:
+        return without_spaces(text)

@@ -9,7 +9,7 @@ from functools import cache
 
 from rich.cells import cell_len
 
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 
 
 class Tone(IntFlag):

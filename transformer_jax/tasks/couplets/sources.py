@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformer_jax.data.readers import apart_from, cut, find_file, pair_files, read_lines, read_pairs
 from transformer_jax.data.tfds_sets import load_records
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.antitheses import antitheses

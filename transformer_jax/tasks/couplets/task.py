@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformer_jax.config import Config
 from transformer_jax.nn.losses import Params
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets.generate import write
 from transformer_jax.tasks.couplets.rules import NAMES, Rules, rule_shares
 from transformer_jax.tasks.couplets.sources import load_training_data

@@ -12,7 +12,7 @@ from tensorflow_datasets.core.utils import Size
 
 from transformer_jax.data.readers import find_file, read_pairs
 from transformer_jax.data.tfds_sets import check_network, checked_folder
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path
 
 LANGUAGES = ("en", "de", "fr")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformer_jax.config import Config
 from transformer_jax.data.readers import drop_blank_pairs
-from transformer_jax.system.errors import UserError
+from transformer_jax.system import UserError
 from transformer_jax.tasks.metrics import translation_scores
 from transformer_jax.tasks.seq2seq_task import Seq2SeqTask
 from transformer_jax.tasks.translation.sources import load_pairs
