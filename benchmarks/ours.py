@@ -18,9 +18,8 @@ from transformer_jax.data.readers import read_lines
 from transformer_jax.sharding import make_mesh, on_mesh, shard_batch, state_shardings
 from transformer_jax.system import runtime
 from transformer_jax.tasks.registry import make_task
-from transformer_jax.training.step import make_optimizer, make_schedule
 from transformer_jax.training.setup import make_evaluator, train_batches
-from transformer_jax.training.step import TrainState, init_state, train_step
+from transformer_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
 
 COUPLETS = 65_536
 """Training pairs used: one planning window; more would not change the measured batches."""

@@ -20,9 +20,8 @@ from transformer_jax.data.pipeline import Batches, Position
 from transformer_jax.sharding import make_mesh
 from transformer_jax.system import runtime
 from transformer_jax.tasks.registry import make_task
-from transformer_jax.training.step import make_optimizer, make_schedule
 from transformer_jax.training.setup import train_batches
-from transformer_jax.training.step import init_state, train_step
+from transformer_jax.training.step import init_state, make_optimizer, make_schedule, train_step
 
 STEPS = 3
 """Training steps in each repetition."""

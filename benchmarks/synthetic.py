@@ -15,11 +15,10 @@ from jaxtyping import Array, Key
 from transformer_jax.config import OptimConfig
 from transformer_jax.data.packing import Seq2SeqBatch, collate_pairs
 from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params, split
-from transformer_jax.nn.model_config import training_flops
 from transformer_jax.nn.losses import Params, Sums, chunked_cross_entropy
+from transformer_jax.nn.model_config import training_flops
 from transformer_jax.sharding import ROWS, on_mesh, state_shardings
-from transformer_jax.training.step import make_optimizer, make_schedule
-from transformer_jax.training.step import TrainState, init_state, train_step
+from transformer_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
 
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
 """Environment of workers: cached programs need no compile time and may lack a memory analysis."""

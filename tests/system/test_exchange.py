@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.system.fellows import Fellows
-from transformer_jax.system import distributed
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, distributed
 
 
 @pytest.fixture

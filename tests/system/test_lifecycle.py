@@ -7,9 +7,8 @@ import pytest
 
 from tests.distributed.launch import free_port
 from tests.system.fellows import Fellows
-from transformer_jax.system import distributed
+from transformer_jax.system import UserError, distributed
 from transformer_jax.system.distributed import exchange, lifecycle
-from transformer_jax.system import UserError
 
 SLURM = {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
 

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import sentencepiece
 
-from transformer_jax.data.readers import encodable
 from transformer_jax.data import PAD, SpecialTokens
+from transformer_jax.data.readers import encodable
 from transformer_jax.system import UserError
 
 _LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)

@@ -1,14 +1,15 @@
 """Rows of examples: which examples share a row, and rows as the padded arrays that a model reads (numpy only)."""
 
-from collections.abc import Sequence
-import numpy as np
-from jaxtyping import Int
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+
 import numpy as np
 from jaxtyping import Int, Int32
-from transformer_jax.data.pipeline import Example
+
 from transformer_jax.data import BOS, PAD
+
+Example = tuple[np.ndarray, ...]
+"""Token ids of one record, one int32 vector per side."""
 
 
 def pack_rows(lengths: Int[np.ndarray, "n sides"], row_length: int) -> list[list[int]]:

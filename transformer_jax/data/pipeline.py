@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from transformer_jax.data.packing import bucket_rows, pack_rows
+from transformer_jax.data.packing import Example, bucket_rows, pack_rows
 from transformer_jax.data.readers import read_records
 from transformer_jax.system import UserError
 
@@ -16,8 +16,6 @@ Record = TypeVar("Record")
 Batch = TypeVar("Batch")
 Item = TypeVar("Item")
 
-Example = tuple[np.ndarray, ...]
-"""Token ids of one record, one int32 vector per side."""
 
 BATCHINGS = ("pack", "bucket")
 DIGESTED = 1000

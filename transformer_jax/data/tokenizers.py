@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
+from transformer_jax.data import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
 from transformer_jax.data.marian_tokenizer import MarianTokenizer
 from transformer_jax.data.readers import encodable
-from transformer_jax.data import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
 from transformer_jax.system import UserError
 
 KINDS = ("bpe", "unigram", "word", "char")

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformer_jax.data.marian_tokenizer import MarianTokenizer, processor_of
 from transformer_jax.data import SpecialTokens
+from transformer_jax.data.marian_tokenizer import MarianTokenizer, processor_of
 from transformer_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, TokenizerPair
 from transformer_jax.interop.marian_layout import Numbering
 from transformer_jax.interop.reading import flag, printable, read_bytes, read_json

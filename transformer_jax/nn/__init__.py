@@ -5,9 +5,8 @@ from flax import nnx
 from transformer_jax.nn.classifier import Classifier
 from transformer_jax.nn.losses import Params
 from transformer_jax.nn.model_config import ModelConfig
-from transformer_jax.nn.stacks import stack_layers, unstack_layers
 from transformer_jax.nn.seq2seq import AttentionWeights, Cache, Memory, Seq2Seq
-from transformer_jax.nn.stacks import Decoder, Encoder, Transformer
+from transformer_jax.nn.stacks import Decoder, Encoder, Transformer, stack_layers, unstack_layers
 
 __all__ = [
     "AttentionWeights",

@@ -1,12 +1,20 @@
 """Sizes and options of the models, and their checks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+
+import jax
+
 from transformer_jax.nn.layers import ACTIVATIONS
-from transformer_jax.nn.stacks import REMATS
 from transformer_jax.system import UserError
 
-
+REMATS: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda run: run,
+    "full": jax.checkpoint,
+    "dots": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+}
+"""Checkpoint policies of a layer: none keeps all activations, full keeps none, dots keeps products with weights."""
 TYINGS = ("all", "output", "inputs", "none")
 
 

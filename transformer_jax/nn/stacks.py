@@ -3,33 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Integer
-from transformer_jax.nn.layers import DecoderLayer, DropoutKey, EncoderLayer, split_key
-from transformer_jax.nn.losses import Params
-from transformer_jax.sharding import gathered
-from collections.abc import Callable, Sequence
-from typing import Any
-import jax
-import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
+
 from transformer_jax.nn.attention import dropout
 from transformer_jax.nn.layers import DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm, split_key
-from transformer_jax.nn.model_config import ModelConfig, check_transformer
+from transformer_jax.nn.losses import Params
+from transformer_jax.nn.model_config import REMATS, ModelConfig, check_transformer
 from transformer_jax.nn.positions import sinusoidal_positions
-
+from transformer_jax.sharding import gathered
 
 Layer = TypeVar("Layer", EncoderLayer, DecoderLayer)
-
-REMATS: dict[str, Callable[[Callable], Callable]] = {
-    "none": lambda run: run,
-    "full": jax.checkpoint,
-    "dots": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
-}
-"""Checkpoint policies of a layer: none keeps all activations, full keeps none, dots keeps products with weights."""
 
 _STACKED = "stacked"
 

@@ -1,7 +1,6 @@
 """What everything stands on: the user error, files, the runtime, and cooperating processes."""
 
 
-
 class UserError(Exception):
     """A mistake in a path, config, file or text, reported in one sentence.
 

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from transformer_jax.config import Config
-from transformer_jax.data.pipeline import Example
+from transformer_jax.data.packing import Example
 from transformer_jax.nn import ModelConfig
 from transformer_jax.nn.losses import Batch, LossFn, Params, Sums
 

@@ -11,15 +11,14 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from transformer_jax.config import Config
-from transformer_jax.data.packing import Seq2SeqBatch, collate_pairs
-from transformer_jax.data.pipeline import Example
+from transformer_jax.data.packing import Example, Seq2SeqBatch, collate_pairs
 from transformer_jax.data.readers import spread_evenly
 from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import Seq2Seq, abstract_params, split
-from transformer_jax.nn.model_config import training_flops
 from transformer_jax.nn.losses import Params, Sums, chunked_cross_entropy
+from transformer_jax.nn.model_config import training_flops
 from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.metrics import exact_match, perplexity

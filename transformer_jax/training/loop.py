@@ -19,8 +19,7 @@ from transformer_jax.config import Config, from_config_dict
 from transformer_jax.data.pipeline import Prefetched
 from transformer_jax.nn.losses import Batch, Params
 from transformer_jax.sharding import shard_batch
-from transformer_jax.system import distributed
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.tasks import model_folder
 from transformer_jax.tasks.base import Evaluation

@@ -12,18 +12,17 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import Config, TrainingConfig
-from transformer_jax.data.pipeline import ALONE, Batches, Example, Share
+from transformer_jax.data.packing import Example
+from transformer_jax.data.pipeline import ALONE, Batches, Share
 from transformer_jax.nn import stack_layers
 from transformer_jax.nn.losses import Batch, Params, Sums
 from transformer_jax.sharding import check_heads, make_mesh, on_mesh, own_rows, row_shards, state_shardings
-from transformer_jax.system import distributed
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, write_atomically
 from transformer_jax.tasks.base import Task
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.evaluation import Evaluator
-from transformer_jax.training.step import make_optimizer, make_schedule
-from transformer_jax.training.step import TrainState, init_state, train_step
+from transformer_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
 from transformer_jax.training.stopping import Clock, HostValues, StopFlags, StopSignal, mean_over_devices
 from transformer_jax.training.workdir import Origin, claim, find_origin, has_begun, task_from
 

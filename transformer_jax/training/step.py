@@ -1,20 +1,17 @@
 """One update of the parameters as a pure function, and the optimizer and schedule that it takes (section 5.3)."""
 
 from collections.abc import Callable
-import jax.numpy as jnp
-import optax
-from jaxtyping import Array
-from transformer_jax.config import OptimConfig
-from transformer_jax.system import UserError
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
+
+from transformer_jax.config import OptimConfig
 from transformer_jax.nn.losses import Batch, LossFn, Params, Sums
 from transformer_jax.sharding import gathered
 from transformer_jax.system import UserError
-
 
 OPTIMIZERS: dict[str, Callable[[OptimConfig, optax.Schedule], optax.GradientTransformation]] = {
     "adam": lambda c, lr: optax.adam(lr, b1=c.beta1, b2=c.beta2, eps=c.epsilon),

@@ -8,8 +8,8 @@ from transformer_jax.data.tokenizers import EOS
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.system import UserError
-from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
 from transformer_jax.tasks.couplets.generate import CoupletWriter
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
 from transformer_jax.tasks.model_folder import load
 
 UPPERS = ["天", "春风有雨", "山山水水，来来去去", "东西南北；一二三", "hello", "龘龘鬱天！", "、"]

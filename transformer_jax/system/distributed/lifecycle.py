@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 
 import jax
 
+from transformer_jax.system import UserError
 from transformer_jax.system.distributed import exchange
 from transformer_jax.system.distributed.exchange import assert_equal, is_main, process_count, process_index
-from transformer_jax.system import UserError
 
 PEER_LOST = 75
 """Exit status after another process failed or was lost; the same commands resume (EX_TEMPFAIL of sysexits.h)."""

@@ -12,14 +12,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.config import Config
-from transformer_jax.data.packing import NO_LABEL, TextBatch, collate_texts
-from transformer_jax.data.pipeline import Example
+from transformer_jax.data.packing import NO_LABEL, Example, TextBatch, collate_texts
 from transformer_jax.data.readers import spread_evenly
 from transformer_jax.data.tokenizers import PAD, UNK, encode_texts, tokenizer_from_files, train_tokenizer
 from transformer_jax.nn import Classifier, abstract_params, split
-from transformer_jax.nn.model_config import training_flops
 from transformer_jax.nn.layers import split_key
 from transformer_jax.nn.losses import Params, Sums, chunked_cross_entropy, smoothed_cross_entropy
+from transformer_jax.nn.model_config import training_flops
 from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.classification.labelled import Labelled

@@ -1,19 +1,15 @@
 """Lower lines to upper lines: the search under the rules, and the trained model that runs it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
-from transformer_jax.data.tokenizers import EOS, PAD, Tokenizer
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, overload
+
+from transformer_jax.data.tokenizers import EOS, PAD, UNK, Tokenizer
 from transformer_jax.decoding.generator import Generator, SentenceConstraints
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
-from transformer_jax.tasks.couplets.rules import Rules
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, overload
-from transformer_jax.data.tokenizers import UNK
 from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets import CoupletConfig
+from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
 from transformer_jax.tasks.couplets.rules import Rules
 from transformer_jax.tasks.couplets.sources import without_spaces
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import overload
-from transformer_jax.system import UserError
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
+
 from transformer_jax.data.readers import MappedRecords, pair_files, read_pairs
 from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system import UserError
-
 
 LANGUAGES = ("de", "en", "es", "fr")
 MAX_DIGITS = 6
