@@ -98,7 +98,7 @@ def initialize(
         timer.cancel()
     if process_count() > 1:
         lost = (
-            "Another process was lost (killed, or by the network), which ends all; rerun the same commands to resume."
+            "Another process was lost (killed, or by the network), which ends all; the same commands resume."
         )
         _exit_when_aborted(PEER_LOST, lost)
     elif is_required:
