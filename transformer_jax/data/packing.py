@@ -1,12 +1,12 @@
 """Rows of examples: which examples share a row, and rows as the padded arrays that a model reads (numpy only)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from transformer_jax.data import BOS, PAD
+from transformer_jax.data import BOS
 
 Example = tuple[np.ndarray, ...]
 """Token ids of one record, one int32 vector per side."""
@@ -94,13 +94,6 @@ def _check(lengths: np.ndarray, longest: int) -> None:
 
 NO_LABEL = -1
 
-LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
-"""Padded lengths for inference, one compilation each; longer sentences are padded to a multiple of the last."""
-ROWS = (1, 8, 64)
-"""Numbers of rows of partial batches for inference, also one compilation each."""
-TOKENS_AT_A_TIME = 16_384
-"""Maximum tokens in a batch for inference, padding included, to bound memory."""
-
 
 class Seq2SeqBatch(NamedTuple):
     """Rows of sentence pairs.
@@ -181,37 +174,3 @@ def real_token_share(batch: Any) -> float:
     """Fraction of a batch's token slots, over all its `segments` fields, that are not padding."""
     sides = [getattr(batch, name) for name in batch._fields if name.endswith("segments")]
     return sum(np.count_nonzero(side) for side in sides) / sum(side.size for side in sides)
-
-
-def round_up(length: int) -> int:
-    """The padded length of a sentence for inference."""
-    return next((n for n in LENGTHS if n >= length), -(-length // LENGTHS[-1]) * LENGTHS[-1])
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, list[int]]]:
-    """Group sentences into batches of one padded length.
-
-    Args:
-        lengths: length of each sentence.
-        batch_size: maximum rows of a batch.
-
-    Yields:
-        (padded length, rows of the batch, indices of its sentences), shortest first.
-    """
-    groups: dict[int, list[int]] = {}
-    for i, length in enumerate(lengths):
-        groups.setdefault(round_up(length), []).append(i)
-    for length, members in sorted(groups.items()):
-        most = max(1, min(batch_size, TOKENS_AT_A_TIME // length))
-        for start in range(0, len(members), most):
-            chosen = members[start : start + most]
-            rows = next(n for n in sorted({min(size, most) for size in (*ROWS, most)}) if n >= len(chosen))
-            yield length, rows, chosen
-
-
-def padded(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Int[np.ndarray, "B T"]:
-    """Sentences as the first rows of an array, `PAD` elsewhere."""
-    array = np.full((rows, length), PAD, np.int32)
-    for row, sentence in enumerate(sentences):
-        array[row, : len(sentence)] = sentence
-    return array

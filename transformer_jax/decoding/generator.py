@@ -12,12 +12,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transformer_jax.data.packing import TOKENS_AT_A_TIME, batches_by_length, padded, round_up
 from transformer_jax.data.tokenizers import BOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
 from transformer_jax.decoding.constraints import LogitsProcessor, forbid_sequences, no_repeat_ngram
 from transformer_jax.decoding.options import SearchOptions, conventions_named
 from transformer_jax.decoding.sampling import keys_of_samples, sampler
-from transformer_jax.decoding.scheduler import Batch, search_batches, start
+from transformer_jax.decoding.scheduler import (
+    TOKENS_AT_A_TIME,
+    Batch,
+    batches_by_length,
+    padded,
+    round_up,
+    search_batches,
+    start,
+)
 from transformer_jax.decoding.search import Search
 from transformer_jax.nn import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.nn.losses import smoothed_cross_entropy

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int, Key
 
-from transformer_jax.data.packing import round_up
+from transformer_jax.data import PAD
 from transformer_jax.decoding.constraints import LogitsProcessor
 from transformer_jax.decoding.search import Search, SearchResult, SearchState
 from transformer_jax.nn import Cache, Memory, Seq2Seq
@@ -24,6 +24,12 @@ STEPS_PER_SYNC = 2
 """Tokens between two checks for finished sentences."""
 MIN_ROWS = 8
 """Rows of the batch that the last few sentences are compacted into."""
+LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
+"""Padded lengths for inference, one compilation each; longer sentences are padded to a multiple of the last."""
+ROWS = (1, 8, 64)
+"""Numbers of rows of partial batches for inference, also one compilation each."""
+TOKENS_AT_A_TIME = 16_384
+"""Maximum tokens in a batch for inference, padding included, to bound memory."""
 
 
 class Batch(NamedTuple):
@@ -177,3 +183,37 @@ def _gathered(donor: Any, receiver: Any, index: Int[Array, " R"], moves: Bool[Ar
         return jnp.where(moved, donor[index], receiver[index])
 
     return jax.tree.map(gather, donor, receiver)
+
+
+def round_up(length: int) -> int:
+    """The padded length of a sentence for inference."""
+    return next((n for n in LENGTHS if n >= length), -(-length // LENGTHS[-1]) * LENGTHS[-1])
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Group sentences into batches of one padded length.
+
+    Args:
+        lengths: length of each sentence.
+        batch_size: maximum rows of a batch.
+
+    Yields:
+        (padded length, rows of the batch, indices of its sentences), shortest first.
+    """
+    groups: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        groups.setdefault(round_up(length), []).append(i)
+    for length, members in sorted(groups.items()):
+        most = max(1, min(batch_size, TOKENS_AT_A_TIME // length))
+        for start in range(0, len(members), most):
+            chosen = members[start : start + most]
+            rows = next(n for n in sorted({min(size, most) for size in (*ROWS, most)}) if n >= len(chosen))
+            yield length, rows, chosen
+
+
+def padded(sentences: Sequence[Sequence[int]], rows: int, length: int) -> Int[np.ndarray, "B T"]:
+    """Sentences as the first rows of an array, `PAD` elsewhere."""
+    array = np.full((rows, length), PAD, np.int32)
+    for row, sentence in enumerate(sentences):
+        array[row, : len(sentence)] = sentence
+    return array

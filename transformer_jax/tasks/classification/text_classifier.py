@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.data.packing import batches_by_length, padded
 from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
+from transformer_jax.decoding.scheduler import batches_by_length, padded
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
 from transformer_jax.system import UserError
