@@ -9,6 +9,7 @@ from transformer_jax.system import UserError
 from transformer_jax.task_groups import add_group
 from transformer_jax.tasks import registry
 from transformer_jax.tasks.registry import REGISTRY, register_task, registered, registered_names
+from transformer_jax.tasks.translation.command import COMMAND
 from transformer_jax.tasks.translation.task import TranslationTask
 from transformer_jax.tasks.translation.translator import Translator
 
@@ -41,9 +42,11 @@ def test_a_task_is_known_to_training_and_to_load(registering):
 
 
 def test_references_are_imported_on_access(registering):
-    register_task("other", f"{__name__}:Other", "transformer_jax.nothing_here:Model", command="math:pi")
+    register_task(
+        "other", f"{__name__}:Other", "transformer_jax.nothing_here:Model", command=f"{COMMAND.__module__}:COMMAND"
+    )
     assert registered("other").task is Other
-    assert registered("other").command == pytest.approx(3.14159)
+    assert registered("other").command is COMMAND
     with pytest.raises(ModuleNotFoundError):
         _ = registered("other").model
 
@@ -91,7 +94,7 @@ from transformer_jax import register_task
 register_task("plugged", "plugin:Task", "transformer_jax.tasks.translation.translator:Translator",
               command="plugin_command:COMMAND")
 """
-COMMAND = """
+PLUGIN_COMMAND = """
 from transformer_jax.tasks.pair_command import PairCommand
 COMMAND = PairCommand("plug", "do what a plug does")
 """
@@ -100,7 +103,7 @@ COMMAND = PairCommand("plug", "do what a plug does")
 @pytest.mark.parametrize("works", [True, False])
 def test_an_installed_package_adds_a_task_and_a_command(tmp_path, works):
     (tmp_path / "plugin.py").write_text(PLUGIN if works else "import there_is_no_such_module")
-    (tmp_path / "plugin_command.py").write_text(COMMAND)
+    (tmp_path / "plugin_command.py").write_text(PLUGIN_COMMAND)
     metadata = tmp_path / "plugin-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
