@@ -56,7 +56,7 @@ def test_mistakes_in_exports(export, arguments, expected, tmp_path, monkeypatch)
 def test_exports_of_what_is_not_a_model_folder(export, kind, tmp_path):
     if kind == "ctranslate2" and importlib.util.find_spec("ctranslate2") is None:
         pytest.skip("CTranslate2 is not installed: pip install ctranslate2")
-    refused(export("--to", kind, tmp_path / "out", model=tmp_path / "nowhere"), "nowhere", "is no folder")
+    refused(export("--to", kind, tmp_path / "out", model=tmp_path / "nowhere"), "nowhere", "is not a folder")
     (tmp_path / "empty").mkdir()
     refused(export("--to", kind, tmp_path / "out", model=tmp_path / "empty"), "config.json", "is missing")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

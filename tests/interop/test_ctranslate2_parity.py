@@ -188,7 +188,7 @@ def test_what_cannot_be_exported(tmp_path):
         export_ctranslate2(write_classifier(tmp_path / "classifier"), tmp_path / "out")
     with pytest.raises(UserError, match=r"is not an encoder-decoder model for text; name one"):
         export_ctranslate2(write_stacks(tmp_path / "stacks"), tmp_path / "out")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         export_ctranslate2(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="taken exists"):

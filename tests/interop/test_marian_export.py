@@ -75,7 +75,7 @@ def test_what_the_architecture_has_not_is_refused(tmp_path, options, architectur
 def test_models_that_it_cannot_hold_are_refused(tmp_path):
     assert "config.tokenizer.kind" in refusal(write_bundle(tmp_path / "chars"), tmp_path / "out")
     assert "not an encoder-decoder model" in refusal(write_classifier(tmp_path / "classifier"), tmp_path / "out")
-    assert "is no folder" in refusal(tmp_path / "nothing", tmp_path / "out")
+    assert "is not a folder" in refusal(tmp_path / "nothing", tmp_path / "out")
 
 
 def test_an_output_that_exists_stays(tmp_path):

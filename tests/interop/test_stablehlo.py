@@ -218,6 +218,6 @@ def test_missing_files_and_strange_programs(folders, tmp_path):
 def test_what_cannot_be_written(folders, tmp_path):
     with pytest.raises(UserError, match="out exists"):
         export_stablehlo("no model is looked at", folders[1])
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         export_stablehlo(tmp_path / "nowhere", tmp_path / "out")
     assert not any(tmp_path.iterdir())

@@ -71,5 +71,5 @@ def test_a_tokenizer_too_many_or_too_few_is_refused(folder, tmp_path):
 
 
 def test_the_task_of_what_is_no_folder(tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         task_of(tmp_path / "nowhere")

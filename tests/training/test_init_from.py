@@ -231,7 +231,7 @@ def test_a_classifier_keeps_its_tokenizer_and_sizes(tmp_path, config):
         ("translation", write_classifier, "names a model of task 'classification', but config.task is 'translation'"),
         ("classification", write_stacks, "names a model of task 'transformer', but config.task is 'classification'"),
         ("poetry", write_stacks, "config.task is 'poetry'"),
-        ("translation", lambda path: path, "folder is no folder"),
+        ("translation", lambda path: path, "folder is not a folder"),
         ("translation", lambda path: path.mkdir(), "folder/config.json is missing"),
     ],
 )

@@ -46,7 +46,7 @@ def test_a_remote_folder_that_is_no_model_stays(bucket):
     as_path(f"{RUN}/notes.txt").write_bytes(b"mine")
     with pytest.raises(UserError, match="exists and is no model folder"):
         write_bundle(as_path(RUN))
-    with pytest.raises(UserError, match=r"gs://bucket/none is no folder"):
+    with pytest.raises(UserError, match=r"gs://bucket/none is not a folder"):
         load("gs://bucket/none")
 
 
