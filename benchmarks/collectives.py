@@ -41,7 +41,7 @@ class Collective(NamedTuple):
 def collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program.
 
-    A loop counts as often as it runs where the program tells that, else once. Those that one instruction starts and
+    A loop counts as often as it runs if the program states its trip count, else once. Those that one instruction starts and
     another ends count once; what a TPU does as an all-reduce of which each device keeps a part is a reduce-scatter.
 
     Args:
@@ -87,7 +87,7 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
 def _within(name: str, times: int, computations: Mapping[str, list[str]], everyone: int) -> Iterator[Collective]:
     """Those of a computation that runs so often, and of those that it calls."""
     lines = computations.get(name, [])
-    # On TPUs one collective may stand in several fusions, during which it goes on; one of them starts it.
+    # On TPUs one collective may span several fusions; one of them starts it.
     goes_on = not any('"AsyncCollectiveStart"' in line for line in lines)
     for line in lines:
         instruction = _INSTRUCTION.match(line)

@@ -17,7 +17,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE=false
 if command -v nvidia-smi > /dev/null; then
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 else
-    echo "There is no nvidia-smi here, so these are figures of the CPU." >&2
+    echo "nvidia-smi was not found, so these figures are for the CPU." >&2
 fi
 
 # A benchmark that this machine can't run says why, and the others go on.

@@ -39,7 +39,7 @@ def run(settings: Settings) -> Iterator[Record]:
     with Worker(build, list(steps.values()), threads=settings.threads, environment=UNCACHED) as worker:
         found = worker.measure()
     for (subject, size), need in zip(steps.items(), found, strict=True):
-        work = f"{size}; as the compiler's memory_analysis() tells"
+        work = f"{size}; by the compiler's memory_analysis()"
         yield Record("memory", subject, None, "MiB", need / MIB, None, work, device, installed_versions())
 
 

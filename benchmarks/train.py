@@ -69,7 +69,7 @@ def _run(settings: Settings, name: str, subject: str, tokens: str) -> Iterator[R
 
     def work(theirs: str) -> str:
         return (
-            f"{workload.name}, {workload.shape}, float32; {tokens} that are no padding; {repeats} repetitions in turn "
+            f"{workload.name}, {workload.shape}, float32; {tokens}, padding excluded; {repeats} repetitions in turn "
             f"of {steps} step{'s' * (steps > 1)} after one that is not timed (forward, backward, {OPTIMIZER}); "
             f"ours: rows of {workload.row_length} packed to {workload.tokens_per_batch:,} slots a side"
             f"{_padding(tallies.get(OURS))}; "

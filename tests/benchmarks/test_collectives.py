@@ -87,7 +87,7 @@ ENTRY %main.5_spmd (param.5: bf16[6,256,512]) -> bf16[6,256,512] {
 
 
 def test_a_program_for_tpus():
-    """A gather that goes on during other work is one; a sum of which each device keeps a part is a reduce-scatter."""
+    """A gather that overlaps other work counts once; a sum of which each device keeps a part is a reduce-scatter."""
     assert collectives(TPU) == [
         Collective("all-gather", 6 * 256 * 512 * 2, 4, 1),
         Collective("all-gather", 1024 * 256 * 2, 2, 6),

@@ -57,7 +57,7 @@ def logits(model):
 def make_sources(count=16, seed=0, longest=8):
     """Lengths from 1, an end of sentence alone.
 
-    Each number of rows (1, 8, 64, 256) and padded length (8, 16) compiles anew, so most tests stay with one shape.
+    Each number of rows (1, 8, 64, 256) and padded length (8, 16) needs a compilation, so most tests stay with one shape.
     """
     rng = np.random.default_rng(seed)
     return [[*rng.integers(4, VOCABULARY, rng.integers(0, longest)).tolist(), EOS] for _ in range(count)]
@@ -170,7 +170,7 @@ def test_sentences_at_the_same_place_draw_alike(model, generator):
     [same] = generator.generate(model[1], [[5, 6, EOS]], SAMPLES)
     changed = generator.generate(model[1], [[5, 6, EOS], [7, EOS], [5, 6, EOS]], SAMPLES)
     assert tokens_of([same]) == tokens_of(changed[:1])
-    assert changed[0] != changed[2], "one sentence twice in a list draws anew"
+    assert changed[0] != changed[2], "a sentence listed twice is sampled twice"
 
 
 def test_several_devices_give_what_one_gives(model, generator):
@@ -336,7 +336,7 @@ def test_a_stream_of_another_length_compiles_nothing(model, generator, caplog):
     read(5, 6)
     # Padded to the same length, and so is what may come out.
     assert compiled(lambda: read(7, 8, 9, 10, 11)) == []
-    assert compiled(lambda: jax.jit(lambda x: x + 1)(jnp.zeros(3))), "the log tells of compilations"
+    assert compiled(lambda: jax.jit(lambda x: x + 1)(jnp.zeros(3))), "the log reports compilations"
 
 
 def test_parameters_that_are_not_numbers_are_told(model, generator):

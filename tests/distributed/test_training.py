@@ -86,7 +86,7 @@ def test_processes_equal_one(data, whole, tmp_path, count, devices, mesh):
     ended = train(tmp_path, data, count, devices=devices, more=axes).wait()
     assert [process.status for process in ended] == [0] * count, ended
     assert_same_run(tmp_path, whole)
-    assert not any("Step" in process.out for process in ended[1:]), "the first one tells"
+    assert not any("Step" in process.out for process in ended[1:]), "only the first one reports"
     assert_goes_on(tmp_path, data, whole, 1)
 
 
@@ -133,7 +133,7 @@ def test_sigterm_stops_all(data, whole, tmp_path, told):
         processes.processes[index].send_signal(signal.SIGTERM)
     ended = processes.wait()
     assert [process.status for process in ended] == [0, 0], ended
-    assert "stopped" in ended[0].out.lower(), "the first one tells"
+    assert "stopped" in ended[0].out.lower(), "only the first one reports"
     resumed = train(tmp_path, data, len(told)).wait()
     assert [process.status for process in resumed] == [0] * len(told), resumed
     assert_same_run(tmp_path, whole)
@@ -144,7 +144,7 @@ def catches_sigterm(pid):
     return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which signals a process catches")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows which signals a process catches")
 def test_sigterm_at_any_moment(data, whole, tmp_path):
     """Of runs that are begun again and again until they are through."""
     moments = random.Random(6)

@@ -87,7 +87,7 @@ def test_a_run_starts_from_a_model_and_its_score(tmp_path, config):
 
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     run(config, tmp_path / "run")
-    assert (outcome.model / "model.safetensors").read_bytes() == weights[0], "without checkpoints it starts anew"
+    assert (outcome.model / "model.safetensors").read_bytes() == weights[0], "without checkpoints it starts again"
     shutil.rmtree(folder)
     (outcome.model / "model.safetensors").unlink()
     run(config, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A run that was saved on eight devices goes on with any other number of them."""
+"""A run saved on eight devices resumes on any other number of them."""
 
 import itertools
 import time

@@ -37,7 +37,7 @@ class MarianTokenizer:
             model: a serialized sentencepiece model.
             pieces: pieces in the order of their ids; None for an id without a piece.
             special_tokens: ids of the special tokens.
-            padding_place: padding's id before the renumbering, for `interop.marian_export`.
+            padding_place: padding's id before the renumbering, for `interop.marian`.
 
         Raises:
             UserError: if `model` is not a sentencepiece model, a piece is repeated, or a special token's id is out of

@@ -46,7 +46,7 @@ def test_prepared_from_a_folder(write, tmp_path):
     with pytest.raises(UserError, match=r"couplet/1\.0\.0 has no split 'test', only train"):
         load_couplets(config, "test")
     write("test", ["山"], ["水"])
-    assert load_couplets(config, "test") == [("山", "水")], "prepared anew as the folder has changed"
+    assert load_couplets(config, "test") == [("山", "水")], "prepared again, as the folder has changed"
 
 
 def test_files_of_a_folder(write, tmp_path):

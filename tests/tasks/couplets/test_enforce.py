@@ -65,7 +65,7 @@ def text_of(tokens, upper, tokenizer):
 
 @cache
 def verdicts(upper, pieces, most):
-    """Every line of these characters with at most so many places, as tokens, and how often it breaks each rule."""
+    """Every line of these characters up to a length, as tokens, and how often it breaks each rule."""
     found = []
     for length in range(most + 1):
         # Where the upper line has a mark outside the vocabulary the lower one can have it too, as UNK.

@@ -66,7 +66,7 @@ def test_where_rules_are_broken(upper, lower, expected):
     [
         # Even places oppose, and the end is level.
         ("白日依山尽", " L OL"),
-        # Places are counted anew after every mark; the end may be at an odd place.
+        # Positions restart after every mark; the end may be at an odd position.
         ("天，天天天，天月", "   O   L"),
         ("月月、月月月！", " L  LL "),
         # What can be read either way asks nothing, but at the end.
