@@ -97,9 +97,7 @@ def initialize(
     finally:
         timer.cancel()
     if process_count() > 1:
-        lost = (
-            "Another process was lost (killed, or by the network), which ends all; the same commands resume."
-        )
+        lost = "Another process was lost (killed, or by the network), which ends all; the same commands resume."
         _exit_when_aborted(PEER_LOST, lost)
     elif is_required:
         _set_abort_handler(None)  # a cluster of one
