@@ -87,18 +87,17 @@ def initialize(
     if is_required:
         _exit_when_aborted(2, "A process ended before all had met, or two have one --process_id; restart them all.")
     try:
-        if _connect(is_required, coordinator, num_processes, process_id):
-            if num_processes is not None and process_id is not None:
-                _require_same_count(num_processes, process_id)
-            if process_count() > 1:
-                _watch_others()
-                with exit_together():
-                    assert_equal({name: _release(name) for name in _PACKAGES})
+        has_met = _connect(is_required, coordinator, num_processes, process_id)
+        if has_met and num_processes is not None and process_id is not None:
+            _require_same_count(num_processes, process_id)
     finally:
         timer.cancel()
-    if process_count() > 1:
+    if has_met and process_count() > 1:
         lost = "Another process was lost (killed, or by the network), which ends all; the same commands resume."
         _exit_when_aborted(PEER_LOST, lost)
+        _watch_others()
+        with exit_together():
+            assert_equal({name: _release(name) for name in _PACKAGES})
     elif is_required:
         _set_abort_handler(None)  # a cluster of one
 
