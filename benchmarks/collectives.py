@@ -41,8 +41,8 @@ class Collective(NamedTuple):
 def collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program.
 
-    A loop counts as often as it runs if the program states its trip count, else once. Those that one instruction starts and
-    another ends count once; what a TPU does as an all-reduce of which each device keeps a part is a reduce-scatter.
+    A loop counts as often as it runs if the program states its trip count, else once. A collective that one instruction
+    starts and another ends counts once. An all-reduce on a TPU of which each device keeps a part is a reduce-scatter.
 
     Args:
         text: `compiled.as_text()`.

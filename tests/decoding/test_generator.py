@@ -57,7 +57,7 @@ def logits(model):
 def make_sources(count=16, seed=0, longest=8):
     """Lengths from 1, an end of sentence alone.
 
-    Each number of rows (1, 8, 64, 256) and padded length (8, 16) needs a compilation, so most tests stay with one shape.
+    Each number of rows (1, 8, 64, 256) and padded length (8, 16) is compiled, so most tests stay with one shape.
     """
     rng = np.random.default_rng(seed)
     return [[*rng.integers(4, VOCABULARY, rng.integers(0, longest)).tolist(), EOS] for _ in range(count)]
