@@ -20,8 +20,10 @@ from .decoding import (
 from .decoding.generator import Generator as Generator
 from .decoding.options import SearchOptions as SearchOptions
 from .interop.ctranslate2_export import export_ctranslate2 as export_ctranslate2
-from .interop.marian import export_marian as export_marian
-from .interop.marian import import_marian as import_marian
+from .interop.marian import (
+    export_marian as export_marian,
+    import_marian as import_marian,
+)
 from .interop.stablehlo_export import export_stablehlo as export_stablehlo
 from .interop.torch_transformer import import_torch as import_torch
 from .nn import (
@@ -70,12 +72,16 @@ from .tasks.classification.text_classifier import (
     TextClassifier as TextClassifier,
 )
 from .tasks.couplets.couplet_dataset import Couplet as Couplet
-from .tasks.couplets.generate import Reply as Reply
-from .tasks.couplets.rules import Rules as Rules
-from .tasks.couplets.rules import Verdict as Verdict
-from .tasks.couplets.rules import explain as explain
-from .tasks.couplets.rules import judge as judge
-from .tasks.couplets.generate import CoupletWriter as CoupletWriter
+from .tasks.couplets.generate import (
+    CoupletWriter as CoupletWriter,
+    Reply as Reply,
+)
+from .tasks.couplets.rules import (
+    Rules as Rules,
+    Verdict as Verdict,
+    explain as explain,
+    judge as judge,
+)
 from .tasks.metrics import (
     couplet_scores as couplet_scores,
     exact_match as exact_match,
@@ -102,13 +108,11 @@ from .tasks.translation.translator import (
 )
 from .training import run as run
 from .training.step import (
+    TrainState as TrainState,
+    init_state as init_state,
     make_optimizer as make_optimizer,
     make_schedule as make_schedule,
     noam_schedule as noam_schedule,
-)
-from .training.step import (
-    TrainState as TrainState,
-    init_state as init_state,
     train_step as train_step,
 )
 

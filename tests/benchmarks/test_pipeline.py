@@ -18,7 +18,7 @@ RECORDS = [(np.full(n, 5, np.int32), np.full(n, 6, np.int32)) for n in (1, 2, 3,
 
 def batches(window_size):
     options = {"batching": "bucket", "tokens_per_batch": 8, "row_length": 4, "bucket_lengths": (4,), "max_length": 4}
-    return Batches(RECORDS, list, partial(collate_pairs, start=1), window_size=window_size, **options)
+    return Batches(RECORDS, list, partial(collate_pairs, bos=1), window_size=window_size, **options)
 
 
 def test_a_window_is_read_and_no_more():
@@ -56,7 +56,7 @@ def test_a_config_is_measured(monkeypatch, tmp_path):
     config = Config(data=data, tokenizer=TokenizerConfig(kind="word"))
     monkeypatch.setattr("benchmarks.pipeline.shipped_config", lambda name, settings: config)
     monkeypatch.setattr(runtime, "prepare", list)  # this process is not one of a benchmark
-    monkeypatch.setattr("benchmarks.pipeline._training", lambda config, task: lambda batch: None)
+    monkeypatch.setattr("benchmarks.pipeline._training", lambda config, task, first: lambda batch: None)
     found = build("numerals", Settings())()
     assert found["tokens"] == 2 * 40 * 3  # two words and the end
     assert {"first", "later", "step", "kept", "tokens", "padding"} == set(found)

@@ -291,7 +291,7 @@ class TestRefusals:
 
     def test_an_empty_sentencepiece_model(self, fresh):
         (fresh / "target.spm").write_bytes(b"")
-        assert "target.spm is no sentencepiece model" in refusal(fresh)
+        assert "target.spm is not a sentencepiece model" in refusal(fresh)
 
     @pytest.mark.parametrize("name", ["vocab.json", "tokenizer_config.json"])
     def test_half_characters(self, fresh, name):

@@ -205,7 +205,8 @@ def test_a_run_starts_from_stacks(tmp_path, config, unscored):
 
 def classification(tmp_path, config, classes=CLASSES):
     path = tmp_path / "texts.csv"
-    path.write_text("".join(f"{label},{text}\n" for label in classes for text in SOURCES), encoding="utf-8")
+    rows = [f"{label},{text}\n" for label in classes for text in SOURCES]
+    path.write_text("".join(["label,text\n", *rows]), encoding="utf-8")
     config.task = "classification"
     config.data.update(train_source="", train_target="", validation_source="", validation_target="")
     config.data.update(train_file=str(path), validation_split="", validation_percent=30.0)

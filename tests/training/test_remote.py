@@ -44,7 +44,7 @@ def test_a_model_folder_that_was_being_replaced_is_refused(bucket):
 
 def test_a_remote_folder_that_is_no_model_stays(bucket):
     as_path(f"{RUN}/notes.txt").write_bytes(b"mine")
-    with pytest.raises(UserError, match="exists and is no model folder"):
+    with pytest.raises(UserError, match="exists and is not a model folder"):
         write_bundle(as_path(RUN))
     with pytest.raises(UserError, match=r"gs://bucket/none is not a folder"):
         load("gs://bucket/none")

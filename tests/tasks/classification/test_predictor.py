@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax.data import collate as by_length
+from transformer_jax.decoding import scheduler
 from transformer_jax.nn import Classifier, ModelConfig, split
 from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.text_classifier import Predictor
@@ -30,7 +30,7 @@ def texts():
 def expected(model, texts):
     """The softmax of a plain call, each text in a row of its own and all padded alike."""
     graphdef, params = model
-    tokens = by_length.padded(texts, len(texts), 48)
+    tokens = scheduler.padded(texts, len(texts), 48)
     logits = np.asarray(jax.jit(nnx.merge(graphdef, params))(tokens)[:, 0], np.float64)
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
@@ -55,7 +55,7 @@ def test_probabilities_follow_their_texts(model, texts, expected):
 
 
 def test_extra_padding_changes_nothing(model, texts, expected, monkeypatch):
-    monkeypatch.setattr(by_length, "LENGTHS", (40, 1024))
+    monkeypatch.setattr(scheduler, "LENGTHS", (40, 1024))
     np.testing.assert_allclose(predict(model, texts, 64), expected, rtol=0, atol=1e-6)
 
 

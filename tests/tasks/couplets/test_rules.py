@@ -39,8 +39,8 @@ def test_parse(text, weights):
     [
         ("tone", "^'tone' is not a rule; known: length, punctuation, repetition, distinct, tones, "),
         ("length,none", "^'none' is not a rule"),
-        ("tones=", "^tones= gives no weight; write a number of at least 0, hard or off"),
-        ("tones=much", "^tones=much gives no weight"),
+        ("tones=", "^tones= is not a weight; write a number of at least 0, hard or off"),
+        ("tones=much", "^tones=much is not a weight"),
         ("tones=-1", "^The weight of the rule tones is -1.0, but must be hard, or from 0 to 1000"),
         ("distinct=nan", "^The weight of the rule distinct is nan"),
         ("tones,tones=off", "^The rule tones is named twice"),

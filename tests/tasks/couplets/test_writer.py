@@ -98,7 +98,7 @@ def test_how_likely_a_line_is_has_nothing_to_do_with_rules(model):
     uppers = UPPERS[:3]
     lowers = model.reply(uppers, rules="all")
     scores = [score.log_prob for score in model.score(uppers, lowers)]
-    unruly = with_settings(model, decoding={"rules": "none"})
+    unruly = with_settings(model, rules="none")
     assert [score.log_prob for score in unruly.score(uppers, lowers)] == scores
     for [reply], log_prob in zip(model.search(uppers, rules="all"), scores, strict=True):
         assert reply.log_prob == pytest.approx(log_prob, abs=1e-4)

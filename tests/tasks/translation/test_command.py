@@ -114,7 +114,7 @@ def test_a_model_with_another_vocabulary(run, tmp_path):
 
 
 def test_no_model(run, tmp_path):
-    refused(run("translate", "abc", model=tmp_path / "nowhere"), "nowhere", "no folder")
+    refused(run("translate", "abc", model=tmp_path / "nowhere"), "nowhere", "not a folder")
 
 
 def test_options_that_exclude_each_other(run):
