@@ -83,7 +83,7 @@ def _share(name: str, size: StepSize, device: str, settings: Settings) -> Iterat
             raise Unavailable(f"training/usage.py has no published figure of {device}; add it to CHIP_FLOPS.")
         peak = published
     work = (
-        f"{size}; {size.flops / 1e9:,.0f} GFLOP of matrix products as nn/flops.py counts; median of {repeats}, "
+        f"{size}; {size.flops / 1e9:,.0f} GFLOP of matrix products as nn/model_config.py counts; median of {repeats}, "
         "each after one that is not timed"
     )
     for subject, unit, value, of_what in (

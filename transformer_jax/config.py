@@ -81,7 +81,7 @@ class OptimConfig:
     """The optimiser (section 5.3) and its schedule."""
 
     name: str = "adam"
-    """adam, adamw or another of `optim.OPTIMIZERS`."""
+    """adam, adamw or another of `training.step.OPTIMIZERS`."""
     schedule: str = "noam"
     """noam (section 5.3), rsqrt, cosine, linear, constant."""
     lr: float = 1.0
@@ -145,7 +145,7 @@ class Config:
     task: str = "translation"
     seed: int = 0
     init_from: str = ""
-    """A model folder to initialise the parameters from, see `training.origin`; empty: draw them."""
+    """A model folder to initialise the parameters from, see `training.workdir.read_origin`; empty: draw them."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -283,8 +283,10 @@ def upgraded(values: Any) -> Any:
     if not isinstance(values, dict) or not all(isinstance(values.get(name, {}), dict) for name in ("data", "decoding")):
         return values
     values = deepcopy(values)
-    if "rules" in values.get("decoding", {}) and values["decoding"].get("max_length"):
-        values["decoding"]["max_length"] += 1
+    max_length = values.get("decoding", {}).get("max_length")
+    # Only 0.1.0 had this field.
+    if "rules" in values.get("decoding", {}) and type(max_length) is int and max_length > 0:
+        values["decoding"]["max_length"] = max_length + 1
     for old, now in moved_fields().items():
         group, _, name = old.partition(".")
         if not isinstance(values.get(group), dict) or name not in values[group]:
@@ -319,7 +321,7 @@ def _checked(default: Any, value: Any, where: str) -> Any:
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-        return tuple(_checked(default[0], item, where) for item in value)
+        return tuple(_checked(default[0], item, where) for item in value) if default else tuple(value)
     if type(value) is not type(default):
         raise UserError(f"{where} is {value!r}, but must be of type {type(default).__name__}.")
     return value

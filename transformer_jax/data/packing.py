@@ -12,6 +12,35 @@ Example = tuple[np.ndarray, ...]
 """Token ids of one record, one int32 vector per side."""
 
 
+NO_LABEL = -1
+
+
+class Seq2SeqBatch(NamedTuple):
+    """Rows of sentence pairs.
+
+    Segments number the sentences of a row 1, 2, ...; 0 is padding. Positions restart at 0 in each sentence. `target`
+    is the decoder's input, `labels` the same shifted left by one token (section 3.1).
+    """
+
+    source: Int32[np.ndarray, "B S"]
+    source_segments: Int32[np.ndarray, "B S"]
+    source_positions: Int32[np.ndarray, "B S"]
+    target: Int32[np.ndarray, "B T"]
+    target_segments: Int32[np.ndarray, "B T"]
+    target_positions: Int32[np.ndarray, "B T"]
+    labels: Int32[np.ndarray, "B T"]
+
+
+class TextBatch(NamedTuple):
+    """Rows of labelled texts; segments and positions as in `Seq2SeqBatch`."""
+
+    tokens: Int32[np.ndarray, "B S"]
+    segments: Int32[np.ndarray, "B S"]
+    positions: Int32[np.ndarray, "B S"]
+    labels: Int32[np.ndarray, "B S"]
+    """Slot k has the class of segment k + 1, or `NO_LABEL`: a row has at most as many texts as tokens."""
+
+
 def pack_rows(lengths: Int[np.ndarray, "n sides"], row_length: int) -> list[list[int]]:
     """Pack examples into rows so that no side overflows.
 
@@ -90,35 +119,6 @@ def _fill_row(kinds: np.ndarray, counts: np.ndarray, row_length: int) -> list[in
 def _check(lengths: np.ndarray, longest: int) -> None:
     if lengths.min() < 1 or lengths.max() > longest:
         raise ValueError(f"Lengths run from {lengths.min()} to {lengths.max()}, but must lie in 1 to {longest}.")
-
-
-NO_LABEL = -1
-
-
-class Seq2SeqBatch(NamedTuple):
-    """Rows of sentence pairs.
-
-    Segments number the sentences of a row 1, 2, ...; 0 is padding. Positions restart at 0 in each sentence. `target`
-    is the decoder's input, `labels` the same shifted left by one token (section 3.1).
-    """
-
-    source: Int32[np.ndarray, "B S"]
-    source_segments: Int32[np.ndarray, "B S"]
-    source_positions: Int32[np.ndarray, "B S"]
-    target: Int32[np.ndarray, "B T"]
-    target_segments: Int32[np.ndarray, "B T"]
-    target_positions: Int32[np.ndarray, "B T"]
-    labels: Int32[np.ndarray, "B T"]
-
-
-class TextBatch(NamedTuple):
-    """Rows of labelled texts; segments and positions as in `Seq2SeqBatch`."""
-
-    tokens: Int32[np.ndarray, "B S"]
-    segments: Int32[np.ndarray, "B S"]
-    positions: Int32[np.ndarray, "B S"]
-    labels: Int32[np.ndarray, "B S"]
-    """Slot k has the class of segment k + 1, or `NO_LABEL`: a row has at most as many texts as tokens."""
 
 
 def collate_pairs(rows: Sequence[Sequence[Example]], row_length: int, num_rows: int, *, bos: int = BOS) -> Seq2SeqBatch:

@@ -1,4 +1,4 @@
-"""Continuous batching: finished sentences are evicted, and the remaining ones compacted into fewer batches.
+"""Inference in padded batches, and continuous batching: finished sentences are evicted, the others compacted.
 
 The batches of a group advance in lockstep. So their outputs have one length, what is left of two batches soon fits into
 one, and the cache has room for little more than the tokens so far. Shapes come from a small set, to compile little.
@@ -205,8 +205,8 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[tuple
         groups.setdefault(round_up(length), []).append(i)
     for length, members in sorted(groups.items()):
         most = max(1, min(batch_size, TOKENS_AT_A_TIME // length))
-        for start in range(0, len(members), most):
-            chosen = members[start : start + most]
+        for first in range(0, len(members), most):
+            chosen = members[first : first + most]
             rows = next(n for n in sorted({min(size, most) for size in (*ROWS, most)}) if n >= len(chosen))
             yield length, rows, chosen
 

@@ -383,7 +383,7 @@ def _successor_scores(alive: Hypotheses, allowed: Float[Array, "B K V"]) -> Floa
 
 @partial(jax.jit, static_argnums=0)
 def _jitted_step(search: Search, state: SearchState, logits: Float[Array, "1 1 V"]) -> SearchState:
-    # No weight changes which tokens one hypothesis gets.
+    # The length penalty cannot change a single hypothesis's tokens.
     return search.step(state, logits, length_weights(search.max_length, 0.0))[0]
 
 

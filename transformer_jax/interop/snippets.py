@@ -70,7 +70,7 @@ def longest_output(model: Seq2SeqModel[Any]) -> str:
     decoding = model.settings.decoding
     longest = f"max(map(len, sources), default=0) + {decoding.max_extra_tokens}"
     # Both of our limits count the end of sentence.
-    limits = [limit - 1 for limit in (decoding.max_length, model.model_config.position_limit or 0) if limit > 1]
+    limits = [limit - 1 for limit in (decoding.max_length, model.model_config.position_limit or 0) if limit > 0]
     return f"min({longest}, {min(limits)})" if limits else longest
 
 

@@ -6,7 +6,7 @@ from transformer_jax.nn.classifier import Classifier
 from transformer_jax.nn.losses import Params
 from transformer_jax.nn.model_config import ModelConfig
 from transformer_jax.nn.seq2seq import AttentionWeights, Cache, Memory, Seq2Seq
-from transformer_jax.nn.stacks import Decoder, Encoder, Transformer, stack_layers, unstack_layers
+from transformer_jax.nn.stacks import Decoder, Encoder, Transformer, split, stack_layers, unstack_layers
 
 __all__ = [
     "AttentionWeights",
@@ -23,16 +23,6 @@ __all__ = [
     "stack_layers",
     "unstack_layers",
 ]
-
-
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    """Split a module into its static structure and its parameters.
-
-    Pass the structure to a jitted function as an ordinary argument, a pytree without leaves, not in `static_argnums`:
-    hashing it at each call would take milliseconds.
-    """
-    graphdef, state = nnx.split(model)
-    return graphdef, nnx.to_pure_dict(state)
 
 
 def abstract_params(

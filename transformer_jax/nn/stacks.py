@@ -37,7 +37,7 @@ class ScannedLayers(nnx.Module, Generic[Layer]):
         def params_of(number: Integer[Array, ""]) -> Params:
             own = nnx.Rngs(stream.key[...])
             own.params.count[...] = start + number * draws
-            return _split(make(own))[1]
+            return split(make(own))[1]
 
         self.stacked: Layer = nnx.merge(graphdef, jax.vmap(params_of)(jnp.arange(num_layers, dtype=start.dtype)))
         stream.count[...] = start + num_layers * draws
@@ -47,7 +47,7 @@ class ScannedLayers(nnx.Module, Generic[Layer]):
         return self.num_layers
 
     def __iter__(self) -> Iterator[Layer]:
-        graphdef, params = _split(self.stacked)
+        graphdef, params = split(self.stacked)
         for number in range(self.num_layers):
             yield nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[number], params))  # noqa: B023 called at once
 
@@ -55,7 +55,7 @@ class ScannedLayers(nnx.Module, Generic[Layer]):
         self, x: Float[Array, "B T D"], *context: Any, dropout_key: DropoutKey, remat: str
     ) -> Float[Array, "B T D"]:
         """Apply all layers to `x`; arguments as in `apply_layers`."""
-        graphdef, params = _split(self.stacked)
+        graphdef, params = split(self.stacked)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.num_layers)
 
         def body(
@@ -88,7 +88,7 @@ def apply_layers(
     if isinstance(layers, ScannedLayers) and record is None:
         return layers.scan(x, *context, dropout_key=dropout_key, remat=remat)
     for layer, key in zip(layers, split_key(dropout_key, len(layers)), strict=True):
-        graphdef, params = _split(layer)
+        graphdef, params = split(layer)
         run = partial(_run, graphdef, dropout_key=key, record=record)
         x = (run if record is not None else REMATS[remat](run))(params, x, *context)
     return x
@@ -115,8 +115,13 @@ def unstack_layers(params: Params) -> Params:
     return {name: unstack_layers(value) for name, value in params.items()}
 
 
-def _split(layer: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    graphdef, state = nnx.split(layer)
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+    """Split a module into its static structure and its parameters.
+
+    Pass the structure to a jitted function as an ordinary argument, a pytree without leaves, not in `static_argnums`:
+    hashing it at each call would take milliseconds.
+    """
+    graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
 
 

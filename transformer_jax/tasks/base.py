@@ -59,6 +59,11 @@ class Task(Protocol):
         ...
 
     @property
+    def validation_examples(self) -> Sequence[Example]:
+        """Their encoding."""
+        ...
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the numeric scores of an `Evaluation`."""
         ...

@@ -127,12 +127,16 @@ def load_for(command: Command, path: str) -> Any:
 
 
 def command_for(task: str, path: str) -> Command:
-    """The command of a registered task, whose model is in the folder `path`.
+    """The command of a registered task, whose model is in the folder `path`, or else one for the same class of model.
 
     Raises:
-        UserError: if it has none.
+        UserError: if there is none.
     """
-    command = registered(task).command
+    own = registered(task)
+    command = own.command
+    for other in map(registered, registered_names()):
+        if command is None and other.model is own.model:
+            command = other.command
     if command is None:
         raise UserError(
             f"{path} holds a model that no command serves; load it in Python, or train from it with --config.init_from."

@@ -129,7 +129,7 @@ class Seq2SeqTask:
         return self._loss(params, batch, key, smoothing=0.0)
 
     def flops(self, batch: Seq2SeqBatch) -> float:
-        """FLOPs of the matrix products of one training step on this batch; see `nn.flops`."""
+        """FLOPs of the matrix products of one training step on this batch; see `nn.model_config.forward_flops`."""
         rows, source_length = batch.source.shape
         return training_flops(self.model_config, rows, source_length, batch.target.shape[1])
 

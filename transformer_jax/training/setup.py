@@ -84,7 +84,6 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         distributed.assert_equal({"The data": task.notes, "The digest of the training data": batches.digest()})
     if training.metric not in task.metrics:
         raise UserError(f"config.training.metric is {training.metric!r}, but must be one of {', '.join(task.metrics)}.")
-    claim_for_all(workdir, config, task, origin)
 
     def make_state(given: Params) -> TrainState:
         given = stack_layers(given) if task.model_config.scan_layers else given
@@ -107,6 +106,8 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         state, sums = update(state, batch)
         return state, sums | mean_over_devices(values)
 
+    evaluator = make_evaluator(task, config, mesh)
+    claim_for_all(workdir, config, task, origin)
     replicated = NamedSharding(mesh, PartitionSpec())
     return Run(
         config=config,
@@ -115,7 +116,7 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         task=task,
         mesh=mesh,
         batches=batches,
-        evaluator=make_evaluator(task, config, mesh),
+        evaluator=evaluator,
         schedule=jax.jit(schedule),
         abstract_state=abstract_state,
         init_state=jax.jit(make_state, out_shardings=shardings),
@@ -157,7 +158,7 @@ def make_evaluator(task: Task, config: Config, mesh: Mesh | None = None) -> Eval
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     if task.eval_loss is None:
         return Evaluator(task, None, mesh)
-    examples = task.encode(list(task.validation))
+    examples = task.validation_examples
     longest = max(len(side) for example in examples for side in example)
     return Evaluator(task, _batches(config, mesh, examples, list, task.collate, longest=longest), mesh)
 
@@ -280,7 +281,7 @@ def _wait_to_share(is_shared: Callable[[], bool], otherwise: str) -> None:
     while not is_shared():
         if time.monotonic() > deadline:
             raise UserError(
-                f"{otherwise}; --workdir must be a folder that all share, such as one of NFS, or gs://BUCKET/FOLDER."
+                f"{otherwise}; --workdir must be a folder that all share, such as an NFS mount, or gs://BUCKET/FOLDER."
             )
         time.sleep(0.5)
 

@@ -135,7 +135,9 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
     if not isinstance(before, dict):
         raise UserError(f"{workdir / 'config.json'} is not the config of a run; choose another --workdir.")
     default = Config(task=config.task).to_dict()
-    for name, value, now in _differences(before, config.to_dict(), default):
+    # The task first: without it, groups of fields differ.
+    differences = _differences(before, config.to_dict(), default)
+    for name, value, now in sorted(differences, key=lambda difference: difference[0] != "task"):
         if not name.startswith(MAY_CHANGE):
             raise UserError(
                 f"{workdir} holds a run with config.{name}={value!r}, not {now!r}; "

@@ -19,9 +19,6 @@ from transformer_jax.tasks.classification.labelled import (
 if TYPE_CHECKING:  # importing config imports JAX
     from transformer_jax.config import DataConfig
 
-if TYPE_CHECKING:  # importing config imports JAX
-    from transformer_jax.config import DataConfig
-
 OWN_SETS = {"ag_news": "transformer_jax.tasks.classification.ag_news"}
 """See `load_records`."""
 

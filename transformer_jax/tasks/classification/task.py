@@ -113,7 +113,7 @@ class ClassificationTask:
         return {"loss": loss, "weight": weights.sum()}
 
     def flops(self, batch: TextBatch) -> float:
-        """FLOPs of the matrix products of one training step on this batch; see `nn.flops`."""
+        """FLOPs of the matrix products of one training step on this batch; see `nn.model_config.forward_flops`."""
         rows, length = batch.tokens.shape
         return training_flops(self.model_config, rows, length, 0)
 
