@@ -74,7 +74,7 @@ def _records(
     found: Mapping[str, Sequence[Found]], work: Work, described: str, few: int, device: str
 ) -> Iterator[Record]:
     many = f"{len(work.texts):,} sentences"
-    about = f"the first {many} of {TEST_SET}, text to text with tokenisation; {described}"
+    about = f"the first {many} of {TEST_SET}, text to text with tokenization; {described}"
     for beam_size, search in SEARCHES.items():
         groups = {"": (OURS, ("ctranslate2", "ctranslate2_int8", "transformers", "uncached"))} | {
             f", searched as {name} does": (f"ours {peer}", (peer,)) for peer, name in CONVENTIONS.items()

@@ -42,9 +42,9 @@ def run(settings: Settings) -> Iterator[Record]:
                     f"median of {repeats}"
                 )
                 step = found["step"]
-                later = "batching" if found["kept"] else "reading, tokenising, batching again: several windows"
+                later = "batching" if found["kept"] else "reading, tokenizing, batching again: several windows"
                 for subject, unit, value in (
-                    (f"{name}: first epoch (reading, tokenising, batching)", "tokens/s", found["first"]),
+                    (f"{name}: first epoch (reading, tokenizing, batching)", "tokens/s", found["first"]),
                     (f"{name}: later epochs ({later})", "tokens/s", found["later"]),
                     (f"{name}: what the step consumes", "tokens/s", step),
                     (f"{name}: first epoch, times the step", "times", found["first"] / step),

@@ -169,7 +169,7 @@ def test_no_cycles():
 
 GROUPS = {field.name: type(getattr(Config(), field.name)) for field in dataclasses.fields(Config)}
 GROUPS = {name: cls for name, cls in GROUPS.items() if dataclasses.is_dataclass(cls)} | {"config": Config}
-GROUPS |= {name: task_groups()[name] for name in TASKS if name in task_groups()}
+GROUPS |= {name: task_groups()[name] for name in sorted(TASKS) if name in task_groups()}
 FIELDS = [
     (group, field.name)
     for group, cls in GROUPS.items()

@@ -78,7 +78,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser (section 5.3) and its schedule."""
+    """The optimizer (section 5.3) and its schedule."""
 
     name: str = "adam"
     """adam, adamw or another of `training.step.OPTIMIZERS`."""
@@ -145,7 +145,7 @@ class Config:
     task: str = "translation"
     seed: int = 0
     init_from: str = ""
-    """A model folder to initialise the parameters from, see `training.workdir.read_origin`; empty: draw them."""
+    """A model folder to initialize the parameters from, see `training.workdir.read_origin`; empty: draw them."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -117,7 +117,7 @@ def partition_spec(path: str) -> P:
 
 
 def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
-    """Shardings for parameters, or for a tree that contains trees of them, such as an optimiser state.
+    """Shardings for parameters, or for a tree that contains trees of them, such as an optimizer state.
 
     Args:
         tree: arrays, or `jax.ShapeDtypeStruct`s.
@@ -130,7 +130,7 @@ def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
     def sharding(path: tuple[object, ...], leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         spec = partition_spec(name)
-        # Some optimisers keep vectors or scalars under the path of a matrix; those are small.
+        # Some optimizers keep vectors or scalars under the path of a matrix; those are small.
         if len(spec) != leaf.ndim or leaf.size == 1:
             return NamedSharding(mesh, P())
         for size, axis in zip(leaf.shape, spec, strict=True):
@@ -231,7 +231,7 @@ def gathered(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
     """Parameters with the axis `fsdp` gathered for use; their gradients come back split.
 
     Otherwise XLA may move the activations instead. Each layer gathers its own parameters, again in the backward pass if
-    it is rematerialised, so that no device ever holds all of them.
+    it is rematerialized, so that no device ever holds all of them.
 
     Args:
         params: of a model, or of one layer.

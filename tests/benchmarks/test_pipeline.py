@@ -63,7 +63,7 @@ def test_a_config_is_measured(monkeypatch, tmp_path):
     assert all(value > 0 for value in found.values())
 
 
-@pytest.mark.parametrize(("kept", "later"), [(1.0, "(batching)"), (0.0, "(reading, tokenising, batching again")])
+@pytest.mark.parametrize(("kept", "later"), [(1.0, "(batching)"), (0.0, "(reading, tokenizing, batching again")])
 def test_later_epochs_say_what_they_do(monkeypatch, kept, later):
     class Measured:
         def measure(self):

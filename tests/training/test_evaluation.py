@@ -21,7 +21,7 @@ class Known:
     lower_is_better = ("loss",)
     metrics = ("loss", "bleu", "final")
     model_config = graphdef = tokenizer_files = settings = data_name = notes = eval_loss = None
-    train = validation = ("one",)
+    train = validation = validation_examples = ("one",)
 
     def predict(self, params, numbers, *, final):
         return [(params["a"], float(final)) for _ in numbers]

@@ -158,7 +158,7 @@ def _save(run: Run, state: TrainState, step: int, progress: Progress) -> None:
 
 
 def _start(run: Run, saved: TrainState | None) -> tuple[TrainState, jax.stages.Compiled | None]:
-    """The first state, and the compiled step if all batches have one shape; compiling overlaps with initialising."""
+    """The first state, and the compiled step if all batches have one shape; compiling overlaps with initializing."""
     steps = run.config.training.num_steps - (0 if saved is None else int(saved.step))
     blank = run.batches.blank() if steps > 0 else None
     with ThreadPoolExecutor(1) as thread:

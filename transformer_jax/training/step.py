@@ -76,14 +76,14 @@ def make_schedule(config: OptimConfig, *, d_model: int, num_steps: int) -> optax
 
 
 def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser that `config` names (section 5.3), preceded by clipping of the global norm if `clip_norm` > 0.
+    """The optimizer that `config` names (section 5.3), preceded by clipping of the global norm if `clip_norm` > 0.
 
     Args:
         config: source of `name`, `beta1`, `beta2`, `epsilon`, `weight_decay` and `clip_norm`.
         schedule: any optax schedule.
 
     Raises:
-        UserError: if the optimiser is unknown, or `config` sets a weight decay that it does not have.
+        UserError: if the optimizer is unknown, or `config` sets a weight decay that it does not have.
     """
     if config.name not in OPTIMIZERS:
         raise UserError(f"config.optim.name is {config.name!r}, but must be one of {', '.join(OPTIMIZERS)}.")
