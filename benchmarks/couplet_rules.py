@@ -13,7 +13,8 @@ import random
 import time
 
 import transformer_jax
-from transformer_jax.data.tokenizers import UNK, Tokenizer
+from transformer_jax.data import UNK
+from transformer_jax.data.tokenizers import Tokenizer
 from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
 
 MARKS = "，。、；：！？·《》"

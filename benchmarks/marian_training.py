@@ -8,7 +8,7 @@ from transformers import MarianConfig, MarianMTModel
 
 from benchmarks.torch_training import limit_threads
 from benchmarks.workload import Tally, Workload, measured, random_batches, read_examples
-from transformer_jax.data.tokenizers import BOS, EOS, PAD
+from transformer_jax.data import BOS, EOS, PAD
 
 NO_LOSS = -100
 """Label ignored by the model's loss."""

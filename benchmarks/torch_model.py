@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.workload import Shape
+from transformer_jax.data import PAD
 from transformer_jax.data.packing import NO_LABEL
-from transformer_jax.data.tokenizers import PAD
 
 MAX_LENGTH = 512
 

@@ -17,10 +17,10 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.collectives import Collective, collectives
 from benchmarks.hlo_cost import Cost, cost
 from benchmarks.synthetic import StepSize, SyntheticStep
-from transformer_jax.data.tokenizers import PAD, SPECIAL_TOKENS
+from transformer_jax.data import PAD, SPECIAL_TOKENS
 from transformer_jax.decoding import forbid_sequences
 from transformer_jax.decoding.generator import BAD_WORDS
-from transformer_jax.decoding.scheduler import _advance, start
+from transformer_jax.decoding.scheduler import advance_batch, start
 from transformer_jax.decoding.search import Search
 from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params, split
 from transformer_jax.sharding import ROWS, MeshConfig, make_mesh
@@ -176,7 +176,7 @@ def _decode_step(shape: str, mesh: Mesh) -> jax.stages.Lowered:
     )
     memory, state, cache = _on_mesh(jax.eval_shape(partial(start, graphdef, search), params, *inputs, None), mesh)
     until = jax.ShapeDtypeStruct((), jnp.int32)
-    return _advance.lower(graphdef, search, None, params, None, memory, None, state, cache, until)
+    return advance_batch.lower(graphdef, search, None, params, None, memory, None, state, cache, until)
 
 
 def _search(shape: str, mesh: Mesh) -> tuple[nnx.GraphDef, Any, tuple[jax.ShapeDtypeStruct, ...]]:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from transformer_jax.data import BOS
 from transformer_jax.data.packing import Example, Seq2SeqBatch, TextBatch, collate_pairs, collate_texts
 from transformer_jax.data.pipeline import Batches
-from transformer_jax.data.tokenizers import BOS
 
 RANDOM_BATCH = 128
 """Sentences per batch in tutorials."""

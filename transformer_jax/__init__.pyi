@@ -79,11 +79,11 @@ from .tasks.couplets.generate import (
 from .tasks.couplets.rules import (
     Rules as Rules,
     Verdict as Verdict,
+    couplet_scores as couplet_scores,
     explain as explain,
     judge as judge,
 )
 from .tasks.metrics import (
-    couplet_scores as couplet_scores,
     exact_match as exact_match,
     perplexity as perplexity,
     translation_scores as translation_scores,

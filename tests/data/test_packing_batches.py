@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from transformer_jax.data import BOS, EOS
 from transformer_jax.data.packing import (
     NO_LABEL,
     Seq2SeqBatch,
@@ -9,7 +10,6 @@ from transformer_jax.data.packing import (
     collate_texts,
     real_token_share,
 )
-from transformer_jax.data.tokenizers import BOS, EOS
 
 
 def test_pairs_by_hand():

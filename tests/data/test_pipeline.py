@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from transformer_jax.data import BOS, EOS, PAD
 from transformer_jax.data.packing import collate_pairs, real_token_share
 from transformer_jax.data.pipeline import Batches, Position, Prefetched, Share
 from transformer_jax.data.readers import read_pairs
-from transformer_jax.data.tokenizers import BOS, EOS, PAD, train_pair
+from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.system import UserError
 
 

@@ -2,12 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transformer_jax.data import BOS, EOS, PAD, UNK
 from transformer_jax.data.tokenizers import (
-    BOS,
-    EOS,
     KINDS,
-    PAD,
-    UNK,
     Tokenizer,
     pair_from_files,
     tokenizer_from_files,

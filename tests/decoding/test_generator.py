@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK, SpecialTokens
+from transformer_jax.data import BOS, EOS, PAD, UNK, SpecialTokens
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, split

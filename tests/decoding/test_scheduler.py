@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax.data.tokenizers import SPECIAL_TOKENS
+from transformer_jax.data import SPECIAL_TOKENS
 from transformer_jax.decoding import generator, scheduler
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from transformer_jax.tasks.classification.metrics import classification_scores, expected_calibration_error
-from transformer_jax.tasks.metrics import couplet_scores, distinct, exact_match, perplexity, translation_scores
+from transformer_jax.tasks.couplets.rules import couplet_scores, distinct
+from transformer_jax.tasks.metrics import exact_match, perplexity, translation_scores
 
 HYPOTHESES = ["The small cat sat on the mat .", "a dog runs through deep snow", "Two men"]
 REFERENCES = ["The small cat sat on a mat .", "A dog runs through the deep snow", "Two men are cooking"]

@@ -19,7 +19,7 @@ from tests.tasks.toys import (
     write_stacks,
 )
 from transformer_jax.config import default_config, from_config_dict
-from transformer_jax.data.tokenizers import SpecialTokens
+from transformer_jax.data import SpecialTokens
 from transformer_jax.interop.marian import import_marian
 from transformer_jax.sharding import shard_batch
 from transformer_jax.system import UserError

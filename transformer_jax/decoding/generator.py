@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from transformer_jax.data.tokenizers import BOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
+from transformer_jax.data import BOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
 from transformer_jax.decoding.constraints import LogitsProcessor, forbid_sequences, no_repeat_ngram
 from transformer_jax.decoding.options import SearchOptions, conventions_named
 from transformer_jax.decoding.sampling import keys_of_samples, sampler
@@ -35,10 +35,11 @@ BAD_WORDS = ((BOS,), (UNK,))
 """Sequences that a model with the special tokens of this package never produces, besides padding."""
 USUAL_BEAM = 4
 """The beam that batch sizes refer to."""
-Group = tuple[Search, int, int, list[tuple[int, list[int]]]]
-"""A search, the padded lengths of its sources and prefixes, and the rows and sentences of each of its batches."""
 MAX_BATCHES = 8
 """Most batches of short sentences that are searched, and compacted, together."""
+
+Group = tuple[Search, int, int, list[tuple[int, list[int]]]]
+"""A search, the padded lengths of its sources and prefixes, and the rows and sentences of each of its batches."""
 
 
 class Hypothesis(NamedTuple):

@@ -96,7 +96,7 @@ def search_batches(
         for batch in batches:  # all are dispatched before the first is waited for
             cache = batch.cache if batch.cache.slots >= room else _lengthened(batch.cache, room)
             arrays = params, shared, batch.memory, batch.constraints, batch.state, cache
-            state, cache, done, result = _advance(graphdef, search, make_processor, *arrays, step)
+            state, cache, done, result = advance_batch(graphdef, search, make_processor, *arrays, step)
             advanced.append((batch._replace(state=state, cache=cache), done, result))
         batches = []
         for batch, done, result in advanced:
@@ -112,7 +112,7 @@ def search_batches(
 
 
 @partial(jax.jit, static_argnums=(1, 2), donate_argnums=(7, 8))
-def _advance(
+def advance_batch(
     graphdef: nnx.GraphDef,
     search: Search,
     make_processor: Callable[[Any, Any], LogitsProcessor] | None,
@@ -124,6 +124,7 @@ def _advance(
     cache: Cache,
     until: Int[Array, ""],
 ) -> tuple[SearchState, Cache, Bool[Array, " B"], SearchResult]:
+    """Search on to `until` tokens; also returns which sentences are done, and the results so far."""
     model: Seq2Seq = nnx.merge(graphdef, params)
     if make_processor is not None:
         search = replace(search, processors=(*search.processors, make_processor(shared, constraints)))

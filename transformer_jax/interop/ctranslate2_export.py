@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from transformer_jax.data.tokenizers import PAD
+from transformer_jax.data import PAD
 from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, longest_output, tokenizer_snippet
 from transformer_jax.nn.layers import LAYER_NORM_EPSILON
 from transformer_jax.nn.positions import sinusoidal_positions

@@ -1,4 +1,4 @@
-"""The stacks of figure 1, and both in one module over embedded inputs, like PyTorch's `nn.Transformer`."""
+"""The stacks of figure 1, as lists of layers or scanned, and both in one module, like PyTorch's `nn.Transformer`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Scores of output texts, shared by tasks: exact matches, perplexity, BLEU, chrF and distinct n-grams."""
+"""Scores of output texts, shared by tasks: exact matches, perplexity, BLEU and chrF."""
 
 import math
 from collections.abc import Sequence
@@ -47,40 +47,6 @@ def translation_scores(hypotheses: Sequence[str], references: Sequence[str]) -> 
         scores[name] = metric.corpus_score(hypotheses, [references]).score
         scores[f"{name}_signature"] = str(metric.get_signature())
     return scores
-
-
-def couplet_scores(lowers: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """Corpus scores of the lower lines of couplets.
-
-    Args:
-        lowers: outputs.
-        references: one for each.
-
-    Returns:
-        `exact_match`; `bleu` over characters (sacreBLEU, tokenisation char) from 0 to 100, with `bleu_signature`;
-        `distinct_1` and `distinct_2` of the lower lines (see `distinct`).
-
-    Raises:
-        ValueError: if there are none, or not as many of one as of the other.
-    """
-    from sacrebleu.metrics import BLEU
-
-    check_aligned(lowers, references)
-    bleu = BLEU(tokenize="char")
-    score = bleu.corpus_score(lowers, [references]).score
-    return {
-        "exact_match": exact_match(lowers, references),
-        "bleu": score,
-        "bleu_signature": str(bleu.get_signature()),
-        "distinct_1": distinct(lowers, 1),
-        "distinct_2": distinct(lowers, 2),
-    }
-
-
-def distinct(texts: Sequence[str], n: int) -> float:
-    """Share of the n-grams of characters of all texts together that are different ones (Li et al., 2016)."""
-    ngrams = [text[i : i + n] for text in texts for i in range(len(text) - n + 1)]
-    return len(set(ngrams)) / max(len(ngrams), 1)
 
 
 def check_aligned(hypotheses: Sequence[str], references: Sequence[str]) -> None:

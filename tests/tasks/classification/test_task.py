@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from transformer_jax.config import Config, DataConfig, OptimConfig, TokenizerConfig
-from transformer_jax.data.tokenizers import BOS, PAD, UNK, encode_texts
+from transformer_jax.data import BOS, PAD, UNK
+from transformer_jax.data.tokenizers import encode_texts
 from transformer_jax.decoding.scheduler import padded
 from transformer_jax.nn import ModelConfig
 from transformer_jax.sharding import make_mesh

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.tasks.toys import CLASSES, tiny_config, tiny_params, tiny_tokenizer, write_classifier
-from transformer_jax.data.tokenizers import BOS
+from transformer_jax.data import BOS
 from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.text_classifier import TextClassifier, TextClassifierSettings
 from transformer_jax.tasks.model_folder import load

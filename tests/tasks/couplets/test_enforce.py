@@ -10,7 +10,8 @@ import pytest
 
 from tests.decoding import toys
 from tests.decoding.toys import Toy, outputs_of, penalty, step_fn
-from transformer_jax.data.tokenizers import EOS, PAD, UNK, CharTokenizer
+from transformer_jax.data import EOS, PAD, UNK
+from transformer_jax.data.tokenizers import CharTokenizer
 from transformer_jax.decoding import beam_search, sample
 from transformer_jax.decoding.generator import _stacked
 from transformer_jax.tasks.couplets.enforce import GIVEN_UP_FIRST, WEIGHT_GIVEN_UP, keep_rules, make_plan, vocabulary_of

@@ -4,8 +4,7 @@ import math
 import pytest
 
 from tests.outcomes import as_lines, data_config, refused
-from transformer_jax.tasks.couplets.rules import NAMES, Rules, judge
-from transformer_jax.tasks.metrics import couplet_scores
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, couplet_scores, judge
 from transformer_jax.tasks.model_folder import load
 
 PAIRS = [("天地", "山水"), ("春风有雨", "秋月无云"), ("山山，水水", "花花，草草"), ("龘", "A"), ("天 花", "地草")]

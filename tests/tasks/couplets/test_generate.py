@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax.data.tokenizers import EOS, CharTokenizer, WordTokenizer
+from transformer_jax.data import EOS
+from transformer_jax.data.tokenizers import CharTokenizer, WordTokenizer
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, split

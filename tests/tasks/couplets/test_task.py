@@ -6,7 +6,7 @@ import pytest
 import sacrebleu
 
 from transformer_jax.config import Config, DataConfig, DecodingConfig, TokenizerConfig
-from transformer_jax.data.tokenizers import EOS, UNK
+from transformer_jax.data import EOS, UNK
 from transformer_jax.nn import ModelConfig
 from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Task

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.tasks.toys import CHARACTERS, MARKS, tiny_config, tiny_params, tiny_tokenizer, write_couplet_writer
-from transformer_jax.data.tokenizers import EOS
+from transformer_jax.data import EOS
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.system import UserError

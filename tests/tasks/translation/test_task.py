@@ -8,7 +8,7 @@ import sacrebleu
 from flax import nnx
 
 from transformer_jax.config import Config, DataConfig, DecodingConfig, OptimConfig, TokenizerConfig
-from transformer_jax.data.tokenizers import BOS, EOS, PAD
+from transformer_jax.data import BOS, EOS, PAD
 from transformer_jax.decoding.generator import Hypothesis
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig

@@ -12,9 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.config import Config
+from transformer_jax.data import PAD, UNK
 from transformer_jax.data.packing import NO_LABEL, Example, TextBatch, collate_texts
 from transformer_jax.data.readers import spread_evenly
-from transformer_jax.data.tokenizers import PAD, UNK, encode_texts, tokenizer_from_files, train_tokenizer
+from transformer_jax.data.tokenizers import encode_texts, tokenizer_from_files, train_tokenizer
 from transformer_jax.nn import Classifier, abstract_params, split
 from transformer_jax.nn.layers import split_key
 from transformer_jax.nn.losses import Params, Sums, chunked_cross_entropy, smoothed_cross_entropy

@@ -99,8 +99,7 @@ class CoupletCommand(PairCommand):
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best lower lines and perplexities of the references; also by whether training has the upper."""
         from transformer_jax.system import distributed
-        from transformer_jax.tasks.couplets.rules import Rules, rule_shares
-        from transformer_jax.tasks.metrics import couplet_scores
+        from transformer_jax.tasks.couplets.rules import Rules, couplet_scores, rule_shares
 
         rules = Rules.parse(model.settings.rules if arguments.rules is None else arguments.rules)
         pairs = self.pairs(arguments, model)

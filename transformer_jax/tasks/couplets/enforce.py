@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer_jax.data.tokenizers import EOS, PAD, CharTokenizer, Tokenizer
+from transformer_jax.data import EOS, PAD
+from transformer_jax.data.tokenizers import CharTokenizer, Tokenizer
 from transformer_jax.decoding import LogitsProcessor
 from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets.rules import Rules, asked_tones, first_places, is_mark, tone

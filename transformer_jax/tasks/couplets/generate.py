@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, overload
 
-from transformer_jax.data.tokenizers import EOS, PAD, UNK, Tokenizer
+from transformer_jax.data import EOS, PAD, UNK
+from transformer_jax.data.tokenizers import Tokenizer
 from transformer_jax.decoding.generator import Generator, SentenceConstraints
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.system import UserError

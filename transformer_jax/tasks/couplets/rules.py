@@ -1,4 +1,4 @@
-"""The rules of couplets: their weights, judging a lower line by them, and explaining a verdict."""
+"""The rules of couplets: their weights, judging lower lines by them, explaining a verdict, and corpus scores."""
 
 import math
 import unicodedata
@@ -10,6 +10,7 @@ from functools import cache
 from rich.cells import cell_len
 
 from transformer_jax.system import UserError
+from transformer_jax.tasks.metrics import check_aligned, exact_match
 
 
 class Tone(IntFlag):
@@ -273,3 +274,37 @@ def explain(upper: str, lower: str, gave_up: tuple[str, ...] = ()) -> str:
 
 def _sign(character: str) -> str:
     return "" if is_mark(character) else _SIGNS[tone(character)]
+
+
+def couplet_scores(lowers: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+    """Corpus scores of the lower lines of couplets.
+
+    Args:
+        lowers: outputs.
+        references: one for each.
+
+    Returns:
+        `exact_match`; `bleu` over characters (sacreBLEU, tokenisation char) from 0 to 100, with `bleu_signature`;
+        `distinct_1` and `distinct_2` of the lower lines (see `distinct`).
+
+    Raises:
+        ValueError: if there are none, or not as many of one as of the other.
+    """
+    from sacrebleu.metrics import BLEU
+
+    check_aligned(lowers, references)
+    bleu = BLEU(tokenize="char")
+    score = bleu.corpus_score(lowers, [references]).score
+    return {
+        "exact_match": exact_match(lowers, references),
+        "bleu": score,
+        "bleu_signature": str(bleu.get_signature()),
+        "distinct_1": distinct(lowers, 1),
+        "distinct_2": distinct(lowers, 2),
+    }
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Share of the n-grams of characters of all texts together that are different ones (Li et al., 2016)."""
+    ngrams = [text[i : i + n] for text in texts for i in range(len(text) - n + 1)]
+    return len(set(ngrams)) / max(len(ngrams), 1)

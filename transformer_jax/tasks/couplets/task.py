@@ -6,9 +6,8 @@ from transformer_jax.config import Config
 from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets.generate import write
-from transformer_jax.tasks.couplets.rules import NAMES, Rules, rule_shares
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, couplet_scores, rule_shares
 from transformer_jax.tasks.couplets.sources import load_training_data
-from transformer_jax.tasks.metrics import couplet_scores
 from transformer_jax.tasks.seq2seq_task import Seq2SeqTask
 
 
