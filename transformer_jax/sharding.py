@@ -234,7 +234,7 @@ def gathered(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
     it is rematerialized, so that no device ever holds all of them.
 
     Args:
-        params: of a model, or of one layer.
+        params: parameters of a model or of one layer.
         dtype: type to gather in, narrower to save communication; default: that of the parameters.
     """
     if axis_size("fsdp") == 1:

@@ -86,11 +86,11 @@ class Generator:
         """Make a generator of one model structure; parameters come with each call.
 
         Args:
-            graphdef: of a `Seq2Seq`.
+            graphdef: structure of a `Seq2Seq`.
             batch_size: sentences at a time on each device, at most, with a beam of `USUAL_BEAM`; with other beams, the
                 same number of hypotheses.
             max_positions: most tokens of a sentence, where the model has a table of positions.
-            special_tokens: of the target's vocabulary.
+            special_tokens: special-token ids of the target vocabulary.
             bad_words: sequences of tokens that are never produced.
             renormalizes: whether the probabilities of allowed tokens add up to 1.
         """
@@ -113,9 +113,9 @@ class Generator:
         """The `options.n_best` best hypotheses of each sentence, best first, or as many samples.
 
         Args:
-            params: of the model; all devices of this process that hold them search.
+            params: parameters of the model; all devices of this process that hold them search.
             sources: token ids of each sentence, end of sentence included.
-            options: of the search.
+            options: how to search.
             prefixes: token ids that the outputs must begin with, one prefix per sentence; PAD where any token may
                 stand.
             constraints: further constraints, sentence by sentence.

@@ -78,9 +78,9 @@ def search_batches(
     """Yield the number and the `SearchResult` (as arrays without the axis B) of each sentence as soon as it is done.
 
     Args:
-        graphdef: of a `Seq2Seq`.
+        graphdef: structure of a `Seq2Seq`.
         search: of all batches.
-        params: of the model.
+        params: parameters of the model.
         batches: just started, of the same source length.
         make_processor: makes a batch's own processor from `shared` and `Batch.constraints`.
         shared: arrays that the constraints of all sentences share.

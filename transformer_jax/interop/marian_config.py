@@ -141,9 +141,9 @@ def settings_of(
     """Fields of `Seq2SeqSettings` that make the search find the outputs of transformers' `generate`.
 
     Args:
-        path: of the file, for messages.
+        path: the file, for messages.
         generation: its content; missing fields have Marian's defaults.
-        numbering: of the target vocabulary.
+        numbering: numbering of the target vocabulary.
         end: our id of the end of a sentence.
         max_positions: tokens of the longest source.
 

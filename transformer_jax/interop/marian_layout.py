@@ -149,7 +149,7 @@ def permute_width(params: Mapping[str, Any], order: Int[np.ndarray, " D"]) -> di
     """Parameters that compute the same function with the columns of the model width reordered.
 
     Args:
-        params: of a `Seq2Seq` (numpy or JAX), as `nn.split` gives them.
+        params: parameters of a `Seq2Seq` (numpy or JAX), as `nn.split` gives them.
         order: the old index of each new column; `numpy.argsort(order)` undoes it.
     """
     flat = traverse_util.flatten_dict(params)

@@ -32,7 +32,7 @@ def read_bytes(folder: Path, name: str, limit: int | None = None) -> bytes:
 
     Args:
         folder: as named by the user.
-        name: of a file directly in that folder; not trusted, as it may come from another file.
+        name: name of a file directly in that folder; not trusted, as it may come from another file.
         limit: largest size in bytes; default: any.
 
     Raises:
@@ -87,9 +87,9 @@ def flag(path: Path, values: Mapping[str, Any], name: str, default: bool) -> boo
     """A boolean field.
 
     Args:
-        path: of the file, for messages.
+        path: the file, for messages.
         values: its content.
-        name: of the field.
+        name: name of the field.
         default: value of a missing field.
 
     Raises:
@@ -145,7 +145,7 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
     """The tensors of a safetensors file, in its order; float16 and bfloat16 become float32.
 
     Args:
-        path: of the file.
+        path: the file.
         prefix: only tensors whose names start with it are read.
 
     Raises:

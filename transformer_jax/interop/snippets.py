@@ -28,7 +28,7 @@ class TextModel(Protocol):
 
     @property
     def tokenizer(self) -> TokenizerPair | Tokenizer:
-        """Of input and output; a single one where the output is not text."""
+        """Tokenizers of input and output; a single one where the output is not text."""
 
     @property
     def normalization(self) -> str:

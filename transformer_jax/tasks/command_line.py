@@ -221,7 +221,7 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any], c
 
     Args:
         model: the loaded model.
-        arguments: of the command.
+        arguments: parsed arguments of the command.
         texts: all of them, serializable as JSON.
         check: refuses texts that the model does not accept, by their numbers among all; called if there are several
             processes, as each would count within its own share.

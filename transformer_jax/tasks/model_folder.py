@@ -60,7 +60,7 @@ def save(
     Args:
         path: the folder to write.
         task: name of a registered task.
-        model_config: of the model, vocabulary sizes included.
+        model_config: sizes and options of the model, vocabulary sizes included.
         params: as `nn.split` returns them; stored with a set of tensors per layer.
         tokenizer_files: as `TokenizerPair.files` returns them; empty for a model without a vocabulary.
         settings: fields of the task's settings, such as `TranslatorSettings`.

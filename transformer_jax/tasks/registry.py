@@ -177,8 +177,8 @@ def make_task(config: "Config", tokenizer_files: dict[str, bytes] | None = None)
     """The task that `config.task` names.
 
     Args:
-        config: of the experiment.
-        tokenizer_files: of a tokenizer trained before; default: train one on the task's data.
+        config: the experiment.
+        tokenizer_files: files of a trained tokenizer; default: train one on the task's data.
 
     Raises:
         UserError: if there is no such task, or its data can't be read.

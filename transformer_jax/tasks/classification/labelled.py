@@ -68,7 +68,7 @@ def read_labelled(
     ignored.
 
     Args:
-        path: of the file.
+        path: the file.
         classes: names of the classes, if known; each label must be one of them. For AG News's classes, in their order,
             labels may also be numbers from 1, as in its own files.
         columns: of text and label.

@@ -45,7 +45,7 @@ def classification_scores(
 
     Args:
         labels: number of the right class of each example, from 0.
-        probabilities: of each class, for each example.
+        probabilities: probability of each class, for each example.
         class_names: in the order of their numbers.
 
     Raises:
@@ -122,7 +122,7 @@ def confusion_table(matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> str
 
     Args:
         matrix: examples by their class (rows) and the predicted one (columns).
-        names: of the classes. Characters may be wide, as Chinese ones are.
+        names: names of the classes; characters may be wide, as in Chinese.
 
     Raises:
         ValueError: if there are not as many names as classes.
@@ -146,9 +146,9 @@ def save_confusion_picture(path: str | Path, matrix: Int[np.ndarray, "C C"], nam
     Names in a script that no installed font has become boxes in a PNG; an SVG leaves the fonts to its viewer.
 
     Args:
-        path: of the picture, a PNG or an SVG as its name ends.
+        path: the picture; its suffix selects PNG or SVG.
         matrix: examples by their class (rows) and the predicted one (columns).
-        names: of the classes.
+        names: names of the classes.
 
     Raises:
         UserError: if the name ends otherwise, the file cannot be written, or matplotlib is not installed.

@@ -46,7 +46,7 @@ def load_texts(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tu
         config: `name` is headlines, text, ag_news, or a TFDS set with text features and one `ClassLabel`, such as
             ag_news_subset, whose configuration may follow a slash. Several text features are joined by a space, title
             first. With `manual_dir`, ag_news_subset too is read from AG News's own files there.
-        split: of the set, as TFDS writes it (`train`, `train[:1000]`); `text` has train and validation.
+        split: a split of the set, as TFDS writes it (`train`, `train[:1000]`); `text` has train and validation.
 
     Returns:
         The records, and the class names in the order of their numbers; for `text` those of the training file, sorted.

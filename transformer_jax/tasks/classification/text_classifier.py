@@ -25,7 +25,7 @@ class Predictor:
         """Make a predictor of one model structure; parameters come with each call.
 
         Args:
-            graphdef: of a `Classifier`.
+            graphdef: structure of a `Classifier`.
             num_classes: its number of classes.
             batch_size: largest number of texts at a time.
         """

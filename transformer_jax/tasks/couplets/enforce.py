@@ -210,7 +210,7 @@ def keep_rules(vocabulary: Vocabulary, lines: UpperLine) -> LogitsProcessor:
     places that follow. What breaks a weighted rule costs its weight. A rule that is off changes nothing.
 
     Args:
-        vocabulary: of the tokens.
+        vocabulary: the model's vocabulary.
         lines: of B upper lines. The marks that their plans force are left to the `prefix` of the search.
     """
 

@@ -43,7 +43,7 @@ def tone(character: str) -> Tone:
 HARD = math.inf
 OFF = 0.0
 LARGEST_WEIGHT = 1000.0
-"""Of a rule that is not hard; larger ones would lose the model's log-probabilities to rounding."""
+"""Largest weight of a soft rule; larger ones would lose the model's log-probabilities to rounding."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def load_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:
     Args:
         config: `name` is numerals, text, multi30k, or a TFDS set such as `wmt14_translate/de-en`; without the part
             after the slash, the configuration of the two languages is used.
-        split: of the set, as TFDS writes it (`train`, `train[:1000]`); `text` has train and validation.
+        split: a split of the set, as TFDS writes it (`train`, `train[:1000]`); `text` has train and validation.
 
     Raises:
         UserError: for an unknown set, split or language, and for files that are missing or broken.
