@@ -48,7 +48,7 @@ def import_torch(
         num_heads: `nhead` of the model.
         norm_first: as in PyTorch.
         activation: relu, gelu or swish (PyTorch's SiLU).
-        prefix: common prefix of the tensor names in the state dict of a larger model, such as `transformer.`; other tensors
+        prefix: prefix of the tensor names in a larger model's state dict, such as `transformer.`; other tensors
             are ignored.
 
     Raises:

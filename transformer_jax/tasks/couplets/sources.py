@@ -94,7 +94,7 @@ def load_couplets(config: "DataConfig", split: str) -> list[Couplet]:
 
     Args:
         config: `name` is antitheses (embedded), couplet, or text (files of your own, uppers as source).
-        split: a split of the set, as TFDS writes it; antitheses has train, validation and test, text train and validation.
+        split: a split, as TFDS writes it; antitheses has train, validation and test, text train and validation.
 
     Raises:
         UserError: for an unknown set or split, and for files that are missing or broken.
