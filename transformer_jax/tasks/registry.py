@@ -3,6 +3,7 @@
 Parts may be given as "module:name" and are imported when first used; this module imports no JAX.
 """
 
+import abc
 import argparse
 import importlib
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformer_jax.tasks.base import Task
 
 
-class Command:
+class Command(abc.ABC):
     """The subcommand of `transformer-jax` for the models of a task, and their evaluation by `transformer-jax evaluate`.
 
     Its module must be quick to import: import JAX, and modules that do, inside the methods.
@@ -38,25 +39,25 @@ class Command:
     """Options of `evaluate` that these models have, such as "--rules", to the arguments of `add_argument`. An option
     that is not given must be None. Tasks may share an option; the first one's help is shown."""
 
+    @abc.abstractmethod
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of the subcommand, besides those of `add_model`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def run(self, arguments: argparse.Namespace) -> None:
         """Run the subcommand.
 
         Raises:
             UserError: if the arguments are wrong; nothing has been written then.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """The report of a loaded model, to be printed as JSON.
 
         Raises:
             UserError: if the arguments are wrong.
         """
-        raise NotImplementedError
 
 
 @runtime_checkable
