@@ -102,7 +102,7 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         ema_decay=training.ema_decay,
     )
 
-    def train_step_with_flags(state: TrainState, batch: Batch, values: HostValues = None) -> tuple[TrainState, Sums]:
+    def common_train_step(state: TrainState, batch: Batch, values: HostValues = None) -> tuple[TrainState, Sums]:
         state, sums = update(state, batch)
         return state, sums | mean_over_devices(values)
 
@@ -120,7 +120,7 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         schedule=jax.jit(schedule),
         abstract_state=abstract_state,
         init_state=jax.jit(make_state, out_shardings=shardings),
-        train_step=jax.jit(train_step_with_flags, donate_argnums=0, out_shardings=(shardings, replicated)),
+        train_step=jax.jit(common_train_step, donate_argnums=0, out_shardings=(shardings, replicated)),
         checkpoints=Checkpoints(
             workdir / "checkpoints",
             keep=max(training.keep_checkpoints, training.average_last),
