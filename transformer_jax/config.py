@@ -277,16 +277,11 @@ def refuse_moved(values: Mapping[str, Any], where: str = "config") -> None:
 def upgraded(values: Any) -> Any:
     """The stored config of a run, its fields moved to where this release has them.
 
-    Release 0.1.0 kept fields of single tasks in shared groups, and did not count the end of sentence in
-    `decoding.max_length`. Anything that is not such a config is returned as it is.
+    Release 0.1.0 kept fields of single tasks in shared groups. Anything that is not such a config is returned as it is.
     """
     if not isinstance(values, dict) or not all(isinstance(values.get(name, {}), dict) for name in ("data", "decoding")):
         return values
-    values = deepcopy(values)
-    max_length = values.get("decoding", {}).get("max_length")
-    # Only 0.1.0 had this field.
-    if "rules" in values.get("decoding", {}) and type(max_length) is int and max_length > 0:
-        values["decoding"]["max_length"] = max_length + 1
+    stored, values = values, deepcopy(values)
     for old, now in moved_fields().items():
         group, _, name = old.partition(".")
         if not isinstance(values.get(group), dict) or name not in values[group]:
@@ -296,7 +291,20 @@ def upgraded(values: Any) -> Any:
             task, _, new_name = path.partition(".")
             if task == values.get("task"):
                 values.setdefault(task, {})[new_name] = value
-    return values
+    return values | {"decoding": upgraded_decoding(stored["decoding"])} if "decoding" in stored else values
+
+
+def upgraded_decoding(stored: Any) -> Any:
+    """The stored fields of a `DecodingConfig`, those of release 0.1.0 turned into today's.
+
+    It kept the rules of couplets there, for every task, and `max_length` did not count the end of sentence.
+    """
+    if not isinstance(stored, dict) or "rules" not in stored:
+        return stored
+    fields = {name: value for name, value in stored.items() if name != "rules"}
+    if type(fields.get("max_length")) is int and fields["max_length"] > 0:
+        fields["max_length"] += 1
+    return fields
 
 
 def build(cls: Any, values: Any, where: str) -> Any:

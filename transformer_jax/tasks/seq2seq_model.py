@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from transformer_jax.config import DecodingConfig
+from transformer_jax.config import DecodingConfig, upgraded_decoding
 from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
@@ -59,17 +59,8 @@ class Seq2SeqSettings:
 
     @classmethod
     def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """Stored settings, those of release 0.1.0 turned into today's.
-
-        It kept the rules of couplets in `decoding`, for every task, and `max_length` did not count the end of sentence.
-        """
-        decoding = settings.get("decoding")
-        if not isinstance(decoding, dict) or "rules" not in decoding:
-            return settings
-        decoding = {name: value for name, value in decoding.items() if name != "rules"}
-        if type(decoding.get("max_length")) is int and decoding["max_length"] > 0:
-            decoding["max_length"] += 1
-        return settings | {"decoding": decoding}
+        """Stored settings, those of release 0.1.0 turned into today's."""
+        return settings | {name: upgraded_decoding(settings[name]) for name in ("decoding",) if name in settings}
 
 
 Settings = TypeVar("Settings", bound=Seq2SeqSettings)
