@@ -2,7 +2,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 
 import jax
@@ -259,13 +258,11 @@ BROKEN = {
 def test_a_broken_model_is_refused_in_one_sentence(folder, case):
     break_it, expected = BROKEN[case]
     break_it(folder)
-    start = time.monotonic()
     with pytest.raises(UserError) as caught:
         load(folder)
     message = str(caught.value)
     assert [text for text in expected if text not in message] == []
     assert "\n" not in message
-    assert time.monotonic() - start < 10
 
 
 CLASSIFIERS = {

@@ -1,5 +1,4 @@
 import random
-import time
 from collections import Counter
 
 import pytest
@@ -56,13 +55,6 @@ def test_items_are_a_function_of_seed_and_index():
         first[len(first)]
     number = first.number(7)
     assert first[7] == (number_words(number, "de"), number_words(number, "en"))
-
-
-def test_fast_enough():
-    train = Numerals("de", "en", "train")
-    start = time.process_time()
-    assert len(train[:10_000]) == 10_000
-    assert time.process_time() - start < 4
 
 
 def test_mistakes_are_told():

@@ -1,5 +1,4 @@
 import dataclasses
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -129,10 +128,8 @@ def test_a_line_that_is_too_long_is_named_before_any_work(model, monkeypatch, ki
         "score": lambda: model.score(["abc", "abc"], ["abc", long]),
     }
     line = {"translate": "Line 2", "stream": "Line 1", "score": "Target line 2"}[kind]
-    start = time.monotonic()
     with pytest.raises(UserError, match=rf"{line} has {what}; split it\."):
         calls[kind]()
-    assert time.monotonic() - start < 5
 
 
 def test_the_limit_itself_is_allowed(model):
