@@ -1,4 +1,6 @@
-"""Atheris, which takes over its process: python -m tests.reliability.fuzz_by_coverage TARGET FOLDER [LIBFUZZER OPTIONS].
+"""Atheris, in a process of its own, which it takes over.
+
+    python -m tests.reliability.fuzz_by_coverage TARGET FOLDER [OPTIONS OF LIBFUZZER]
 
 Coverage of the package, and what is compared in it, guide the mutation of the target's seeds.
 """

@@ -21,7 +21,7 @@ from absl import flags
 
 import train
 from tests.interop.marian_folders import ENGLISH, GERMAN, make_folder, sentencepiece_model
-from tests.tasks.toys import tiny_tokenizer, write_bundle
+from tests.tasks.toys import write_bundle
 from transformer_jax import cli
 from transformer_jax.config import config_from_dict, default_config, from_config_dict, upgraded
 from transformer_jax.data.readers import read_lines
@@ -29,6 +29,7 @@ from transformer_jax.data.tokenizers import MarianTokenizer, tokenizer_from_file
 from transformer_jax.interop import reading
 from transformer_jax.interop.marian_config import model_config_of
 from transformer_jax.system import UserError
+from transformer_jax.tasks import model_folder as model_folder_module
 from transformer_jax.tasks.classification.labelled import Columns, read_labelled
 from transformer_jax.tasks.model_folder import CONFIG_FILE, WEIGHTS_FILE, load
 
@@ -256,7 +257,13 @@ def command_line() -> Target:
     return Target(run, _bytes(["\n".join(command) for command in commands]), _bytes([*OPTIONS, "\n", "=", *NUMBERS]))
 
 
-_entry_points = functools.cache(importlib.metadata.entry_points)
+_QUICK: dict[str, Callable] = {
+    "importlib.metadata.entry_points": functools.cache(importlib.metadata.entry_points),
+    "ml_collections.ConfigDict.__str__": lambda self: "",
+    "transformer_jax.cli._parser": functools.cache(cli._parser),
+    "transformer_jax.tasks.model_folder.abstract_params": functools.lru_cache(100)(model_folder_module.abstract_params),
+}
+"""What does not depend on the bytes, or only on what was checked, and would take most of the time."""
 
 
 def _fields(values: dict, above: str = "") -> Iterator[tuple[str, object]]:
@@ -279,8 +286,10 @@ def one_sentence(target: Target, content: bytes) -> None:
         Exception: anything but a `UserError`.
     """
     try:
-        # Asked for again and again, it reads the metadata of every installed package.
-        with mock.patch("importlib.metadata.entry_points", _entry_points):
+        with contextlib.ExitStack() as stack:
+            for name, function in _QUICK.items():
+                stack.enter_context(mock.patch(name, function))
             target.run(content)
     except UserError as error:
-        assert len(str(error).splitlines()) == 1, repr(str(error))
+        if len(str(error).splitlines()) != 1:
+            raise AssertionError(f"not one line: {str(error)!r}") from error

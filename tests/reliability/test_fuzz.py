@@ -72,9 +72,9 @@ def fuzz(name, folder, examples):
 def fuzz_by_coverage(name, folder, runs):
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed (pip install -e '.[fuzz]'), which has wheels for few systems")
+    options = [f"-runs={runs}", "-seed=1", f"-timeout={SECONDS}", "-rss_limit_mb=4096", "-max_len=65536"]
     result = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.fuzz_by_coverage", name, str(folder)]
-        + [f"-runs={runs}", "-seed=1", f"-timeout={SECONDS}", "-rss_limit_mb=4096", "-max_len=4096", "-len_control=10"],
+        [sys.executable, "-m", "tests.reliability.fuzz_by_coverage", name, str(folder), *options],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
