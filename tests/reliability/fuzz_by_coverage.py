@@ -12,22 +12,22 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["transformer_jax", "train"]):
-    from tests.reliability.fuzz_targets import make_targets, one_sentence
+    from tests.reliability.fuzz_targets import one_sentence, prepared
 
 
 def main() -> None:
     name, folder, *options = sys.argv[1:]
     warnings.simplefilter("error")
-    target = make_targets(Path(folder))[name]()
-    corpus, dictionary = Path(folder, "corpus"), Path(folder, "dictionary")
-    corpus.mkdir()
-    for number, seed in enumerate(target.seeds):
-        (corpus / str(number)).write_bytes(seed)
-    words = ("".join(f"\\x{byte:02x}" for byte in word) for word in target.words)
-    dictionary.write_text("".join(f'"{word}"\n' for word in words))
-    options = [*options, f"-dict={dictionary}", f"-artifact_prefix={folder}/", str(corpus)]
-    atheris.Setup([sys.argv[0], *options], lambda content: one_sentence(target, content))
-    atheris.Fuzz()
+    with prepared(name) as target:
+        corpus, dictionary = Path(folder, "corpus"), Path(folder, "dictionary")
+        corpus.mkdir()
+        for number, seed in enumerate(target.seeds):
+            (corpus / str(number)).write_bytes(seed)
+        words = ("".join(f"\\x{byte:02x}" for byte in word) for word in target.words)
+        dictionary.write_text("".join(f'"{word}"\n' for word in words))
+        options = [*options, f"-dict={dictionary}", f"-artifact_prefix={folder}/", str(corpus)]
+        atheris.Setup([sys.argv[0], *options], lambda content: one_sentence(target, content))
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.reliability.fuzz_targets import make_targets, one_sentence
+from tests.reliability.fuzz_targets import TARGETS, one_sentence, prepared
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = list(make_targets(Path()))
 SECONDS = 10
 """That an input may take."""
 
@@ -55,18 +54,22 @@ def bounded_time():
         signal.signal(signal.SIGALRM, before)
 
 
-def fuzz(name, folder, examples):
-    target = make_targets(folder)[name]()
+def fuzz(name, examples):
+    with prepared(name) as target:
 
-    @settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-    @given(mutations(target))
-    def run(content):
-        with bounded_time():
-            one_sentence(target, content)
+        @settings(
+            max_examples=examples,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(mutations(target))
+        def run(content):
+            with bounded_time():
+                one_sentence(target, content)
 
-    run()
+        run()
 
 
 def fuzz_by_coverage(name, folder, runs):
@@ -86,9 +89,9 @@ def fuzz_by_coverage(name, folder, runs):
     assert result.returncode == 0, f"{result.stderr[-4000:]}\n{crashes}"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_mutated_inputs(name, tmp_path):
-    fuzz(name, tmp_path, 200)
+@pytest.mark.parametrize("name", TARGETS)
+def test_mutated_inputs(name):
+    fuzz(name, 200)
 
 
 @pytest.mark.parametrize("name", ["labelled texts"])
@@ -97,12 +100,12 @@ def test_inputs_guided_by_coverage(name, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", NAMES)
-def test_many_mutated_inputs(name, tmp_path):
-    fuzz(name, tmp_path, 10_000)
+@pytest.mark.parametrize("name", TARGETS)
+def test_many_mutated_inputs(name):
+    fuzz(name, 5_000)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TARGETS)
 def test_many_inputs_guided_by_coverage(name, tmp_path):
     fuzz_by_coverage(name, tmp_path, 100_000)
