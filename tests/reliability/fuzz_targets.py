@@ -29,8 +29,8 @@ from transformer_jax.data.readers import read_lines
 from transformer_jax.data.tokenizers import MarianTokenizer, tokenizer_from_files, train_tokenizer
 from transformer_jax.interop import reading
 from transformer_jax.interop.marian_config import model_config_of
+from transformer_jax.nn import abstract_params
 from transformer_jax.system import UserError
-from transformer_jax.tasks import model_folder as model_folder_module
 from transformer_jax.tasks.classification.labelled import Columns, read_labelled
 from transformer_jax.tasks.model_folder import CONFIG_FILE, WEIGHTS_FILE, load
 
@@ -244,11 +244,14 @@ def command_line(_: Path) -> Target:
     return Target(run, _bytes(["\n".join(command) for command in commands]), _bytes([*OPTIONS, "\n", "=", *NUMBERS]))
 
 
+_abstract_params = functools.lru_cache(100)(abstract_params)
+
 _QUICK: dict[str, Callable] = {
     "importlib.metadata.entry_points": functools.cache(importlib.metadata.entry_points),
     "ml_collections.ConfigDict.__str__": lambda self: "",
     "transformer_jax.cli._parser": functools.cache(cli._parser),
-    "transformer_jax.tasks.model_folder.abstract_params": functools.lru_cache(100)(model_folder_module.abstract_params),
+    "transformer_jax.tasks.model_folder.abstract_params": _abstract_params,
+    "transformer_jax.tasks.seq2seq_model.abstract_params": _abstract_params,
 }
 """What does not depend on the bytes, or only on what was checked, and would take most of the time."""
 
