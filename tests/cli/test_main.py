@@ -36,6 +36,11 @@ def test_usage_errors(argv, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_an_error_is_one_line_whatever_it_quotes(capsys):
+    assert main(["translate", "--model", "no\nsuch\x0b folder\x1e", "abc"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("command", "expected"),
     [

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 141
     except UserError as error:
-        print(f"transformer-jax: error: {error}", file=sys.stderr)
+        print("transformer-jax: error:", " ".join(str(error).split()), file=sys.stderr)  # in one line
         return 2
     except KeyboardInterrupt:
         return 130
