@@ -215,6 +215,18 @@ def train_sentencepiece(kind: str, sentences: list[str], vocab_size: int, byte_f
     )
 
 
+def check_normalization(rule: str) -> None:
+    """Refuse what is not one of `NORMALIZATIONS`.
+
+    Raises:
+        UserError: naming the field of the config.
+    """
+    if rule not in NORMALIZATIONS:
+        raise UserError(
+            f"config.tokenizer.source_normalization is {rule!r}, but must be one of {', '.join(NORMALIZATIONS)}."
+        )
+
+
 def normalized(texts: Iterable[str], rule: str) -> list[str]:
     """The texts as a model `with_normalizer` sees them, but without marks for spaces; for training."""
     if rule == "identity":

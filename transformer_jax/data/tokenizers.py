@@ -13,8 +13,8 @@ import sentencepiece
 
 from transformer_jax.data import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
 from transformer_jax.data.marian_tokenizer import (
-    NORMALIZATIONS,
     MarianTokenizer,
+    check_normalization,
     normalized,
     train_sentencepiece,
     with_normalizer,
@@ -109,7 +109,7 @@ class SentencePieceTokenizer:
         return {self.FILE_NAME: self._model}
 
     def with_normalization(self, rule: str) -> "SentencePieceTokenizer":
-        """The same vocabulary for texts that are first normalized by a rule of `NORMALIZATIONS`."""
+        """The same vocabulary for texts that are first normalized by a rule of `marian_tokenizer.NORMALIZATIONS`."""
         if rule == "identity":
             return self
         return SentencePieceTokenizer(with_normalizer(self._model, rule))
@@ -196,7 +196,7 @@ class WordTokenizer(_ListTokenizer):
 
     FILE_NAME = "words.v2.txt"
     SEPARATOR = " "
-    PATTERN = r"(?:(?=\w)\X)+|(?!\s)\X"
+    PATTERN = r"(?:(?=[\w\p{N}])\X)+|(?!\s)\X"
 
     @classmethod
     def units(cls, text: str) -> list[str]:
@@ -246,17 +246,13 @@ def train_tokenizer(
         kind: one of `KINDS`.
         texts: sentences; blank ones are ignored.
         vocab_size: maximum number of ids, including the four special ones; short texts yield fewer.
-        normalization: one of `NORMALIZATIONS`, applied to texts before they are cut; bpe and unigram only.
+        normalization: one of `marian_tokenizer.NORMALIZATIONS`, applied to texts first; bpe and unigram only.
         byte_fallback: spell characters that the vocabulary lacks as bytes, which take 256 ids; bpe and unigram only.
 
     Raises:
         UserError: for an unknown kind or normalization, blank texts only, or a vocabulary too small for the texts.
     """
-    if normalization not in NORMALIZATIONS:
-        raise UserError(
-            f"config.tokenizer.source_normalization is {normalization!r}, but must be one of "
-            f"{', '.join(NORMALIZATIONS)}."
-        )
+    check_normalization(normalization)
     sentences = [text for text in texts if text.strip()]
     if not sentences:
         raise UserError("The training texts for the tokenizer are empty; check the files under config.data.")
@@ -327,19 +323,20 @@ def train_pair(
         targets: target sentences.
         vocab_size: as in `train_tokenizer`, for each vocabulary.
         joint: whether both sides share one.
-        source_normalization: one of `NORMALIZATIONS`, for the source; bpe and unigram only.
+        source_normalization: one of `marian_tokenizer.NORMALIZATIONS`, for the source; bpe and unigram only.
         byte_fallback: as in `train_tokenizer`.
 
     Raises:
         UserError: as in `train_tokenizer`.
     """
+    check_normalization(source_normalization)
     if not joint:
         source = train_tokenizer(
             kind, sources, vocab_size, normalization=source_normalization, byte_fallback=byte_fallback
         )
         target = train_tokenizer(kind, targets, vocab_size, byte_fallback=byte_fallback)
         return TokenizerPair(source, target, joint=False)
-    if kind in ("bpe", "unigram") and source_normalization in NORMALIZATIONS:
+    if kind in ("bpe", "unigram"):
         sources = normalized(sources, source_normalization)
     target = train_tokenizer(kind, [*sources, *targets], vocab_size, byte_fallback=byte_fallback)
     if isinstance(target, SentencePieceTokenizer):

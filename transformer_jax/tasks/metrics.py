@@ -31,11 +31,11 @@ def perplexity(total_nll: float, count: int | float) -> float:
 
 
 def bleu_tokenizer(language: str) -> str:
-    """sacreBLEU's tokenizer for a target language, such as `zh`, `zh-CN`, `cmn_Hans` or `jpn`.
+    """The tokenizer of sacreBLEU for a target language, such as `zh`, `zh-CN`, `cmn_Hans` or `jpn`.
 
-    As sacreBLEU has it: zh for Chinese, ja-mecab for Japanese, ko-mecab for Korean, 13a elsewhere. Where 13a would leave
-    whole sentences unsplit, it is char: for Japanese and Korean without the packages that sacreBLEU needs for them
-    (`pip install sacrebleu[ja]`, `sacrebleu[ko]`), and for Thai, Lao, Khmer, Burmese, Tibetan and Dzongkha.
+    As sacreBLEU has it: zh for Chinese, ja-mecab for Japanese, ko-mecab for Korean, 13a elsewhere. Where 13a would
+    leave whole sentences unsplit, it is char: for Japanese and Korean without the packages that sacreBLEU needs for
+    them (`pip install sacrebleu[ja]`, `sacrebleu[ko]`), and for Thai, Lao, Khmer, Burmese, Tibetan and Dzongkha.
     """
     primary = language.strip().replace("_", "-").partition("-")[0].lower()
     if primary in _CHINESE:
@@ -60,8 +60,8 @@ def translation_scores(
         target_language: code of the language of both, see `bleu_tokenizer`; empty where unknown.
 
     Returns:
-        `bleu` (cased), `bleu_lowercase` (both sides lower-cased), `chrf`, all from 0 to 100, and their signatures, which
-        name the tokenizer, under the same names with `_signature` appended.
+        `bleu` (cased), `bleu_lowercase` (both sides lower-cased), `chrf`, all from 0 to 100, and their signatures,
+        which name the tokenizer, under the same names with `_signature` appended.
 
     Raises:
         ValueError: if there are none, or not as many of one as of the other.
