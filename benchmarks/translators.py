@@ -18,7 +18,7 @@ from benchmarks.settings import Unavailable
 Translate = Callable[[list[str], int], list[str]]
 GREEDY, BEAM = 1, 4
 SEARCHES = {GREEDY: "greedy", BEAM: "beam 4"}
-TOKENIZER = "tokenizer.model"
+SOURCE_TOKENIZER, TARGET_TOKENIZER = "source.tokenizer.model", "target.tokenizer.model"
 BATCH_SIZES = (32, 64, 128)
 CHOOSING = 512
 """Number of texts that CTranslate2's setup is chosen on."""
@@ -69,13 +69,16 @@ class Found(NamedTuple):
 def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
     """Export `model` to the installed systems; the measurement returns its `alpha` and `max_extra_tokens`."""
     import transformer_jax
+    from transformer_jax.data.tokenizers import SentencePieceTokenizer
     from transformer_jax.interop.ctranslate2_export import export_ctranslate2
     from transformer_jax.interop.marian import export_marian
     from transformer_jax.system import UserError
 
     translator = transformer_jax.load(model)
-    if not isinstance(translator, transformer_jax.Translator) or TOKENIZER not in translator.tokenizer.files():
-        raise Unavailable(f"{model} is not a translator with one sentencepiece vocabulary; name one with --model.")
+    if not isinstance(translator, transformer_jax.Translator) or not isinstance(
+        translator.tokenizer.target, SentencePieceTokenizer
+    ):
+        raise Unavailable(f"{model} is not a translator with sentencepiece vocabularies; name one with --model.")
     architecture = "pegasus" if translator.model_config.norm_first else "marian"
     export_marian(translator, folder / "transformers", architecture=architecture)
     for quantization in ("float32", "int8"):
@@ -114,8 +117,15 @@ def measured(
 
 def count_tokens(model: Path, texts: list[str]) -> int:
     """Number of tokens, without ends of sentences."""
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model / TOKENIZER))
-    return sum(map(len, tokenizer.encode(texts)))
+    return sum(map(len, _processor(model, TARGET_TOKENIZER).encode(texts)))
+
+
+def _processor(folder: Path, name: str) -> sentencepiece.SentencePieceProcessor:
+    """The tokenizer of a side; a folder in which both sides have the same one has a file without the side's name."""
+    path = folder / name
+    if not path.exists():
+        path = folder / name.partition(".")[2]
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
 def _seconds(translate: Translate, texts: list[str], beam_size: int) -> float:
@@ -142,13 +152,13 @@ def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
     import ctranslate2
 
     folder = work.exports / quantization
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / TOKENIZER))
+    source, target = _processor(folder, SOURCE_TOKENIZER), _processor(folder, TARGET_TOKENIZER)
     device = "cuda" if work.accelerator else "cpu"
     compute = work.dtype if quantization == "float32" else quantization
 
     def with_setup(engine: Any, batch_size: int) -> Translate:
         def translate(texts: list[str], beam_size: int) -> list[str]:
-            sources = tokenizer.encode(texts, out_type=str)
+            sources = source.encode(texts, out_type=str)
             results = engine.translate_batch(
                 sources,
                 beam_size=beam_size,
@@ -159,7 +169,7 @@ def ctranslate2(work: Work, quantization: str) -> Callable[[], Found]:
                 max_decoding_length=max(map(len, sources)) + work.max_extra_tokens,
                 max_batch_size=batch_size,
             )
-            return list(tokenizer.decode([result.hypotheses[0] for result in results]))
+            return list(target.decode([result.hypotheses[0] for result in results]))
 
         return translate
 

@@ -71,6 +71,15 @@ def test_a_model_folder_answers_as_it_did(run_folder):
             assert answer.probabilities == pytest.approx(probabilities, rel=1e-4)
 
 
+def test_a_sentencepiece_model_normalizes_as_it_did(run_folder):
+    if run_folder.name != "translation":
+        return
+    model = transformer_jax.load(run_folder / "model_written")
+    for tokenizer in (model.tokenizer.source, model.tokenizer.target):
+        assert tokenizer.encode("ｅｌｆ，  ²") == tokenizer.encode("elf, 2")
+    assert model.tokenizer.files()["tokenizer.model"] == (run_folder / "model_written/tokenizer.model").read_bytes()
+
+
 def test_settings_are_where_this_release_keeps_them(run_folder):
     stored = json.loads((run_folder / "model_written" / "config.json").read_text(encoding="utf-8"))
     assert stored["format_version"] == 1

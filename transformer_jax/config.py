@@ -72,6 +72,11 @@ class TokenizerConfig:
     vocab_size: int = 8000
     joint: bool = True
     """One vocabulary for both sides."""
+    source_normalization: str = "nmt_nfkc"
+    """How bpe and unigram normalize sources and texts to classify: a lossy rule of sentencepiece (nfkc, nmt_nfkc,
+    nfkc_cf, nmt_nfkc_cf), or identity. Targets are kept as they are."""
+    byte_fallback: bool = False
+    """Spell characters that a bpe or unigram vocabulary lacks as bytes, which take 256 of its ids."""
     max_texts: int = 0
     """Largest number of texts or pairs to train it on, spread evenly over the training data; 0: the task's default."""
 

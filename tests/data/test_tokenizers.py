@@ -99,9 +99,59 @@ def test_word_vocabulary_keeps_the_most_frequent():
     assert tokenizer.encode("a b c, a") == [4, 5, UNK, UNK, 4]
 
 
-def test_char_tokenizer_keeps_spaces():
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("می‌خواهم", ["می‌خواهم"]),
+        ("cafe\u0301!", ["cafe\u0301", "!"]),
+        ("don't", ["don", "'", "t"]),
+        ("สวัสดี", ["สวัสดี"]),
+        ("ok ❤️👨‍👩‍👧🇫🇷👍🏽", ["ok", "❤️", "👨‍👩‍👧", "🇫🇷", "👍🏽"]),
+        ("中文，x²", ["中文", "，", "x²"]),
+    ],
+)
+def test_words_keep_their_marks_and_emoji_stay_whole(text, words):
+    tokenizer = train_tokenizer("word", [text], 100)
+    assert [tokenizer.piece(i) for i in tokenizer.encode(text)] == words
+
+
+def test_a_word_vocabulary_of_release_0_1_0_splits_as_it_did():
+    pieces = ["<pad>", "<s>", "</s>", "<unk>", "ह", "ि", "न", "्", "द", "ी"]
+    old = tokenizer_from_files({"words.txt": "".join(f"{piece}\n" for piece in pieces).encode()})
+    assert old.encode("हिन्दी") == list(range(4, 10))
+    assert list(old.files()) == ["words.txt"]
+
+
+def test_char_tokenizer_keeps_the_white_space_it_knows():
     tokenizer = train_tokenizer("char", ["a b", "a"], 100)
     assert tokenizer.decode(tokenizer.encode("b\ta  b")) == "b a  b"
+    tokenizer = train_tokenizer("char", ["a\u3000b\tc"], 100)
+    assert tokenizer.decode(tokenizer.encode("a\tb\u3000c")) == "a\tb\u3000c"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("joint", [True, False])
+def test_only_the_source_is_normalized(kind, joint):
+    sources, targets = ["Ｈｅｌｌｏ ² world， hello 2"] * 3, ["你好，世界！ x² 2,! e\u200cf"] * 3
+    pair = train_pair(kind, sources, targets, 100, joint, source_normalization="nmt_nfkc")
+    assert pair.source.encode("  Ｈｅｌｌｏ ²  world，") == pair.source.encode("Hello 2 world,")
+    assert pair.target.decode(pair.target.encode(targets[0])) == targets[0]
+    assert UNK not in pair.source.encode(sources[0])
+    assert pair.joint == joint
+    if joint:
+        pieces = [[side.piece(i) for i in range(side.vocab_size)] for side in (pair.source, pair.target)]
+        assert pieces[0] == pieces[1]
+    again = pair_from_files(pair.files())
+    assert again.joint == joint
+    assert again.files() == pair.files()
+    assert again.source.encode("Ｈｅｌｌｏ") == pair.source.encode("Hello")
+    assert again.target.decode(again.target.encode(targets[0])) == targets[0]
+
+
+def test_an_unknown_normalization_is_refused():
+    with pytest.raises(UserError, match=r"config\.tokenizer\.source_normalization is 'nfd'.*identity"):
+        train_pair("bpe", GERMAN, ENGLISH, 100, True, source_normalization="nfd")
 
 
 def test_invalid_arguments():

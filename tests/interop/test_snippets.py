@@ -1,12 +1,14 @@
 """The code in exported READMEs, run on texts."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 from tests.interop.marian_folders import CODES, GERMAN, make_folder
 from tests.interop.readmes import code_of
 from tests.tasks.toys import tiny_config, tiny_params, tiny_tokenizer, write_bundle, write_couplet_writer
+from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.snippets import tokenizer_snippet
 from transformer_jax.interop.stablehlo_export import export_stablehlo
@@ -66,3 +68,18 @@ def test_a_model_class_of_another_task_is_exported_as_it_says(tmp_path):
     assert "text.upper()" in code_of(tmp_path / "out")
     assert "It does not shout here." in readme
     assert "# A model that nobody registered, as StableHLO" in readme
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word", "char"])
+def test_texts_are_cut_and_joined_as_the_two_sides_do(tmp_path, kind):
+    sources, targets = ["Hello, world ² 2!"] * 3, ["你好，世界！ x² ▁ e\u0301\u3000हिन्दी"] * 3
+    pair = train_pair(kind, sources, targets, 100, True, source_normalization="nmt_nfkc")
+    for name, content in pair.files().items():
+        (tmp_path / name).write_bytes(content)
+    snippet = tokenizer_snippet(SimpleNamespace(tokenizer=pair, normalization="text"), pieces=False)
+    names = {"folder": str(tmp_path)}
+    exec("\n".join([*snippet.imports, *snippet.setup]), names)
+    for text in (*sources, *targets, " Ｈｅｌｌｏ,\t world\u3000"):
+        assert eval(snippet.encode, names | {"text": text}) == pair.source.encode(text)
+        ids = pair.target.encode(text)
+        assert eval(snippet.decode, names | {"output": ids}) == pair.target.decode(ids)

@@ -1,3 +1,4 @@
+import importlib.util
 import inspect
 import math
 from collections import Counter
@@ -7,7 +8,7 @@ import pytest
 
 from transformer_jax.tasks.classification.metrics import classification_scores, expected_calibration_error
 from transformer_jax.tasks.couplets.rules import couplet_scores, distinct
-from transformer_jax.tasks.metrics import exact_match, perplexity, translation_scores
+from transformer_jax.tasks.metrics import bleu_tokenizer, exact_match, perplexity, translation_scores
 
 HYPOTHESES = ["The small cat sat on the mat .", "a dog runs through deep snow", "Two men"]
 REFERENCES = ["The small cat sat on a mat .", "A dog runs through the deep snow", "Two men are cooking"]
@@ -49,6 +50,34 @@ def test_signatures_say_what_was_counted():
         "chrf",
         "chrf_signature",
     ]
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer"),
+    [
+        *((code, "zh") for code in ("zh", "zh-CN", "zh_TW", "ZH", "cmn", "zho_Hant", "yue")),
+        *((code, "char") for code in ("th", "km-KH")),
+        *((code, "13a") for code in ("", "en", "pt-BR", "de", "hi")),
+    ],
+)
+def test_bleu_follows_the_target_language(language, tokenizer):
+    text = "今天天气很好，我们去公园。"
+    scores = translation_scores([text], [text], target_language=language)
+    assert f"tok:{tokenizer}|" in scores["bleu_signature"]
+    assert f"tok:{tokenizer}|" in scores["bleu_lowercase_signature"]
+    assert scores["bleu"] == (0 if tokenizer == "13a" else pytest.approx(100))
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer"), [("ja", "ja-mecab"), ("jpn_Jpan", "ja-mecab"), ("ko-KR", "ko-mecab")]
+)
+def test_mecab_is_used_where_it_is_installed(language, tokenizer, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert bleu_tokenizer(language) == tokenizer
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert bleu_tokenizer(language) == "char"
+    text = "今日はとても天気がいいです。"
+    assert translation_scores([text], [text], target_language=language)["bleu"] == pytest.approx(100)
 
 
 def test_perfect_and_hopeless():

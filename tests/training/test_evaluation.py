@@ -8,7 +8,7 @@ import pytest
 from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.training.checkpoint import Checkpoints
-from transformer_jax.training.evaluation import Choice, Evaluator, choose, mean_of, params_to_evaluate, rank
+from transformer_jax.training.evaluation import Choice, Evaluator, choose, mean_of, params_to_evaluate, rank, tie_break
 from transformer_jax.training.step import TrainState
 from transformer_jax.training.stopping import Clock
 
@@ -43,6 +43,12 @@ def chosen(values, clock=NO_LIMIT):
     report = lambda name, evaluation: reported.append((name, evaluation))  # noqa: E731
     ranked = partial(rank, Known(), "bleu")
     return choose(candidates, partial(EVALUATOR, final=True), ranked, clock, report), reported
+
+
+def test_equal_ranks_are_told_apart_by_the_loss():
+    low, high = Evaluation({"bleu": 0.0, "loss": 1.0}, []), Evaluation({"bleu": 0.0, "loss": 2.0}, [])
+    assert tie_break(low) > tie_break(high)
+    assert tie_break(Evaluation({"bleu": 0.0}, [])) == 0.0
 
 
 def test_more_is_better_unless_the_task_says_otherwise():

@@ -275,6 +275,14 @@ def test_patience(tmp_path, scores):
     assert run(config, tmp_path).step == 8, "a run out of patience stays so"
 
 
+def test_patience_lasts_while_the_loss_falls(tmp_path, monkeypatch):
+    losses = iter([9.0, 8.0, 7.0, 7.0, 7.0, 7.0, 7.0])
+    evaluate = lambda self, params, *, final: Evaluation({"bleu": 0.0, "loss": next(losses)}, [("a", "b", "c")])  # noqa: E731
+    monkeypatch.setattr(Evaluator, "__call__", evaluate)
+    config = small(metric="bleu", num_steps=100, eval_every=2, checkpoint_every=2, patience=2)
+    assert run(config, tmp_path).step == 10, "the loss fell until step 6, at a BLEU of 0"
+
+
 def test_time_limit(tmp_path, scores, monkeypatch):
     config = small(num_steps=10_000, max_minutes=30.0)
     scores(1.0)

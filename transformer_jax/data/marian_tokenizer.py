@@ -1,6 +1,7 @@
 # ruff: noqa: D102  (the methods are documented once, in Tokenizer)
-"""The tokenizer of MarianMT models: a sentencepiece model, and a separate vocabulary that numbers the pieces."""
+"""Sentencepiece models as bytes, and the tokenizer of MarianMT models: one of them and a vocabulary that numbers it."""
 
+import io
 import json
 import re
 from collections import Counter
@@ -9,13 +10,21 @@ from typing import Any
 
 import sentencepiece
 
-from transformer_jax.data import PAD, SpecialTokens
+from transformer_jax.data import BOS, EOS, PAD, UNK, SpecialTokens
 from transformer_jax.data.readers import encodable
 from transformer_jax.system import UserError
+
+NORMALIZATIONS = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
+"""Rules of sentencepiece for sources; identity keeps a text as it is, the others are lossy."""
 
 _LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)
 _WORD_BEGIN = "\u2581"
 _FIELDS = {"pieces": list, "padding_place": int, "start": int, "end": int, "unknown": int}
+# Characters that sentencepiece keeps for itself, and the noncharacters that stand for them within a model.
+_RESERVED = (("\u2581", "\ufdd0"), ("\u2585", "\ufdd1"), ("\t", "\ufdd2"))
+_ESCAPES = str.maketrans(dict(_RESERVED))
+_NORMALIZER_FIELD, _DENORMALIZER_FIELD = 3, 5  # of sentencepiece's ModelProto
+_LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer sentences, by default above 4,192
 
 
 class MarianTokenizer:
@@ -146,3 +155,110 @@ def processor_of(model: bytes, name: str) -> sentencepiece.SentencePieceProcesso
     except Exception as error:  # sentencepiece has no exception class of its own
         raise UserError(f"{name} is not a sentencepiece model; copy it again from its origin.") from error
     return processor
+
+
+def train_sentencepiece(kind: str, sentences: list[str], vocab_size: int, byte_fallback: bool) -> bytes:
+    """Train a sentencepiece model with this package's special ids that decodes what it encodes to the same text.
+
+    Args:
+        kind: bpe or unigram.
+        sentences: texts without lone surrogates.
+        vocab_size: maximum number of pieces; short texts yield fewer.
+        byte_fallback: whether to add a piece for each byte.
+
+    Raises:
+        UserError: if `vocab_size` is too small for the texts.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(sentence.translate(_ESCAPES) for sentence in sentences),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            byte_fallback=byte_fallback,
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_id=UNK,
+            num_threads=1,
+            max_sentence_length=_LONGEST_TRAINING_SENTENCE,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        largest = re.search(r"to a value <= (\d+)", str(error))
+        if largest and int(largest[1]) < vocab_size:
+            return train_sentencepiece(kind, sentences, int(largest[1]), byte_fallback)
+        needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        if needed:
+            raise UserError(
+                f"config.tokenizer.vocab_size is {vocab_size}, but the characters alone need {needed[1]}; raise it."
+            ) from error
+        raise UserError(
+            f"sentencepiece cannot learn {vocab_size} pieces from these texts ({error}); check "
+            "config.tokenizer.vocab_size and the files under config.data."
+        ) from error
+    denormalizer = sentencepiece.SentencePieceNormalizer(
+        norm_map=[(code, char) for char, code in _RESERVED],
+        add_dummy_prefix=False,
+        escape_whitespaces=False,
+        remove_extra_whitespaces=False,
+    )
+    return (
+        model.getvalue()
+        + _field(_NORMALIZER_FIELD, _normalizer(keeps_spaces=True, norm_map=_RESERVED))
+        + _field(_DENORMALIZER_FIELD, denormalizer.serialized_normalizer_spec())
+    )
+
+
+def check_normalization(rule: str) -> None:
+    """Refuse what is not one of `NORMALIZATIONS`.
+
+    Raises:
+        UserError: naming the field of the config.
+    """
+    if rule not in NORMALIZATIONS:
+        raise UserError(
+            f"config.tokenizer.source_normalization is {rule!r}, but must be one of {', '.join(NORMALIZATIONS)}."
+        )
+
+
+def normalized(texts: Iterable[str], rule: str) -> list[str]:
+    """The texts as a model `with_normalizer` sees them, but without marks for spaces; for training."""
+    if rule == "identity":
+        return [encodable(text) for text in texts]
+    normalizer = sentencepiece.SentencePieceNormalizer(
+        rule_name=rule, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=True
+    )
+    return [str(normalizer.normalize(encodable(text))) for text in texts]
+
+
+def with_normalizer(model: bytes, rule: str) -> bytes:
+    """A sentencepiece model with the same pieces that first normalizes texts by a lossy rule of `NORMALIZATIONS`."""
+    return model + _field(_NORMALIZER_FIELD, _normalizer(rule_name=rule))
+
+
+def _normalizer(*, keeps_spaces: bool = False, **rules: Any) -> bytes:
+    """A NormalizerSpec, by the name of its rule or by a map."""
+    normalizer = sentencepiece.SentencePieceNormalizer(
+        add_dummy_prefix=True, escape_whitespaces=True, remove_extra_whitespaces=not keeps_spaces, **rules
+    )
+    spec: bytes = normalizer.serialized_normalizer_spec()
+    return spec
+
+
+def _field(number: int, message: bytes) -> bytes:
+    """A message as a field of another; appended to a serialized message, it replaces the field's values there.
+
+    This is how protocol buffers define concatenation. With the generated classes of sentencepiece, a process could not
+    also load those of transformers, which have the same names.
+    """
+    length, digits = len(message), bytearray([number << 3 | 2])
+    while length > 127:
+        digits.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*digits, length]) + message

@@ -1,7 +1,6 @@
 # ruff: noqa: D102  (the methods are documented once, in Tokenizer)
 """Text to token ids and back: sentencepiece (BPE, unigram), words or characters."""
 
-import io
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -9,19 +8,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import regex
 import sentencepiece
 
 from transformer_jax.data import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
-from transformer_jax.data.marian_tokenizer import MarianTokenizer
+from transformer_jax.data.marian_tokenizer import (
+    MarianTokenizer,
+    check_normalization,
+    normalized,
+    train_sentencepiece,
+    with_normalizer,
+)
 from transformer_jax.data.readers import encodable
 from transformer_jax.system import UserError
 
 KINDS = ("bpe", "unigram", "word", "char")
 
 _SPECIAL_PIECES = ("<pad>", "<s>", "</s>", "<unk>")
-_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
-_WHITE_SPACE = re.compile(r"\s")
-_LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer sentences, by default above 4,192
 
 
 @runtime_checkable
@@ -53,7 +56,11 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece model (Kudo and Richardson, 2018), either BPE or unigram."""
+    """A sentencepiece model (Kudo and Richardson, 2018), either BPE or unigram.
+
+    How texts are normalized is part of the model. One trained here returns texts as they were, as far as it knows
+    their characters, unless `with_normalization` was given a lossy rule; release 0.1.0 trained with `nmt_nfkc`.
+    """
 
     FILE_NAME = "tokenizer.model"
 
@@ -101,6 +108,12 @@ class SentencePieceTokenizer:
     def files(self) -> dict[str, bytes]:
         return {self.FILE_NAME: self._model}
 
+    def with_normalization(self, rule: str) -> "SentencePieceTokenizer":
+        """The same vocabulary for texts that are first normalized by a rule of `marian_tokenizer.NORMALIZATIONS`."""
+        if rule == "identity":
+            return self
+        return SentencePieceTokenizer(with_normalizer(self._model, rule))
+
 
 class _ListTokenizer(ABC):
     """A list of tokens, stored as text with one token per line."""
@@ -113,15 +126,19 @@ class _ListTokenizer(ABC):
         self._tokens = list(tokens)
         self._ids = {token: token_id for token_id, token in enumerate(self._tokens)}
 
-    @staticmethod
     @abstractmethod
-    def split(text: str) -> list[str]:
+    def split(self, text: str) -> list[str]:
         """Split a text into tokens."""
+
+    @classmethod
+    @abstractmethod
+    def units(cls, text: str) -> list[str]:
+        """The tokens of a training text."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "_ListTokenizer":
         """Keep the most frequent tokens; ties are ordered by code point."""
-        counts = Counter(token for text in texts for token in cls.split(encodable(text)))
+        counts = Counter(token for text in texts for token in cls.units(encodable(text)))
         ranked = sorted(counts, key=lambda token: (-counts[token], token))
         return cls([*_SPECIAL_PIECES, *ranked[: max(0, vocab_size - len(_SPECIAL_PIECES))]])
 
@@ -171,38 +188,71 @@ class _ListTokenizer(ABC):
 
 
 class WordTokenizer(_ListTokenizer):
-    """Words and punctuation marks; decoding joins them with spaces."""
+    """Words and grapheme clusters (Unicode's UAX 29); decoding joins them with spaces, whatever stood between them.
+
+    A word is a run of clusters that begin with a letter, digit or underscore, so combining marks and joiners stay
+    where they are. Anything else that is no white space is a token per cluster: a punctuation mark, an emoji sequence.
+    """
+
+    FILE_NAME = "words.v2.txt"
+    SEPARATOR = " "
+    PATTERN = r"(?:(?=[\w\p{N}])\X)+|(?!\s)\X"
+
+    @classmethod
+    def units(cls, text: str) -> list[str]:
+        return regex.findall(cls.PATTERN, text)
+
+    def split(self, text: str) -> list[str]:
+        return self.units(text)
+
+
+class CodePointWordTokenizer(WordTokenizer):
+    """Words as release 0.1.0 split them, at combining marks too; only read, never trained."""
 
     FILE_NAME = "words.txt"
-    SEPARATOR = " "
+    PATTERN = r"\w+|[^\w\s]"
 
-    @staticmethod
-    def split(text: str) -> list[str]:
-        return _WORD_OR_MARK.findall(text)
+    @classmethod
+    def units(cls, text: str) -> list[str]:
+        return re.findall(cls.PATTERN, text)
 
 
 class CharTokenizer(_ListTokenizer):
-    """Characters; all white-space characters become spaces."""
+    """Characters, as code points; white space that the vocabulary lacks, line breaks always, becomes a space."""
 
     FILE_NAME = "characters.txt"
     SEPARATOR = ""
 
-    @staticmethod
-    def split(text: str) -> list[str]:
-        return list(_WHITE_SPACE.sub(" ", text))
+    def __init__(self, tokens: Sequence[str]) -> None:
+        super().__init__(tokens)
+        known = "".join(token for token in self._tokens if token.isspace())
+        self.other_space = rf"[^\S{re.escape(known)}]"
+        """Pattern of the white space that the vocabulary lacks; all but the space itself in those of release 0.1.0."""
+
+    @classmethod
+    def units(cls, text: str) -> list[str]:
+        return list(text.replace("\n", " "))  # a line of the file is a token, so no token is a line break
+
+    def split(self, text: str) -> list[str]:
+        return list(re.sub(self.other_space, " ", text))
 
 
-def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    kind: str, texts: Iterable[str], vocab_size: int, *, normalization: str = "identity", byte_fallback: bool = False
+) -> Tokenizer:
     """Learn a vocabulary from texts, deterministically.
 
     Args:
         kind: one of `KINDS`.
         texts: sentences; blank ones are ignored.
         vocab_size: maximum number of ids, including the four special ones; short texts yield fewer.
+        normalization: one of `marian_tokenizer.NORMALIZATIONS`, applied to texts first; bpe and unigram only.
+        byte_fallback: spell characters that the vocabulary lacks as bytes, which take 256 ids; bpe and unigram only.
 
     Raises:
-        UserError: for an unknown kind, blank texts only, or a vocabulary too small for the texts.
+        UserError: for an unknown kind or normalization, blank texts only, or a vocabulary too small for the texts.
     """
+    check_normalization(normalization)
     sentences = [text for text in texts if text.strip()]
     if not sentences:
         raise UserError("The training texts for the tokenizer are empty; check the files under config.data.")
@@ -211,7 +261,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     if kind == "char":
         return CharTokenizer.train(sentences, vocab_size)
     if kind in ("bpe", "unigram"):
-        return _train_sentencepiece(kind, [encodable(sentence) for sentence in sentences], vocab_size)
+        model = train_sentencepiece(kind, normalized(sentences, normalization), vocab_size, byte_fallback)
+        return SentencePieceTokenizer(model).with_normalization(normalization)
     raise UserError(f"config.tokenizer.kind is {kind!r}, but must be one of {', '.join(KINDS)}.")
 
 
@@ -223,7 +274,7 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> Tokenizer:
     """
     if SentencePieceTokenizer.FILE_NAME in files:
         return SentencePieceTokenizer(files[SentencePieceTokenizer.FILE_NAME])
-    for cls in (WordTokenizer, CharTokenizer):
+    for cls in (WordTokenizer, CodePointWordTokenizer, CharTokenizer):
         if cls.FILE_NAME in files:
             return cls.from_bytes(files[cls.FILE_NAME])
     if MarianTokenizer.MODEL_FILE in files and MarianTokenizer.VOCABULARY_FILE in files:
@@ -239,33 +290,58 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) ->
 
 @dataclass(frozen=True)
 class TokenizerPair:
-    """The tokenizers of both sides; the same object if `joint`."""
+    """The tokenizers of both sides; often the same object if `joint`."""
 
     source: Tokenizer
     target: Tokenizer
     joint: bool
+    """Whether they have one vocabulary; they may still normalize texts differently."""
 
     def files(self) -> dict[str, bytes]:
-        """File name to content; unless joint, names start with `source.` or `target.`."""
-        if self.joint:
+        """File name to content; unless both are the same object, names start with `source.` or `target.`."""
+        if self.source is self.target:
             return self.source.files()
         sides = {"source": self.source, "target": self.target}
         return {f"{side}.{name}": data for side, tokenizer in sides.items() for name, data in tokenizer.files().items()}
 
 
 def train_pair(
-    kind: str, sources: Iterable[str], targets: Iterable[str], vocab_size: int, joint: bool
+    kind: str,
+    sources: Iterable[str],
+    targets: Iterable[str],
+    vocab_size: int,
+    joint: bool,
+    *,
+    source_normalization: str = "identity",
+    byte_fallback: bool = False,
 ) -> TokenizerPair:
-    """Learn one joint vocabulary, or one per side.
+    """Learn one joint vocabulary, or one per side; targets are never normalized.
+
+    Args:
+        kind: one of `KINDS`.
+        sources: source sentences.
+        targets: target sentences.
+        vocab_size: as in `train_tokenizer`, for each vocabulary.
+        joint: whether both sides share one.
+        source_normalization: one of `marian_tokenizer.NORMALIZATIONS`, for the source; bpe and unigram only.
+        byte_fallback: as in `train_tokenizer`.
 
     Raises:
         UserError: as in `train_tokenizer`.
     """
-    if joint:
-        tokenizer = train_tokenizer(kind, [*sources, *targets], vocab_size)
-        return TokenizerPair(tokenizer, tokenizer, joint=True)
-    source = train_tokenizer(kind, sources, vocab_size)
-    return TokenizerPair(source, train_tokenizer(kind, targets, vocab_size), joint=False)
+    check_normalization(source_normalization)
+    if not joint:
+        source = train_tokenizer(
+            kind, sources, vocab_size, normalization=source_normalization, byte_fallback=byte_fallback
+        )
+        target = train_tokenizer(kind, targets, vocab_size, byte_fallback=byte_fallback)
+        return TokenizerPair(source, target, joint=False)
+    if kind in ("bpe", "unigram"):
+        sources = normalized(sources, source_normalization)
+    target = train_tokenizer(kind, [*sources, *targets], vocab_size, byte_fallback=byte_fallback)
+    if isinstance(target, SentencePieceTokenizer):
+        return TokenizerPair(target.with_normalization(source_normalization), target, joint=True)
+    return TokenizerPair(target, target, joint=True)
 
 
 def pair_from_files(files: Mapping[str, bytes]) -> TokenizerPair:
@@ -279,46 +355,14 @@ def pair_from_files(files: Mapping[str, bytes]) -> TokenizerPair:
         for side in ("source.", "target.")
     }
     if any(sides.values()):
-        return TokenizerPair(
-            tokenizer_from_files(sides["source."]), tokenizer_from_files(sides["target."]), joint=False
-        )
+        source, target = tokenizer_from_files(sides["source."]), tokenizer_from_files(sides["target."])
+        return TokenizerPair(source, target, joint=_pieces(source) == _pieces(target))
     tokenizer = tokenizer_from_files(files)
     return TokenizerPair(tokenizer, tokenizer, joint=True)
 
 
-def _train_sentencepiece(kind: str, sentences: list[str], vocab_size: int) -> SentencePieceTokenizer:
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            character_coverage=1.0,
-            normalization_rule_name="nmt_nfkc",
-            pad_id=PAD,
-            bos_id=BOS,
-            eos_id=EOS,
-            unk_id=UNK,
-            num_threads=1,
-            max_sentence_length=_LONGEST_TRAINING_SENTENCE,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        largest = re.search(r"to a value <= (\d+)", str(error))
-        if largest and int(largest[1]) < vocab_size:
-            return _train_sentencepiece(kind, sentences, int(largest[1]))
-        needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
-        if needed:
-            raise UserError(
-                f"config.tokenizer.vocab_size is {vocab_size}, but the characters alone need {needed[1]}; raise it."
-            ) from error
-        raise UserError(
-            f"sentencepiece cannot learn {vocab_size} pieces from these texts ({error}); check "
-            "config.tokenizer.vocab_size and the files under config.data."
-        ) from error
-    return SentencePieceTokenizer(model.getvalue())
+def _pieces(tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.piece(token_id) for token_id in range(tokenizer.vocab_size)]
 
 
 def _content(ids: Iterable[int]) -> list[int]:

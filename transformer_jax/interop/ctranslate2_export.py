@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from transformer_jax.data import PAD
-from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, longest_output, tokenizer_snippet
+from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, longest_output, packages_of, tokenizer_snippet
 from transformer_jax.nn.layers import LAYER_NORM_EPSILON
 from transformer_jax.nn.positions import sinusoidal_positions
 from transformer_jax.system import UserError
@@ -155,7 +155,7 @@ Exported from transformer-jax for [CTranslate2](https://opennmt.net/CTranslate2)
 
 ## Use
 
-Needs `pip install ctranslate2{" sentencepiece" if "sentencepiece" in imports else ""}`.
+Needs `pip install ctranslate2{packages_of(snippet)}`.
 
 ```python
 {imports}

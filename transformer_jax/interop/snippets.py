@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from transformer_jax.data.marian_tokenizer import MarianTokenizer
 from transformer_jax.data.tokenizers import (
     CharTokenizer,
+    CodePointWordTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     TokenizerPair,
@@ -59,10 +60,15 @@ def tokenizer_snippet(model: TextModel, *, pieces: bool) -> Snippet:
     tokenizer, text = model.tokenizer, model.normalization
     if not isinstance(tokenizer, TokenizerPair):
         return _side(tokenizer, "tokenizer", "", text, pieces)
-    if tokenizer.joint:
+    if tokenizer.source is tokenizer.target:
         return _side(tokenizer.source, "tokenizer", "", text, pieces)
     source, target = (_side(getattr(tokenizer, name), name, f"{name}.", text, pieces) for name in ("source", "target"))
     return Snippet(source.imports, source.setup + target.setup, source.encode, target.decode)
+
+
+def packages_of(snippet: Snippet) -> str:
+    """The packages that it needs, for `pip install`: each after a space."""
+    return "".join(f" {name}" for name in ("sentencepiece", "regex") if f"import {name}" in snippet.imports)
 
 
 def longest_output(model: Seq2SeqModel[Any]) -> str:
@@ -104,11 +110,15 @@ def _side(tokenizer: Tokenizer, name: str, prefix: str, text: str, pieces: bool)
             f"Models with a {type(tokenizer).__name__} cannot be exported; use a tokenizer of this package."
         )
     is_char = isinstance(tokenizer, CharTokenizer)
-    cut = f'list(re.sub(r"\\s", " ", {text}))' if is_char else f're.findall(r"\\w+|[^\\w\\s]", {text})'
+    library = "re" if isinstance(tokenizer, CharTokenizer | CodePointWordTokenizer) else "regex"
+    if isinstance(tokenizer, CharTokenizer):
+        cut = f'list(re.sub({tokenizer.other_space!r}, " ", {text}))'
+    else:
+        cut = f"{library}.findall({tokenizer.PATTERN!r}, {text})"
     vocabulary = f'Path(folder, "{prefix}{tokenizer.FILE_NAME}").read_text("utf-8").split("\\n")'
     written = "output" if pieces else f"({name}_pieces[token] for token in output)"
     return Snippet(
-        ["import re"] if pieces else ["import re", "from pathlib import Path"],
+        [f"import {library}"] if pieces else [f"import {library}", "from pathlib import Path"],
         [] if pieces else _vocabulary(name, vocabulary),
         cut if pieces else _looked_up(name, tokenizer, cut),
         f'"{"" if is_char else " "}".join({written})',

@@ -14,7 +14,7 @@ from jax import export
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.interop import stablehlo_reader
-from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, Snippet, longest_output, tokenizer_snippet
+from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, Snippet, longest_output, packages_of, tokenizer_snippet
 from transformer_jax.interop.stablehlo_reader import FORMAT, FORMAT_VERSION, SIGNATURE_FILE
 from transformer_jax.nn import Cache, Classifier, Memory
 from transformer_jax.system import UserError
@@ -199,7 +199,7 @@ def _files(model: Any, exported: _Export) -> dict[str, bytes]:
 def _readme(model: Any, exported: _Export) -> str:
     snippet = tokenizer_snippet(model, pieces=False)
     imports = "".join(f"{line}\n" for line in sorted({*snippet.imports, "import sys"}))
-    packages = "jax flatbuffers numpy" + (" sentencepiece" if "sentencepiece" in imports else "")
+    packages = "jax flatbuffers numpy" + packages_of(snippet)
     setup = "".join(f"\n{line}" for line in snippet.setup)
     notes = "".join(f"\n\n{note}" for note in exported.notes)
     return f"""# {model.settings.title}, as StableHLO

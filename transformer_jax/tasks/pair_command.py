@@ -85,7 +85,7 @@ class PairCommand(Command):
         seconds = time.perf_counter() - start
         decoding = model.settings.decoding
         return {
-            **self.score(outputs, references),
+            **self.score(outputs, references, model),
             **perplexities(scored, references),
             "lines": len(pairs),
             **samples(arguments, sources, outputs, references),
@@ -99,8 +99,8 @@ class PairCommand(Command):
         found = model.search(texts, beam_size=arguments.beam, alpha=arguments.alpha, batch_size=arguments.batch_size)
         return [best.text for best, *_ in found]
 
-    def score(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-        """Scores of the outputs; a subclass may add to them."""
+    def score(self, outputs: Sequence[str], references: Sequence[str], model: Any) -> dict[str, float | str]:
+        """Scores of the outputs of a model; a subclass may add to them."""
         from transformer_jax.tasks.metrics import exact_match
 
         return {"exact_match": exact_match(outputs, references)}

@@ -68,7 +68,15 @@ class Seq2SeqTask:
         if tokenizer_files is None:
             spec = config.tokenizer
             sources, targets = self._sides(spread_evenly(train, spec.max_texts or self.TOKENIZER_PAIRS))
-            self.tokenizer = train_pair(spec.kind, sources, targets, spec.vocab_size, spec.joint)
+            self.tokenizer = train_pair(
+                spec.kind,
+                sources,
+                targets,
+                spec.vocab_size,
+                spec.joint,
+                source_normalization=spec.source_normalization,
+                byte_fallback=spec.byte_fallback,
+            )
         else:
             self.tokenizer = pair_from_files(tokenizer_files)
         self.tokenizer_files = self.tokenizer.files()

@@ -37,6 +37,8 @@ class Progress:
     position: Position = field(default_factory=Position)
     """Position of the next batch."""
     best_score: float = -math.inf
+    best_tie: float = -math.inf
+    """`evaluation.tie_break` of the best evaluation."""
     best_step: int = 0
     stale: int = 0
     """Evaluations since the best one."""

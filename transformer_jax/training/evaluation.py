@@ -66,6 +66,11 @@ def rank(task: Task, metric: str, evaluation: Evaluation) -> float:
     return -value if metric in task.lower_is_better else value
 
 
+def tie_break(evaluation: Evaluation) -> float:
+    """What decides between equal ranks: the loss, negated, where the task has one."""
+    return -float(evaluation.scores.get("loss", 0.0))
+
+
 class Choice(NamedTuple):
     """The best of some candidates."""
 

@@ -58,7 +58,14 @@ class ClassificationTask:
         if tokenizer_files is None:
             records = spread_evenly(self.train, config.tokenizer.max_texts or TOKENIZER_TEXTS)
             texts = [self._case(record.text) for record in records]
-            self.tokenizer = train_tokenizer(config.tokenizer.kind, texts, config.tokenizer.vocab_size)
+            spec = config.tokenizer
+            self.tokenizer = train_tokenizer(
+                spec.kind,
+                texts,
+                spec.vocab_size,
+                normalization=spec.source_normalization,
+                byte_fallback=spec.byte_fallback,
+            )
         else:
             self.tokenizer = tokenizer_from_files(tokenizer_files)
         self.tokenizer_files = self.tokenizer.files()

@@ -127,11 +127,12 @@ class TranslateCommand(PairCommand):
 
         write("".join(distributed.parallel_map(lines_of, list(enumerate(texts, start=1)))), arguments.output)
 
-    def score(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-        """BLEU, chrF and exact matches."""
+    def score(self, outputs: Sequence[str], references: Sequence[str], model: Any) -> dict[str, float | str]:
+        """BLEU, as the target language is scored, chrF and exact matches."""
         from transformer_jax.tasks.metrics import translation_scores
 
-        return translation_scores(outputs, references) | super().score(outputs, references)
+        scores = translation_scores(outputs, references, target_language=model.settings.target_language)
+        return scores | super().score(outputs, references, model)
 
     def load_split(self, config: "Config", split: str, model: Any) -> Pairs:
         """Any split of a translation set in the languages of the model."""

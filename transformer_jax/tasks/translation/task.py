@@ -43,7 +43,8 @@ class TranslationTask(Seq2SeqTask):
 
     def output_scores(self, sources: list[str], outputs: list[str], references: list[str]) -> dict[str, float | str]:
         """Exact match, BLEU and chrF."""
-        return {**super().output_scores(sources, outputs, references), **translation_scores(outputs, references)}
+        scores = translation_scores(outputs, references, target_language=self.config.data.target_language)
+        return {**super().output_scores(sources, outputs, references), **scores}
 
     def _sides(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
         case = str.lower if self.config.data.lowercase else str
