@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, check_fields
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
@@ -38,6 +38,9 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.mesh.{}".format)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

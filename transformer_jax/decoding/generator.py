@@ -25,7 +25,7 @@ from transformer_jax.decoding.scheduler import (
     search_batches,
     start,
 )
-from transformer_jax.decoding.search import Search
+from transformer_jax.decoding.search import NOT_NUMBERS, Search
 from transformer_jax.nn import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.nn.losses import smoothed_cross_entropy
 from transformer_jax.sharding import spread, workers
@@ -195,7 +195,7 @@ class Generator:
         """The tokens of one sentence, each as soon as it is known: greedy, or drawn if there is a temperature.
 
         Raises:
-            UserError: if the prefix is longer than the model's table of positions.
+            UserError: if the model's outputs are not numbers, or the prefix is longer than its table of positions.
         """
         self._check_prefix(prefix)
         memory = _remember(self.graphdef, params, padded([source], 1, round_up(len(source))))
@@ -301,7 +301,7 @@ def _hypotheses(found: tuple[np.ndarray, ...], n_best: int) -> list[Hypothesis]:
         if lengths[k] > 0
     ]
     if not outputs or any(math.isnan(hypothesis.log_prob) for hypothesis in outputs):
-        raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
+        raise UserError(NOT_NUMBERS)
     return outputs
 
 
