@@ -7,6 +7,7 @@ The mesh has three axes: `data` splits the batch; `fsdp` splits the batch and th
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from queue import SimpleQueue
@@ -25,6 +26,24 @@ from transformer_jax.system import UserError, check_fields
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# The caller's settings of JAX.
+
+
+@contextmanager
+def standard_numerics() -> Iterator[None]:
+    """Compute as under JAX's defaults, whatever the caller has set: 64-bit types, promotion, transfer guard.
+
+    A context manager and a decorator. The settings belong to the thread, and to what is traced in it.
+    """
+    with ExitStack() as settings:
+        settings.enter_context(jax.enable_x64(False))
+        settings.enter_context(jax.numpy_dtype_promotion("standard"))
+        settings.enter_context(jax.numpy_rank_promotion("allow"))
+        settings.enter_context(jax.transfer_guard("allow"))
+        settings.enter_context(jax.threefry_partitionable(True))
+        yield
+
 
 # The mesh.
 
@@ -314,6 +333,7 @@ def spread(work: Callable[[PyTree, Item], Result], items: Sequence[Item], arrays
     Each device that has work gets a copy of `arrays` if there are several. Work that has begun is finished even if
     another item fails.
     """
+    work = standard_numerics()(work)
     devices = _devices(arrays)
     # All devices before any has a second item.
     seats = (devices * _at_once(devices))[: len(items)]

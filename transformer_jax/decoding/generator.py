@@ -28,7 +28,7 @@ from transformer_jax.decoding.scheduler import (
 from transformer_jax.decoding.search import NOT_NUMBERS, Search
 from transformer_jax.nn import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.nn.losses import smoothed_cross_entropy
-from transformer_jax.sharding import spread, workers
+from transformer_jax.sharding import spread, standard_numerics, workers
 from transformer_jax.system import UserError
 
 BAD_WORDS = ((BOS,), (UNK,))
@@ -101,6 +101,7 @@ class Generator:
         self.bad_words = bad_words
         self.renormalizes = renormalizes
 
+    @standard_numerics()
     def generate(
         self,
         params: Any,
@@ -189,6 +190,7 @@ class Generator:
                     max_length = self._limit(length, width, options)
                 yield self._search(max_length, options), length, width, group
 
+    @standard_numerics()
     def stream(
         self, params: Any, source: Sequence[int], options: SearchOptions, prefix: Sequence[int] = ()
     ) -> Iterator[int]:
@@ -232,6 +234,7 @@ class Generator:
                 scores[i] = found[row, : len(targets[i])]
         return scores
 
+    @standard_numerics()
     def attention(self, params: Any, source: Sequence[int], target: Sequence[int]) -> AttentionWeights:
         """Every attention weight of one sentence pair, end of sentence included; no batch axis."""
         s, t = len(source), len(target)

@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, Int, Key
 from transformer_jax.decoding.constraints import LogitsProcessor
 from transformer_jax.decoding.options import NumHypotheses, Temperature, TopP
 from transformer_jax.decoding.search import Pick, Search, SearchResult, SearchState, StepFn
+from transformer_jax.sharding import standard_numerics
 from transformer_jax.system import NotNegative, UserError, check_value
 
 
+@standard_numerics()
 def sample(
     step_fn: StepFn,
     cache: Any,

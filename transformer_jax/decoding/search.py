@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_jax.decoding.constraints import LogitsProcessor, constrain, renormalize, two_stage_top_k
 from transformer_jax.decoding.options import PAPER, Alpha, Conventions, NumHypotheses, length_weights
+from transformer_jax.sharding import standard_numerics
 from transformer_jax.system import Positive, UserError, check_value
 
 Tree = TypeVar("Tree")
@@ -44,6 +45,7 @@ class SearchResult(NamedTuple):
     lengths: Int[Array, "B K"]
 
 
+@standard_numerics()
 def beam_search(
     step_fn: StepFn,
     cache: Any,
@@ -99,6 +101,7 @@ def beam_search(
     return search.run(step_fn, cache, search.init(batch_size, max_lengths, min_lengths, prefix))
 
 
+@standard_numerics()
 def greedy_search(
     step_fn: StepFn,
     cache: Any,
@@ -243,9 +246,10 @@ class Search:
             UserError: if the model's outputs are not numbers.
         """
         for _ in range(self.max_length):
-            logits, cache = step_fn(state.newest, cache)
-            state = _jitted_step(self, state, logits)
-            token, log_prob = jax.device_get((state.newest[0, 0], state.alive.log_probs[0, 0]))
+            with standard_numerics():
+                logits, cache = step_fn(state.newest, cache)
+                state = _jitted_step(self, state, logits)
+                token, log_prob = jax.device_get((state.newest[0, 0], state.alive.log_probs[0, 0]))
             if math.isnan(log_prob):
                 raise UserError(NOT_NUMBERS)
             yield int(token)

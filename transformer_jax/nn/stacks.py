@@ -268,7 +268,7 @@ def token_embedding(config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> Emb
 
 def _position_table(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
     shape = (config.max_positions, config.d_model)
-    return nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+    return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * config.d_model**-0.5)
 
 
 def _layers(

@@ -10,8 +10,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.config import OptimConfig
 from transformer_jax.nn.losses import Batch, LossFn, Params, Sums
-from transformer_jax.sharding import gathered
+from transformer_jax.sharding import gathered, standard_numerics
 from transformer_jax.system import UserError
+
+PRNG = "threefry2x32"
+"""Generator of random numbers, whatever `jax_default_prng_impl` says."""
 
 OPTIMIZERS: dict[str, Callable[[OptimConfig, optax.Schedule], optax.GradientTransformation]] = {
     "adam": lambda c, lr: optax.adam(lr, b1=c.beta1, b2=c.beta2, eps=c.epsilon),
@@ -97,12 +100,14 @@ class TrainState(NamedTuple):
     """Exponential moving average of the parameters, or None."""
 
 
+@standard_numerics()
 def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
     """The state before the first update."""
     ema_params = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema_params)
 
 
+@standard_numerics()
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -132,7 +137,7 @@ def train_step(
     Raises:
         UserError: if the rows of the batch do not divide into `accumulate_steps` parts.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(seed, impl=PRNG), state.step)
 
     def objective(params: Params, part: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Sums]:
         sums = loss_fn(gathered(params), part, key)
