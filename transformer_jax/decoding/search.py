@@ -162,11 +162,7 @@ Pick = Callable[[SearchState, Float[Array, "B K V"]], Int[Array, "B K"]]
 
 @dataclass(frozen=True)
 class Search:
-    """The static half of a search, and its driver. Hashable, so a static argument of `jax.jit`.
-
-    Raises:
-        UserError: If `max_length` is below 1, `alpha` is out of range, or `pad_id` is `eos_id`.
-    """
+    """The static half of a search, and its driver; hashable. `UserError` if a field is out of range."""
 
     max_length: int
     num_hypotheses: int
@@ -190,8 +186,7 @@ class Search:
 
     def run(self, step_fn: StepFn, cache: Any, state: SearchState) -> SearchResult:
         """Search until every sentence is done."""
-        state, _ = self.advance(step_fn, cache, state, self.max_length)
-        return self.result(state)
+        return self.result(self.advance(step_fn, cache, state, self.max_length)[0])
 
     def init(
         self,
@@ -240,11 +235,7 @@ class Search:
         return jax.lax.while_loop(is_unfinished, body, (state, cache))
 
     def stream(self, step_fn: StepFn, cache: Any, state: SearchState) -> Iterator[int]:
-        """Yield the tokens of one hypothesis of one sentence, EOS included; `step_fn` runs outside any jit.
-
-        Raises:
-            UserError: if the model's outputs are not numbers.
-        """
+        """Yield one hypothesis of one sentence, EOS included, outside any jit; `UserError` if outputs are NaN."""
         for _ in range(self.max_length):
             with standard_numerics():
                 logits, cache = step_fn(state.newest, cache)

@@ -37,8 +37,8 @@ def smoothed_cross_entropy(
 ) -> Float[Array, "*batch"]:
     """Cross-entropy, in nats, of each label against (1 - smoothing) one-hot + smoothing / V.
 
-    The smoothed distribution is never materialized: it only adds the mean of the logits. Where a label is no token, such
-    as -100, the loss is as if it were the nearest one; give it no weight.
+    The smoothed distribution is never materialized: it only adds the mean of the logits. Where a label is no token,
+    such as -100, the loss is that of the nearest one; give it no weight.
 
     Raises:
         UserError: if `smoothing` is out of range, or the labels are not integers.
