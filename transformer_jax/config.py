@@ -7,13 +7,26 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ml_collections
 
+from transformer_jax.data.pipeline import BATCHINGS
+from transformer_jax.data.tokenizers import KINDS
+from transformer_jax.decoding.options import Alpha, ConventionsName, NumHypotheses
 from transformer_jax.nn import ModelConfig
 from transformer_jax.sharding import MeshConfig
-from transformer_jax.system import UserError
+from transformer_jax.system import (
+    Choice,
+    FieldError,
+    Fraction,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+    UserError,
+    check_fields,
+)
 from transformer_jax.system.files import as_path, os_errors
 from transformer_jax.task_groups import moved_fields, task_groups
 
@@ -33,7 +46,7 @@ class DataConfig:
     train_split: str = "train"
     validation_split: str = "validation"
     """Empty: hold out `validation_percent` % of the training data, for tasks that can."""
-    validation_percent: float = 5.0
+    validation_percent: Annotated[float, Range(above=0, below=100)] = 5.0
     """Records are chosen by a hash of their input, so equal inputs stay together."""
     train_source: str = ""
     """Files of `name="text"` for pairs: plain or gzip, aligned line by line."""
@@ -50,26 +63,30 @@ class DataConfig:
     """Column of the label, by name or number like `text_columns`."""
     lowercase: bool = False
     """Read and write lower-cased text; references keep their case."""
-    max_length: int = 128
+    max_length: Positive = 128
     """Largest number of tokens of a sentence, end of sentence included. Longer training pairs are left out and
     counted; longer texts to classify are truncated."""
-    batching: str = "pack"
+    batching: Annotated[str, Choice(*BATCHINGS)] = "pack"
     """pack: several sentences per row, separated by segment masks; bucket: one per row, by length."""
-    tokens_per_batch: int = 2048
+    tokens_per_batch: Positive = 2048
     """Token slots of a batch, on each side."""
-    row_length: int = 64
+    row_length: Positive = 64
     """Token slots of a packed row, on each side (raised to `max_length` where that is larger)."""
-    bucket_lengths: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128)
+    bucket_lengths: tuple[Positive, ...] = (8, 16, 24, 32, 48, 64, 96, 128)
     """Row lengths of `batching="bucket"`; one compilation each."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.data.{}".format)
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Tokenization."""
 
-    kind: str = "bpe"
+    kind: Annotated[str, Choice(*KINDS)] = "bpe"
     """bpe or unigram (sentencepiece), word, char."""
-    vocab_size: int = 8000
+    vocab_size: Annotated[int, Range(5)] = 8000
+    """Largest number of tokens, the four special ones included."""
     joint: bool = True
     """One vocabulary for both sides."""
     source_normalization: str = "nmt_nfkc"
@@ -77,70 +94,82 @@ class TokenizerConfig:
     nfkc_cf, nmt_nfkc_cf), or identity. Targets are kept as they are."""
     byte_fallback: bool = False
     """Spell characters that a bpe or unigram vocabulary lacks as bytes, which take 256 of its ids."""
-    max_texts: int = 0
+    max_texts: NotNegative = 0
     """Largest number of texts or pairs to train it on, spread evenly over the training data; 0: the task's default."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.tokenizer.{}".format)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """The optimizer (section 5.3) and its schedule."""
 
-    name: str = "adam"
+    name: Annotated[str, Choice("adam", "adamw", "lion", "sgd")] = "adam"
     """adam, adamw or another of `training.step.OPTIMIZERS`."""
-    schedule: str = "noam"
+    schedule: Annotated[str, Choice("noam", "rsqrt", "cosine", "linear", "constant")] = "noam"
     """noam (section 5.3), rsqrt, cosine, linear, constant."""
-    lr: float = 1.0
+    lr: Annotated[float, Range(above=0)] = 1.0
     """noam: factor before the paper's formula; otherwise the peak learning rate."""
-    warmup_steps: int = 4000
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-9
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
+    warmup_steps: NotNegative = 4000
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.98
+    epsilon: Annotated[float, Range(1e-30)] = 1e-9
+    weight_decay: Annotated[float, Range(0)] = 0.0
+    clip_norm: Annotated[float, Range(0)] = 0.0
     """Largest global norm of the gradient; 0: no clipping."""
-    accumulate_steps: int = 1
+    accumulate_steps: Positive = 1
     """Number of parts a batch is split into to save memory; the update stays the same."""
-    label_smoothing: float = 0.1
+    label_smoothing: Fraction = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.optim.{}".format)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Length of a run, checkpoints, averaging, logging."""
 
-    num_steps: int = 100_000
-    max_minutes: float = 0.0
+    num_steps: Positive = 100_000
+    max_minutes: Annotated[float, Range(0)] = 0.0
     """Finish within this wall-clock time, model written; 0: no limit."""
-    log_every: int = 50
-    eval_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    average_last: int = 1
+    log_every: Positive = 50
+    eval_every: Positive = 1000
+    checkpoint_every: Positive = 1000
+    keep_checkpoints: Positive = 2
+    average_last: Positive = 1
     """At the end, also try the mean of the parameters of the last N checkpoints (section 6.1)."""
-    ema_decay: float = 0.0
+    ema_decay: Fraction = 0.0
     """Above 0: evaluate and write an exponential moving average of the parameters instead."""
-    patience: int = 0
+    patience: NotNegative = 0
     """Evaluations without a better validation score before stopping early; 0: never."""
     metric: str = "bleu"
     """Validation score that selects the best checkpoint, such as bleu or exact_match."""
-    num_samples: int = 3
+    num_samples: NotNegative = 3
     """Sample outputs shown at each evaluation."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.training.{}".format)
 
 
 @dataclass(frozen=True)
 class DecodingConfig:
     """How outputs are searched for (section 6.1)."""
 
-    conventions: str = "paper"
+    conventions: ConventionsName = "paper"
     """paper, or another system whose search is followed where it differs; see `decoding.CONVENTIONS`."""
 
-    beam_size: int = 4
-    alpha: float = 0.6
+    beam_size: NumHypotheses = 4
+    alpha: Alpha = 0.6
     """Exponent of the length penalty of Wu et al. (2016)."""
-    max_extra_tokens: int = 50
+    max_extra_tokens: NotNegative = 50
     """An output is at most this many tokens longer than its input."""
-    max_length: int = 0
+    max_length: NotNegative = 0
     """Largest number of tokens of an output, end of sentence included; 0: `max_extra_tokens` alone limits it."""
-    batch_size: int = 64
+    batch_size: Positive = 64
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.decoding.{}".format)
 
 
 @dataclass(frozen=True)
@@ -148,7 +177,7 @@ class Config:
     """One experiment, in groups of fields; a registered task may add a group of its own (`config.couplet.rules`)."""
 
     task: str = "translation"
-    seed: int = 0
+    seed: Seed = 0
     init_from: str = ""
     """A model folder to initialize the parameters from, see `training.workdir.read_origin`; empty: draw them."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -162,6 +191,7 @@ class Config:
     """Task groups by name; that of `task` is filled in with its defaults."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "config.{}".format)
         if self.task not in self.groups and self.task in task_groups():
             object.__setattr__(self, "groups", {**self.groups, self.task: task_groups()[self.task]()})
 
@@ -238,7 +268,7 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
     """Convert to the frozen dataclasses.
 
     Raises:
-        UserError: naming the field, if it is unknown, of the wrong type, or in the group of another task.
+        UserError: naming the field, if it is unknown, of the wrong type, out of range, or in the group of another task.
     """
     return config_from_dict(config.to_dict(), "config")
 
@@ -247,7 +277,8 @@ def config_from_dict(values: Any, where: str) -> Config:
     """The config with these values, and defaults elsewhere; the inverse of `Config.to_dict`.
 
     Raises:
-        UserError: naming the field after `where`, if it is unknown, of the wrong type, or in the group of another task.
+        UserError: naming the field after `where`, if it is unknown, of the wrong type, out of range, or in the group
+            of another task.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where} is {values!r}, but must be a group of fields.")
@@ -316,7 +347,7 @@ def build(cls: Any, values: Any, where: str) -> Any:
     """The dataclass `cls` with these values, and its defaults elsewhere; a field has the type of its default.
 
     Raises:
-        UserError: naming the field after `where`, if it is unknown or of the wrong type.
+        UserError: naming the field after `where`, if it is unknown, of the wrong type or out of range.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where} is {values!r}, but must be a group of fields.")
@@ -325,7 +356,11 @@ def build(cls: Any, values: Any, where: str) -> Any:
     for name in values:
         if name not in known:
             raise UserError(f"{where}.{name} is not a field; known here: {', '.join(known)}.")
-    return cls(**{name: _checked(getattr(defaults, name), value, f"{where}.{name}") for name, value in values.items()})
+    checked = {name: _checked(getattr(defaults, name), value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return cls(**checked)
+    except FieldError as error:
+        raise error.named(lambda name: f"{where}.{name}") from None
 
 
 def _checked(default: Any, value: Any, where: str) -> Any:

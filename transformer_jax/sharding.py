@@ -7,6 +7,7 @@ The mesh has three axes: `data` splits the batch; `fsdp` splits the batch and th
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from queue import SimpleQueue
@@ -20,11 +21,29 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, check_fields
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# The caller's settings of JAX.
+
+
+@contextmanager
+def standard_numerics() -> Iterator[None]:
+    """Compute as under JAX's defaults, whatever the caller has set: 64-bit types, promotion, transfer guard.
+
+    A context manager and a decorator. The settings belong to the thread, and to what is traced in it.
+    """
+    with ExitStack() as settings:
+        settings.enter_context(jax.enable_x64(False))
+        settings.enter_context(jax.numpy_dtype_promotion("standard"))
+        settings.enter_context(jax.numpy_rank_promotion("allow"))
+        settings.enter_context(jax.transfer_guard("allow"))
+        settings.enter_context(jax.threefry_partitionable(True))
+        yield
+
 
 # The mesh.
 
@@ -38,6 +57,9 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.mesh.{}".format)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -311,6 +333,7 @@ def spread(work: Callable[[PyTree, Item], Result], items: Sequence[Item], arrays
     Each device that has work gets a copy of `arrays` if there are several. Work that has begun is finished even if
     another item fails.
     """
+    work = standard_numerics()(work)
     devices = _devices(arrays)
     # All devices before any has a second item.
     seats = (devices * _at_once(devices))[: len(items)]

@@ -15,7 +15,14 @@ from typing import Any
 from transformer_jax.cli import convert
 from transformer_jax.system import UserError
 from transformer_jax.system.runtime import prepare
-from transformer_jax.tasks.command_line import add_model, add_task_command, beside_others, command_for, write_report
+from transformer_jax.tasks.command_line import (
+    add_model,
+    add_task_command,
+    beside_others,
+    check_options,
+    command_for,
+    write_report,
+)
 from transformer_jax.tasks.registry import Command, registered, registered_names
 
 
@@ -95,6 +102,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         given = getattr(arguments, option.removeprefix("--").replace("-", "_"))
         if given is not None and option not in command.options:
             raise UserError(f"{option} means nothing for a model of {command.subject}; drop it.")
+    check_options(arguments)
     report = command.evaluate(arguments, load(arguments.model))
     write_report(report | {"model": arguments.model})
 

@@ -45,6 +45,20 @@ class Share(NamedTuple):
     """Makes pending and future calls of `gather` raise."""
 
 
+def check_row_fits(batching: str, tokens_per_batch: int, row_length: int, max_length: int) -> None:
+    """Refuse batches too small for one row; arguments as of `Batches`.
+
+    Raises:
+        UserError: naming the fields.
+    """
+    longest_row = max(row_length, max_length) if batching == "pack" else max_length
+    if tokens_per_batch < longest_row:
+        raise UserError(
+            f"config.data.tokens_per_batch is {tokens_per_batch}, but a row may take {longest_row} tokens; raise "
+            "it, or lower config.data.max_length and config.data.row_length."
+        )
+
+
 ALONE = Share(0, 1, range, lambda own: [own], lambda: None)
 
 
@@ -105,12 +119,7 @@ class Batches(Generic[Record, Batch]):
             raise UserError(f"config.seed is {seed}, but must not be negative.")
         self._row_length = max(row_length, max_length)
         self._bucket_lengths = sorted({*(n for n in bucket_lengths if n < max_length), max_length})
-        longest_row = self._row_length if batching == "pack" else max_length
-        if tokens_per_batch < longest_row:
-            raise UserError(
-                f"config.data.tokens_per_batch is {tokens_per_batch}, but a row may take {longest_row} tokens; raise "
-                "it, or lower config.data.max_length and config.data.row_length."
-            )
+        check_row_fits(batching, tokens_per_batch, row_length, max_length)
         self._records = records
         self._encode = encode
         self._collate = collate

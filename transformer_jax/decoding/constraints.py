@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from transformer_jax.system import NotNegative, Positive, UserError, check_value
+
 LogitsProcessor = Callable[
     [Int[Array, "B K L"], Int[Array, ""], Float[Array, "B K V"]],
     Float[Array, "B K V"],
@@ -32,8 +34,12 @@ PADDED_WIDTH = 128
 
 
 def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
-    """Never produce any of `token_ids`, for example UNK."""
-    ids = tuple(token_ids)
+    """Never produce any of `token_ids`, for example UNK.
+
+    Raises:
+        UserError: if one is not an id.
+    """
+    ids = _token_ids(token_ids)
 
     def process(
         history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
@@ -44,8 +50,21 @@ def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
     return process
 
 
+def _token_ids(tokens: Sequence[int]) -> tuple[int, ...]:
+    for token in tokens:
+        check_value("A token to forbid", token, NotNegative)
+    return tuple(map(int, tokens))
+
+
 def forbid_sequences(sequences: Sequence[Sequence[int]]) -> LogitsProcessor:
-    """Never produce any of these sequences of tokens: forbid the last token of one after all its others."""
+    """Never produce any of these sequences of tokens: forbid the last token of one after all its others.
+
+    Raises:
+        UserError: if a sequence is empty, or a token is not an id.
+    """
+    sequences = [_token_ids(sequence) for sequence in sequences]
+    if not all(sequences):
+        raise UserError("A sequence to forbid is empty; give each at least one token.")
     forbid_singles = forbid_tokens([sequence[0] for sequence in sequences if len(sequence) == 1])
     # One array per length keeps the program small, however many sequences there are.
     longer = [
@@ -80,7 +99,13 @@ def renormalize(
 
 
 def min_length(lengths: int | Int[Array, " B"], eos_id: int) -> LogitsProcessor:
-    """Forbid EOS before a hypothesis has `lengths` tokens, EOS included; one number, or one per sentence."""
+    """Forbid EOS before a hypothesis has `lengths` tokens, EOS included; one number, or one per sentence.
+
+    Raises:
+        UserError: if the number is negative.
+    """
+    if isinstance(lengths, int):
+        check_value("lengths", lengths, NotNegative)
 
     def process(
         history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
@@ -93,7 +118,12 @@ def min_length(lengths: int | Int[Array, " B"], eos_id: int) -> LogitsProcessor:
 
 
 def no_repeat_ngram(n: int) -> LogitsProcessor:
-    """Forbid every token that would complete an n-gram the hypothesis already contains (`n` at least 1)."""
+    """Forbid every token that would complete an n-gram the hypothesis already contains.
+
+    Raises:
+        UserError: if `n` is below 1.
+    """
+    check_value("n", n, Positive)
 
     def process(
         history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]

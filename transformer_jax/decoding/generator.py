@@ -25,10 +25,10 @@ from transformer_jax.decoding.scheduler import (
     search_batches,
     start,
 )
-from transformer_jax.decoding.search import Search
+from transformer_jax.decoding.search import NOT_NUMBERS, Search
 from transformer_jax.nn import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.nn.losses import smoothed_cross_entropy
-from transformer_jax.sharding import spread, workers
+from transformer_jax.sharding import spread, standard_numerics, workers
 from transformer_jax.system import UserError
 
 BAD_WORDS = ((BOS,), (UNK,))
@@ -101,6 +101,7 @@ class Generator:
         self.bad_words = bad_words
         self.renormalizes = renormalizes
 
+    @standard_numerics()
     def generate(
         self,
         params: Any,
@@ -189,13 +190,14 @@ class Generator:
                     max_length = self._limit(length, width, options)
                 yield self._search(max_length, options), length, width, group
 
+    @standard_numerics()
     def stream(
         self, params: Any, source: Sequence[int], options: SearchOptions, prefix: Sequence[int] = ()
     ) -> Iterator[int]:
         """The tokens of one sentence, each as soon as it is known: greedy, or drawn if there is a temperature.
 
         Raises:
-            UserError: if the prefix is longer than the model's table of positions.
+            UserError: if the model's outputs are not numbers, or the prefix is longer than its table of positions.
         """
         self._check_prefix(prefix)
         memory = _remember(self.graphdef, params, padded([source], 1, round_up(len(source))))
@@ -232,6 +234,7 @@ class Generator:
                 scores[i] = found[row, : len(targets[i])]
         return scores
 
+    @standard_numerics()
     def attention(self, params: Any, source: Sequence[int], target: Sequence[int]) -> AttentionWeights:
         """Every attention weight of one sentence pair, end of sentence included; no batch axis."""
         s, t = len(source), len(target)
@@ -301,7 +304,7 @@ def _hypotheses(found: tuple[np.ndarray, ...], n_best: int) -> list[Hypothesis]:
         if lengths[k] > 0
     ]
     if not outputs or any(math.isnan(hypothesis.log_prob) for hypothesis in outputs):
-        raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
+        raise UserError(NOT_NUMBERS)
     return outputs
 
 

@@ -1,13 +1,12 @@
 """Options of a search as one value, the length penalty, and the conventions of other systems' searches."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.system import UserError
+from transformer_jax.system import Choice, FieldError, NotNegative, Positive, Range, Seed, UserError, check_fields
 
 PenaltyForm = Literal["wu", "power"]
 StopRule = Literal["bound", "estimate", "full", "full_or_best", "never"]
@@ -85,6 +84,16 @@ def length_weights(max_length: int, alpha: float, form: PenaltyForm = "wu") -> F
     return 1.0 / length_penalty(jnp.arange(max_length + 1).at[0].set(1), alpha, form)
 
 
+NumHypotheses = Annotated[int, Range(1, 1024)]
+"""Hypotheses of a sentence: beyond that, the attention of each to the past of all would take gigabytes."""
+Alpha = Annotated[float, Range(-8, 8)]
+"""So that the length penalty of 10,000 tokens is still a float32."""
+Temperature = Annotated[float, Range(1e-6, 1e6, also=0)]
+"""So that a quotient of log-probabilities is still a float32."""
+TopP = Annotated[float, Range(above=0, most=1)]
+ConventionsName = Annotated[str, Choice(*CONVENTIONS)]
+
+
 @dataclass(frozen=True)
 class SearchOptions:
     """How to search (section 6.1), and limits of the output. All lengths count the end of sentence (EOS).
@@ -93,22 +102,24 @@ class SearchOptions:
         UserError: if a value is out of range.
     """
 
-    beam_size: int = 4
-    alpha: float = 0.6
-    n_best: int = 1
+    beam_size: NumHypotheses = 4
+    alpha: Alpha = 0.6
+    n_best: NumHypotheses = 1
     """Outputs per sentence; the beam is at least as wide."""
-    max_extra_tokens: int = 50
+    max_extra_tokens: NotNegative = 50
     """An output is at most this many tokens longer than its input, unless a prefix is."""
-    max_length: int | None = None
+    max_length: Positive | None = None
     """Most tokens of an output; default: no limit but that of `max_extra_tokens`."""
-    min_length: int = 0
-    temperature: float = 0.0
+    min_length: NotNegative = 0
+    temperature: Temperature = 0.0
     """Above 0: sample from the model, at this temperature, instead of searching."""
-    top_k: int = 0
-    top_p: float = 1.0
-    no_repeat_ngram: int = 0
-    seed: int = 0
-    conventions: str = "paper"
+    top_k: NotNegative = 0
+    """0 keeps all tokens."""
+    top_p: TopP = 1.0
+    no_repeat_ngram: NotNegative = 0
+    """0 allows all."""
+    seed: Seed = 0
+    conventions: ConventionsName = "paper"
     """Name of the system whose search to follow where they differ; see `decoding.CONVENTIONS`."""
 
     @property
@@ -117,19 +128,7 @@ class SearchOptions:
         return max(self.n_best, 1 if self.temperature > 0 else self.beam_size)
 
     def __post_init__(self) -> None:
-        def require(condition: bool, name: str, remedy: str) -> None:
-            if not condition:
-                raise UserError(f"{name} is {getattr(self, name)}, but must be {remedy}.")
-
-        require(self.beam_size >= 1, "beam_size", "at least 1")
-        require(self.n_best >= 1, "n_best", "at least 1")
-        require(math.isfinite(self.alpha), "alpha", "a finite number")
-        require(self.max_extra_tokens >= 0, "max_extra_tokens", "at least 0")
-        require(self.max_length is None or self.max_length >= 1, "max_length", "at least 1")
-        require(self.min_length >= 0, "min_length", "at least 0")
-        require(0 <= self.temperature < math.inf, "temperature", "at least 0, and finite")
-        require(self.top_k >= 0, "top_k", "at least 0, which keeps all tokens")
-        require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
-        require(self.no_repeat_ngram >= 0, "no_repeat_ngram", "at least 0, which allows all")
-        require(0 <= self.seed < 2**32, "seed", "from 0 to 4,294,967,295")
-        conventions_named(self.conventions)
+        check_fields(self)
+        if self.max_length is not None and self.min_length > self.max_length:
+            remedy = f"at most {{other}}, which is {self.max_length}"
+            raise FieldError("min_length", self.min_length, remedy, "max_length")

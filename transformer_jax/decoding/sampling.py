@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.decoding.constraints import LogitsProcessor
+from transformer_jax.decoding.options import NumHypotheses, Temperature, TopP
 from transformer_jax.decoding.search import Pick, Search, SearchResult, SearchState, StepFn
-from transformer_jax.system import UserError
+from transformer_jax.sharding import standard_numerics
+from transformer_jax.system import NotNegative, UserError, check_value
 
 
+@standard_numerics()
 def sample(
     step_fn: StepFn,
     cache: Any,
@@ -46,8 +49,7 @@ def sample(
         UserError: If L or `num_samples` is below 1, `temperature` is not above 0, `top_k` is negative, `top_p` is not
             in (0, 1], or `pad_id` is `eos_id`.
     """
-    if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}, but must be at least 1.")
+    check_value("num_samples", num_samples, NumHypotheses)
     pick = sampler(temperature, top_k, top_p)
     search = Search(max_length, num_samples, num_samples, bos_id, eos_id, pad_id, tuple(processors), pick=pick)
     state = search.init(batch_size, max_lengths, min_lengths, prefix, keys_of_samples(keys, num_samples))
@@ -99,14 +101,13 @@ def sampler(temperature: float, top_k: int, top_p: float) -> Pick:
     The draw depends on the sample's key and the step, and on nothing else.
 
     Raises:
-        UserError: If `temperature` is not above 0, `top_k` is negative or `top_p` is not in (0, 1].
+        UserError: If `temperature` is not above 0 or out of range, `top_k` is negative or `top_p` is not in (0, 1].
     """
     if not temperature > 0:
         raise UserError(f"temperature is {temperature}, but must be above 0; for the likeliest tokens search greedily.")
-    if top_k < 0:
-        raise UserError(f"top_k is {top_k}, but must be at least 1, or 0 to draw from all tokens.")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}, but must be above 0 and at most 1.")
+    check_value("temperature", temperature, Temperature)
+    check_value("top_k", top_k, NotNegative)
+    check_value("top_p", top_p, TopP)
 
     def pick(state: SearchState, allowed: Float[Array, "B K V"]) -> Int[Array, "B K"]:
         assert state.keys is not None, "samples need keys"
@@ -127,7 +128,13 @@ def keys_of_samples(keys: Key[Array, " B"], num_samples: int) -> Key[Array, "B K
 
 
 def scale_temperature(logits: Float[Array, "*rows V"], temperature: float) -> Float[Array, "*rows V"]:
-    """Flatten (`temperature` above 1) or sharpen (below 1) the distribution; `temperature` must be above 0."""
+    """Flatten (`temperature` above 1) or sharpen (below 1) the distribution; `temperature` must be above 0.
+
+    Raises:
+        UserError: if it is out of range.
+    """
+    if isinstance(temperature, (int, float)):
+        check_value("temperature", temperature or -1, Temperature)
     return logits / temperature
 
 

@@ -9,6 +9,7 @@ The functions are pure and meant to run under the caller's `jax.jit`. All length
 one: at its sentence's limit it must end. A sentence's result never depends on the rest of its batch.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_jax.decoding.constraints import LogitsProcessor, constrain, renormalize, two_stage_top_k
-from transformer_jax.decoding.options import PAPER, Conventions, length_weights
-from transformer_jax.system import UserError
+from transformer_jax.decoding.options import PAPER, Alpha, Conventions, NumHypotheses, length_weights
+from transformer_jax.sharding import standard_numerics
+from transformer_jax.system import Positive, UserError, check_value
 
 Tree = TypeVar("Tree")
+NOT_NUMBERS = "The model's probabilities are not numbers; its parameters must be damaged."
 StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
 """`(tokens, cache) -> (logits, cache)`: the model, a pure function of the newest tokens and its cache."""
 
@@ -42,6 +45,7 @@ class SearchResult(NamedTuple):
     lengths: Int[Array, "B K"]
 
 
+@standard_numerics()
 def beam_search(
     step_fn: StepFn,
     cache: Any,
@@ -87,8 +91,7 @@ def beam_search(
     Raises:
         UserError: If L or K is below 1, `n_best` is not within 1..K, or `pad_id` is `eos_id`.
     """
-    if beam_size < 1:
-        raise UserError(f"beam_size is {beam_size}, but must be at least 1.")
+    check_value("beam_size", beam_size, NumHypotheses)
     n_best = beam_size if n_best is None else n_best
     if not 1 <= n_best <= beam_size:
         raise UserError(f"n_best is {n_best}, but must be from 1 to the beam size, {beam_size}.")
@@ -98,6 +101,7 @@ def beam_search(
     return search.run(step_fn, cache, search.init(batch_size, max_lengths, min_lengths, prefix))
 
 
+@standard_numerics()
 def greedy_search(
     step_fn: StepFn,
     cache: Any,
@@ -158,11 +162,7 @@ Pick = Callable[[SearchState, Float[Array, "B K V"]], Int[Array, "B K"]]
 
 @dataclass(frozen=True)
 class Search:
-    """The static half of a search, and its driver. Hashable, so a static argument of `jax.jit`.
-
-    Raises:
-        UserError: If `max_length` is below 1, or `pad_id` is `eos_id`.
-    """
+    """The static half of a search, and its driver; hashable. `UserError` if a field is out of range."""
 
     max_length: int
     num_hypotheses: int
@@ -179,15 +179,14 @@ class Search:
     """Makes every hypothesis a search of its own that adds the token picked; default: beam search."""
 
     def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise UserError(f"max_length is {self.max_length}, but must be at least 1, for the EOS.")
+        check_value("max_length", self.max_length, Positive)
+        check_value("alpha", self.alpha, Alpha)
         if self.pad_id == self.eos_id:
             raise UserError(f"pad_id and eos_id are both {self.pad_id}, but must differ to mark where an output ends.")
 
     def run(self, step_fn: StepFn, cache: Any, state: SearchState) -> SearchResult:
         """Search until every sentence is done."""
-        state, _ = self.advance(step_fn, cache, state, self.max_length)
-        return self.result(state)
+        return self.result(self.advance(step_fn, cache, state, self.max_length)[0])
 
     def init(
         self,
@@ -236,13 +235,17 @@ class Search:
         return jax.lax.while_loop(is_unfinished, body, (state, cache))
 
     def stream(self, step_fn: StepFn, cache: Any, state: SearchState) -> Iterator[int]:
-        """Yield the tokens of one hypothesis of one sentence, EOS included; `step_fn` runs outside any jit."""
-        token = None
-        while token != self.eos_id:
-            logits, cache = step_fn(state.newest, cache)
-            state = _jitted_step(self, state, logits)
-            token = int(state.newest[0, 0])
-            yield token
+        """Yield one hypothesis of one sentence, EOS included, outside any jit; `UserError` if outputs are NaN."""
+        for _ in range(self.max_length):
+            with standard_numerics():
+                logits, cache = step_fn(state.newest, cache)
+                state = _jitted_step(self, state, logits)
+                token, log_prob = jax.device_get((state.newest[0, 0], state.alive.log_probs[0, 0]))
+            if math.isnan(log_prob):
+                raise UserError(NOT_NUMBERS)
+            yield int(token)
+            if token == self.eos_id:
+                return
 
     def step(
         self, state: SearchState, logits: Float[Array, "B K V"], weights: Float[Array, " M"]

@@ -27,7 +27,7 @@ def scaled_dot_product_attention(
     d_k = query.shape[-1]
     scores = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32) / jnp.sqrt(d_k)
     if mask is not None:
-        scores = jnp.where(mask, scores, MASKED)
+        scores = jnp.where(_checked(mask), scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(value.dtype), value), weights
 
@@ -56,6 +56,9 @@ def dot_product_attention(
     Raises:
         ValueError: if `implementation` is unknown, or does not support these arguments.
     """
+    mask = None if mask is None else _checked(mask)
+    if not 0 <= dropout_rate <= 0.99:
+        raise ValueError(f"dropout_rate is {dropout_rate}, but must be from 0 to 0.99.")
     drops = dropout_key is not None and dropout_rate > 0.0
     if implementation == "cudnn":
         if drops:
@@ -66,7 +69,7 @@ def dot_product_attention(
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("BTNH,BSNH->BNTS", query * scale, key, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(mask, scores, MASKED)
+        scores = jnp.where(_checked(mask), scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     if drops:
         weights = dropout(weights, dropout_rate, dropout_key)
@@ -87,9 +90,20 @@ def attention_by_head(
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("BNTH,BNHS->BNTS", query * scale, key, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(mask, scores, MASKED)
+        scores = jnp.where(_checked(mask), scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("BNTS,BNSH->BNTH", weights, value)
+
+
+def _checked(mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
+    """The mask, which must be boolean: of another type, added to scores elsewhere, it would mean the opposite.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if mask.dtype != bool:
+        raise TypeError(f"mask is {mask.dtype}, but must be bool: True where a query may attend to a key.")
+    return mask
 
 
 def split_heads(x: Float[Array, "*batch D"], num_heads: int) -> Float[Array, "*batch {num_heads} H"]:
@@ -123,7 +137,12 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
 
     Each element takes 8 random bits, a quarter of the cost of 32, so `rate` is rounded to a multiple of 1/256. Without
     a `key`, `x` is returned unchanged.
+
+    Raises:
+        ValueError: if `rate` is not from 0 to 0.99.
     """
+    if not 0 <= rate <= 0.99:
+        raise ValueError(f"dropout rate is {rate}, but must be from 0 to 0.99.")
     threshold = round(rate * 256)
     if key is None or threshold == 0:
         return x

@@ -8,11 +8,13 @@ from transformer_jax.nn.attention import dropout, segment_mask
 from transformer_jax.nn.layers import DropoutKey, Linear, split_key
 from transformer_jax.nn.model_config import ModelConfig, check_classifier
 from transformer_jax.nn.stacks import Embedder, Encoder, positions_of, segments_of, token_embedding
+from transformer_jax.sharding import standard_numerics
 
 
 class Classifier(nnx.Module):
     """Encoder, pooling, dropout, linear layer. Used functionally, like `Seq2Seq`."""
 
+    @standard_numerics()
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         """Initialize the parameters.
 
@@ -52,6 +54,7 @@ class Classifier(nnx.Module):
         x = self.encode(tokens, segments, positions, dropout_key=encode_key, record=record)
         return self.classify(x, segments, positions, num_segments=num_segments, dropout_key=classify_key)
 
+    @standard_numerics()
     def encode(
         self,
         tokens: Int[Array, "B S"],
@@ -66,6 +69,7 @@ class Classifier(nnx.Module):
         x = self.embedder(self.embedding, tokens, positions, embedding_key)
         return self.encoder(x, segment_mask(segments, segments), dropout_key=layers_key, record=record)
 
+    @standard_numerics()
     def classify(
         self,
         x: Float[Array, "B S D"],

@@ -38,8 +38,8 @@ class Linear(nnx.Module):
     """x W + b, computed in `dtype` from float32 parameters; W is Glorot-uniform (Glorot and Bengio, 2010), b is 0."""
 
     def __init__(self, d_in: int, d_out: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
-        self.kernel = nnx.Param(jax.nn.initializers.glorot_uniform()(rngs.params(), (d_in, d_out)))
-        self.bias = nnx.Param(jnp.zeros(d_out))
+        self.kernel = nnx.Param(jax.nn.initializers.glorot_uniform()(rngs.params(), (d_in, d_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(d_out, jnp.float32))
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
@@ -53,8 +53,8 @@ class LayerNorm(nnx.Module):
     """Layer normalization over the last axis (Ba et al., 2016), computed in float32."""
 
     def __init__(self, d_model: int, *, epsilon: float = LAYER_NORM_EPSILON) -> None:
-        self.scale = nnx.Param(jnp.ones(d_model))
-        self.bias = nnx.Param(jnp.zeros(d_model))
+        self.scale = nnx.Param(jnp.ones(d_model, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(d_model, jnp.float32))
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
@@ -74,7 +74,7 @@ class Embedding(nnx.Module):
     def __init__(
         self, vocab_size: int, d_model: int, *, scale: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ) -> None:
-        self.table = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, d_model)) * d_model**-0.5)
+        self.table = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, d_model), jnp.float32) * d_model**-0.5)
         self.factor = d_model**0.5 if scale else 1.0
         self.dtype = dtype
 

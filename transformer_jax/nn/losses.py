@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transformer_jax.sharding import ROW_AXES, constrain, gathered, platform, row_parts
+from transformer_jax.system import Fraction, UserError, check_value
 
 Params = Any
 """A pytree of parameters; of our models a nested dict of arrays, as `nn.split` returns it."""
@@ -36,16 +37,28 @@ def smoothed_cross_entropy(
 ) -> Float[Array, "*batch"]:
     """Cross-entropy, in nats, of each label against (1 - smoothing) one-hot + smoothing / V.
 
-    The smoothed distribution is never materialized: it only adds the mean of the logits.
+    The smoothed distribution is never materialized: it only adds the mean of the logits. Where a label is no token,
+    such as -100, the loss is that of the nearest one; give it no weight.
+
+    Raises:
+        UserError: if `smoothing` is out of range, or the labels are not integers.
     """
+    _check(labels, smoothing)
     logits = logits.astype(jnp.float32)
     return jax.nn.logsumexp(logits, axis=-1) - _expected_logit(logits, labels, smoothing)
+
+
+def _check(labels: Int[Array, "*batch"], smoothing: float) -> None:
+    check_value("smoothing", smoothing, Fraction)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise UserError(f"labels are {labels.dtype}, but must be integers.")
 
 
 def _expected_logit(
     logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"], smoothing: float
 ) -> Float[Array, "*batch"]:
     """The mean of the logits under the smoothed distribution."""
+    labels = jnp.clip(labels, 0, logits.shape[-1] - 1)
     at_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return (1.0 - smoothing) * at_label + smoothing * logits.mean(-1)
 
@@ -79,6 +92,11 @@ def chunked_cross_entropy(
             so that rows may be sharded; the number of columns divides T, so a prime T makes one chunk. Default: chosen
             by the device's platform.
         bias: bias of the output layer.
+
+    A token of weight 0 adds nothing to loss and gradients, whatever its label and logits.
+
+    Raises:
+        UserError: if `smoothing` is out of range, or the labels are not integers.
     """
     return _loss_and_grads(x, table, labels, weights, smoothing, chunk, bias)[0]
 
@@ -105,6 +123,7 @@ def _loss_and_grads(
     A chunk is [P, N, ...]: N tokens from each of P parts, one per shard of the rows. Each part has its own sums, so
     that devices communicate only after the loop.
     """
+    _check(labels, smoothing)
     batch, length, _ = x.shape
     vocab_size = table.shape[0]
     parts = row_parts(batch)
@@ -125,11 +144,15 @@ def _loss_and_grads(
         losses = highest + jnp.log(total) - _expected_logit(logits, labels, smoothing)
         is_label = labels[..., None] == jnp.arange(vocab_size)
         target = (1.0 - smoothing) * is_label + smoothing / vocab_size
+        counts = weights != 0
         d_logits = (weights / total)[..., None] * exponentials - weights[..., None] * target
+        d_logits = jnp.where(counts[..., None], d_logits, 0.0)
         d_bias = None if sums.d_bias is None else sums.d_bias + d_logits.sum(1)
         d_logits = d_logits.astype(x.dtype)
         d_table = jnp.einsum("PNV,PND->PVD", d_logits, x, preferred_element_type=jnp.float32)
-        sums = _ChunkSums(sums.loss + jnp.sum(weights * losses, axis=1), sums.d_table + d_table, d_bias)
+        sums = _ChunkSums(
+            sums.loss + jnp.sum(jnp.where(counts, weights * losses, 0.0), axis=1), sums.d_table + d_table, d_bias
+        )
         return sums, d_logits @ kernel
 
     def chunks(a: Shaped[Array, "B T *width"]) -> Shaped[Array, "chunks P N *width"]:
@@ -141,9 +164,9 @@ def _loss_and_grads(
         return jnp.moveaxis(cut, 0, 2).reshape(batch, length, *a.shape[3:])
 
     zeros = _ChunkSums(
-        constrain(jnp.zeros(parts), ROW_AXES),
-        constrain(jnp.zeros((parts, *table.shape)), ROW_AXES, "tensor", None),
-        None if bias is None else constrain(jnp.zeros((parts, *bias.shape)), ROW_AXES, "tensor"),
+        constrain(jnp.zeros(parts, jnp.float32), ROW_AXES),
+        constrain(jnp.zeros((parts, *table.shape), jnp.float32), ROW_AXES, "tensor", None),
+        None if bias is None else constrain(jnp.zeros((parts, *bias.shape), jnp.float32), ROW_AXES, "tensor"),
     )
     sums, d_x = jax.lax.scan(one_chunk, zeros, (chunks(x), chunks(labels), chunks(weights)))
     d_bias = None if sums.d_bias is None else sums.d_bias.sum(0)

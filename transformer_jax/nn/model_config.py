@@ -3,11 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 
 from transformer_jax.nn.layers import ACTIVATIONS
-from transformer_jax.system import UserError
+from transformer_jax.system import (
+    Choice,
+    DropoutRate,
+    FieldError,
+    NotNegative,
+    Positive,
+    Range,
+    check_fields,
+)
 
 REMATS: dict[str, Callable[[Callable], Callable]] = {
     "none": lambda run: run,
@@ -15,7 +24,8 @@ REMATS: dict[str, Callable[[Callable], Callable]] = {
     "dots": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
 }
 """Checkpoint policies of a layer: none keeps all activations, full keeps none, dots keeps products with weights."""
-TYINGS = ("all", "output", "inputs", "none")
+
+Layers = Annotated[int, Range(0, 1000)]
 
 
 @dataclass(frozen=True)
@@ -26,48 +36,57 @@ class ModelConfig:
     stack (table 3).
     """
 
-    d_model: int = 256
-    num_heads: int = 4
-    d_ff: int = 1024
-    num_encoder_layers: int = 3
-    num_decoder_layers: int = 3
-    dropout_rate: float = 0.1
+    d_model: Annotated[int, Range(2)] = 256
+    num_heads: Positive = 4
+    d_ff: Positive = 1024
+    num_encoder_layers: Layers = 3
+    num_decoder_layers: Layers = 3
+    dropout_rate: DropoutRate = 0.1
     """Applied to embeddings and to each sub-layer's output (section 5.4)."""
-    attention_dropout_rate: float = 0.0
-    attention_implementation: str = "xla"
+    attention_dropout_rate: DropoutRate = 0.0
+    attention_implementation: Annotated[str, Choice("xla", "cudnn")] = "xla"
     """xla, or cudnn for the fused kernel on NVIDIA GPUs (bfloat16, without attention dropout)."""
     norm_first: bool = False
     """Use x + Sublayer(LayerNorm(x)) instead of section 3.1's LayerNorm(x + Sublayer(x))."""
     final_norm: bool = False
     """End post-norm stacks with a layer normalization, like PyTorch's nn.Transformer; pre-norm stacks always do."""
-    activation: str = "relu"
+    activation: Annotated[str, Choice(*ACTIVATIONS)] = "relu"
     """One of relu, gelu, swish."""
-    positions: str = "sinusoidal"
+    positions: Annotated[str, Choice("sinusoidal", "learned")] = "sinusoidal"
     """One of sinusoidal (section 3.5), learned (table 3, row E)."""
-    max_positions: int = 1024
+    max_positions: Positive = 1024
     """Rows of a learned position table; sinusoids are unbounded."""
-    tie_embeddings: str = "all"
+    tie_embeddings: Annotated[str, Choice("all", "output", "inputs", "none")] = "all"
     """Embedding matrices that are one: all (source, target and output, section 3.4), output (target and output), inputs
     (source and target) or none. all and inputs need a joint vocabulary."""
     output_bias: bool = False
     """Add a bias to the logits."""
     scale_embeddings: bool = True
     """Multiply embeddings by sqrt(d_model) (section 3.4)."""
-    dtype: str = "float32"
+    dtype: Annotated[str, Choice("float32", "bfloat16")] = "float32"
     """Dtype of the computation: float32 or bfloat16. Parameters and softmax are always float32."""
     scan_layers: bool = False
     """Run each stack as a loop over stacked parameters, so that compile time does not grow with depth."""
-    remat: str = "none"
+    remat: Annotated[str, Choice(*REMATS)] = "none"
     """Activations that the backward pass recomputes to save memory: none, dots (all but products with weights), full
     (all)."""
-    source_vocab_size: int = 0
+    source_vocab_size: NotNegative = 0
     """0: taken from the tokenizer."""
-    target_vocab_size: int = 0
+    target_vocab_size: NotNegative = 0
     """0: taken from the tokenizer. Unused by classifiers."""
-    num_classes: int = 0
+    num_classes: NotNegative = 0
     """Classes of a classifier; 0: taken from the data."""
-    pooling: str = "mean"
+    pooling: Annotated[str, Choice("mean", "first")] = "mean"
     """A classifier's pooling of the encoder's output: mean (over tokens), first (first token)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.model.{}".format)
+        require = partial(_require, self)
+        require(self.d_model % 2 == 0, "d_model", "even")
+        require(self.d_model % self.num_heads == 0, "num_heads", f"a divisor of d_model={self.d_model}")
+        if self.attention_implementation == "cudnn":
+            require(self.dtype == "bfloat16", "dtype", "bfloat16 with attention_implementation=cudnn")
+            require(self.attention_dropout_rate == 0, "attention_dropout_rate", "0 with attention_implementation=cudnn")
 
     @property
     def one_vocabulary(self) -> bool:
@@ -81,11 +100,9 @@ class ModelConfig:
 
 
 def check_seq2seq(config: ModelConfig) -> None:
-    """Raise `UserError` if a field is invalid for a `Seq2Seq`, or contradicts another."""
-    _check(config)
+    """Raise `UserError` if a `Seq2Seq` cannot have these fields."""
     _require(config, config.source_vocab_size > 0, "source_vocab_size", "the size of the vocabulary")
     _require(config, config.target_vocab_size > 0, "target_vocab_size", "the size of the vocabulary")
-    _require(config, config.tie_embeddings in TYINGS, "tie_embeddings", f"one of {', '.join(TYINGS)}")
     _require(
         config,
         not config.one_vocabulary or config.source_vocab_size == config.target_vocab_size,
@@ -94,45 +111,15 @@ def check_seq2seq(config: ModelConfig) -> None:
     )
 
 
-def check_transformer(config: ModelConfig) -> None:
-    """Raise `UserError` if a field is invalid for a `Transformer`, or contradicts another."""
-    _check(config)
-
-
 def check_classifier(config: ModelConfig) -> None:
-    """Raise `UserError` if a field is invalid for a `Classifier`, or contradicts another."""
-    _check(config)
+    """Raise `UserError` if a `Classifier` cannot have these fields."""
     _require(config, config.source_vocab_size > 0, "source_vocab_size", "the size of the vocabulary")
     _require(config, config.num_classes > 1, "num_classes", "at least 2")
-    _require(config, config.pooling in ("mean", "first"), "pooling", "mean or first")
 
 
 def _require(config: ModelConfig, condition: bool, field: str, remedy: str) -> None:
     if not condition:
-        raise UserError(f"config.model.{field} is {getattr(config, field)!r}, but must be {remedy}.")
-
-
-def _check(config: ModelConfig) -> None:
-    require = partial(_require, config)
-
-    require(
-        config.num_heads > 0 and config.d_model % config.num_heads == 0,
-        "num_heads",
-        f"a divisor of d_model={config.d_model}",
-    )
-    for rate in ("dropout_rate", "attention_dropout_rate"):
-        require(0.0 <= getattr(config, rate) <= 0.99, rate, "between 0 and 0.99")
-    require(config.attention_implementation in ("xla", "cudnn"), "attention_implementation", "xla or cudnn")
-    if config.attention_implementation == "cudnn":
-        require(config.dtype == "bfloat16", "dtype", "bfloat16 with attention_implementation=cudnn")
-        require(config.attention_dropout_rate == 0.0, "attention_dropout_rate", "0 with attention_implementation=cudnn")
-    for layers in ("num_encoder_layers", "num_decoder_layers"):
-        require(getattr(config, layers) >= 0, layers, "at least 0")
-    require(config.positions in ("sinusoidal", "learned"), "positions", "sinusoidal or learned")
-    require(config.d_model % 2 == 0, "d_model", "even")
-    require(config.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
-    require(config.remat in REMATS, "remat", f"one of {', '.join(REMATS)}")
-    require(config.dtype in ("float32", "bfloat16"), "dtype", "float32 or bfloat16")
+        raise FieldError(field, getattr(config, field), remedy, where="config.model.{}".format)
 
 
 def forward_flops(config: ModelConfig, rows: int, source_length: int, target_length: int) -> float:

@@ -19,6 +19,7 @@ from transformer_jax.nn.stacks import (
     shifted_segments_of,
     token_embedding,
 )
+from transformer_jax.sharding import standard_numerics
 
 
 class Memory(NamedTuple):
@@ -94,6 +95,7 @@ class Seq2Seq(nnx.Module):
     Used functionally: `graphdef, params = split(model)` once, then `nnx.merge(graphdef, params)(...)` inside `jax.jit`.
     """
 
+    @standard_numerics()
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         """Initialize the parameters.
 
@@ -107,7 +109,7 @@ class Seq2Seq(nnx.Module):
         self.source_embedding = None if config.one_vocabulary else token_embedding(config, sizes[0], rngs)
         self.target_embedding = token_embedding(config, sizes[1], rngs)
         self.output_embedding = token_embedding(config, sizes[1], rngs) if own_output else None
-        self.output_bias = nnx.Param(jnp.zeros(sizes[1])) if config.output_bias else None
+        self.output_bias = nnx.Param(jnp.zeros(sizes[1], jnp.float32)) if config.output_bias else None
         self.source_embedder, self.target_embedder = (Embedder(config, rngs=rngs) for _ in range(2))
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -150,6 +152,7 @@ class Seq2Seq(nnx.Module):
             )
         )
 
+    @standard_numerics()
     def hidden(
         self,
         source: Int[Array, "B S"],
@@ -177,6 +180,7 @@ class Seq2Seq(nnx.Module):
             record=record,
         )
 
+    @standard_numerics()
     def encode(
         self,
         source: Int[Array, "B S"],
@@ -192,6 +196,7 @@ class Seq2Seq(nnx.Module):
         x = self.source_embedder(embedding, source, positions_of(source, positions), embedding_key)
         return self.encoder(x, segment_mask(segments, segments), dropout_key=layers_key, record=record)
 
+    @standard_numerics()
     def decode(
         self,
         target: Int[Array, "B T"],
@@ -216,6 +221,7 @@ class Seq2Seq(nnx.Module):
         embedding = self.target_embedding if self.output_embedding is None else self.output_embedding
         return embedding.table[...]
 
+    @standard_numerics()
     def logits(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """The output layer: float32 logits over the vocabulary."""
         table = self.output_table.astype(x.dtype)
@@ -232,6 +238,7 @@ class Seq2Seq(nnx.Module):
         parts = record[:layers], record[layers::2], record[layers + 1 :: 2]
         return AttentionWeights(*(jnp.stack(part, axis=1) for part in parts))
 
+    @standard_numerics()
     def remember(self, source: Int[Array, "B S"]) -> Memory:
         """Encode a source with one sentence per row, and project it once for all decoding steps."""
         segments = segments_of(source)
@@ -240,6 +247,7 @@ class Seq2Seq(nnx.Module):
         kept = tuple((keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)) for keys, values in projected)
         return Memory(kept, (segments != 0)[:, None, None, :])
 
+    @standard_numerics()
     def empty_cache(self, batch_size: int, beam_size: int, max_length: int) -> Cache:
         """A cache of `max_length` slots for `beam_size` hypotheses per sentence."""
         heads, places = self.config.num_heads, max_length * beam_size
@@ -251,6 +259,7 @@ class Seq2Seq(nnx.Module):
             ancestors=jnp.zeros((batch_size, beam_size, max_length), jnp.int32),
         )
 
+    @standard_numerics()
     def step(self, tokens: Int[Array, "B K"], cache: Cache, memory: Memory) -> tuple[Float[Array, "B K V"], Cache]:
         """Logits after one more token of every hypothesis: those of `__call__`, at the cost of one token."""
         x = self.target_embedder(self.target_embedding, tokens, jnp.broadcast_to(cache.length, tokens.shape))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from transformer_jax.nn.attention import dropout
 from transformer_jax.nn.layers import DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm, split_key
 from transformer_jax.nn.losses import Params
-from transformer_jax.nn.model_config import REMATS, ModelConfig, check_transformer
+from transformer_jax.nn.model_config import REMATS, ModelConfig
 from transformer_jax.nn.positions import sinusoidal_positions
 from transformer_jax.sharding import gathered
 
@@ -211,11 +211,7 @@ class Transformer(nnx.Module):
         Args:
             config: sizes and options; those of vocabularies, embeddings and positions are ignored.
             rngs: source of the initial parameters.
-
-        Raises:
-            UserError: if a field of `config` is invalid.
         """
-        check_transformer(config)
         self.config = config
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -272,7 +268,7 @@ def token_embedding(config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> Emb
 
 def _position_table(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
     shape = (config.max_positions, config.d_model)
-    return nnx.Param(jax.random.normal(rngs.params(), shape) * config.d_model**-0.5)
+    return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * config.d_model**-0.5)
 
 
 def _layers(

@@ -1,4 +1,21 @@
-"""What everything stands on: the user error, files, the runtime, and cooperating processes."""
+"""What everything stands on: the user error, ranges of options, files, the runtime, and cooperating processes.
+
+The table of ranges is the annotations of the frozen dataclasses: `lr: Annotated[float, Range(above=0)] = 1.0`. Each
+calls `check_fields` when it is made, so configs, library calls and command-line options are checked alike.
+"""
+
+import numbers
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Annotated, Any, Union
+
+LARGEST_INT = 2**31 - 1
+"""Largest number in an int32, and the largest whole number of any field without a bound of its own."""
+LARGEST_FLOAT = 3.4e38
+"""The same for float32."""
 
 
 class UserError(Exception):
@@ -7,3 +24,141 @@ class UserError(Exception):
     The message names the file, line or field and the remedy. Command-line programs print it without a traceback and
     exit with status 2.
     """
+
+
+class FieldError(UserError):
+    """A field that is out of its range, of the wrong type, or contradicts another."""
+
+    def __init__(
+        self, name: str, value: Any, remedy: str, other: str = "", *, where: Callable[[str], str] = str
+    ) -> None:
+        """Make the sentence.
+
+        Args:
+            name: the field.
+            value: its value.
+            remedy: what it must be; `{other}` stands for the name of another field.
+            other: that field.
+            where: how fields are called, such as "config.optim.{}".format.
+        """
+        self._parts = name, value, remedy, other
+        super().__init__(f"{where(name)} is {value!r}, but must be {remedy.replace('{other}', where(other))}.")
+
+    def named(self, where: Callable[[str], str]) -> "FieldError":
+        """The same error with its fields called as they are elsewhere, such as options of a command."""
+        return FieldError(*self._parts, where=where)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`, both included, strictly between `above` and `below`, or equal to `also`.
+
+    NaN and infinities are in no range, nor are numbers too large for 32 bits.
+    """
+
+    least: int | float | None = None
+    most: int | float | None = None
+    above: int | float | None = None
+    below: int | float | None = None
+    also: int | float | None = None
+
+    def __contains__(self, value: Any) -> bool:
+        if value == self.also:
+            return True
+        largest = LARGEST_INT if isinstance(value, numbers.Integral) and self.most is None else LARGEST_FLOAT
+        return (
+            abs(value) <= largest  # False for NaN
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            between = f"from {_number(self.least)} to {_number(self.most)}"
+        else:
+            bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+            between = " and ".join(f"{word} {_number(bound)}" for word, bound in bounds.items() if bound is not None)
+        return between if self.also is None else f"{_number(self.also)}, or {between}"
+
+    def remedy(self, value: Any) -> str:
+        """What a number that is not in the range must be instead."""
+        bounded = self.most is not None or self.below is not None
+        if bounded or abs(value) <= LARGEST_INT:
+            return str(self)
+        return f"{self}, and finite" if isinstance(value, float) else f"{self} and at most {LARGEST_INT:,}"
+
+
+@dataclass(frozen=True, init=False)
+class Choice:
+    """One of these names."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.names
+
+    def __str__(self) -> str:
+        return " or ".join(self.names) if len(self.names) == 2 else f"one of {', '.join(self.names)}"
+
+    def remedy(self, value: Any) -> str:
+        """What a name that is not among these must be instead."""
+        return str(self)
+
+
+Positive = Annotated[int, Range(1)]
+NotNegative = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+"""Random keys are made of 32 bits of the seed, whatever `jax_enable_x64` says."""
+DropoutRate = Annotated[float, Range(0, 0.99)]
+Fraction = Annotated[float, Range(0, below=1)]
+"""A part of a whole, or the decay of a moving average."""
+
+_NUMBERS = {int: numbers.Integral, float: numbers.Real}
+
+
+def check_fields(values: Any, where: Callable[[str], str] = str) -> None:
+    """Refuse a dataclass with a value that is not of its field's type, or not in its range.
+
+    Raises:
+        FieldError: naming the field, called `where(name)`.
+    """
+    for name, hint in field_types(type(values)).items():
+        check_value(name, getattr(values, name), hint, where)
+
+
+def check_value(name: str, value: Any, hint: Any, where: Callable[[str], str] = str) -> None:
+    """Refuse a value that is not of the type `hint`, such as `Annotated[int, Range(1)]`; see `check_fields`."""
+    base, *rules = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    parts = typing.get_args(base)
+    if typing.get_origin(base) in (Union, types.UnionType):
+        if value is None and type(None) in parts:
+            return None
+        return check_value(name, value, next(part for part in parts if part is not type(None)), where)
+    if typing.get_origin(base) is tuple and isinstance(value, tuple):
+        for item in value:
+            check_value(name, item, parts[0], where)
+        return None
+    if base in (int, float, bool, str):
+        fits = isinstance(value, _NUMBERS.get(base, base)) and (base is bool or not isinstance(value, bool))
+        if not fits:
+            raise FieldError(name, value, f"of type {base.__name__}", where=where)
+    for rule in rules:
+        if isinstance(rule, Range | Choice) and value not in rule:
+            raise FieldError(name, value, rule.remedy(value), where=where)
+    return None
+
+
+@lru_cache
+def field_types(cls: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass's fields, with their ranges."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _number(value: int | float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

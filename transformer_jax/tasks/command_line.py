@@ -187,6 +187,30 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples [0]")
 
 
+_FIELDS = {"beam": "beam_size", "n": "n_best"}
+"""Fields of `SearchOptions` by the options of commands, where their names differ."""
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options out of their ranges, which are those of `SearchOptions`, before anything is read.
+
+    Raises:
+        UserError: naming the option.
+    """
+    from transformer_jax.decoding.options import SearchOptions
+    from transformer_jax.system import FieldError, NotNegative, Positive, check_value, field_types
+
+    given = {_FIELDS.get(name, name): value for name, value in vars(arguments).items() if value is not None}
+    names = {_FIELDS.get(name, name): f"--{name.replace('_', '-')}" for name in vars(arguments)}
+    try:
+        SearchOptions(**{name: given[name] for name in field_types(SearchOptions) if name in given})
+    except FieldError as error:
+        raise error.named(lambda name: names[name]) from None
+    for name, hint in (("batch_size", Positive), ("top", Positive), ("samples", NotNegative), ("num_heads", Positive)):
+        if name in given:
+            check_value(name, given[name], hint, lambda name: names[name])
+
+
 _PROCESS = ("distributed", "coordinator", "num_processes", "process_id")
 _WRITTEN_BY_FIRST = ("output", "picture")
 _NAME_CONTENT = ("texts", "model", "data", "source", "reference", "config", "manual_dir")

@@ -9,6 +9,7 @@ from transformer_jax.system import UserError
 from transformer_jax.tasks.command_line import (
     ALPHA_HELP,
     BEAM_HELP,
+    check_options,
     config_of,
     load_for,
     progress,
@@ -65,6 +66,7 @@ class PairCommand(Command):
         """Write the best output for each text."""
         from transformer_jax.system import distributed
 
+        check_options(arguments)
         texts = texts_to_read(arguments.texts)
         model = load_for(self, arguments.model)
         share_out(model, arguments, texts, lambda: model.check(texts))

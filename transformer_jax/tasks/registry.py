@@ -184,11 +184,20 @@ def make_task(config: "Config", tokenizer_files: dict[str, bytes] | None = None)
     Raises:
         UserError: if there is no such task, or its data can't be read.
     """
+    return task_class(config)(config, tokenizer_files)
+
+
+def task_class(config: "Config") -> TaskClass:
+    """What is registered to train the task that `config.task` names.
+
+    Raises:
+        UserError: if there is no such task.
+    """
     trained = [name for name in registered_names() if REGISTRY[name].task_reference is not None]
     task = REGISTRY[config.task].task if config.task in trained else None
     if task is None:
         raise UserError(f"config.task is {config.task!r}, but must be one of {', '.join(trained)}.")
-    return task(config, tokenizer_files)
+    return task
 
 
 def _resolved(reference: Any) -> Any:

@@ -14,7 +14,7 @@ from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params
-from transformer_jax.system import UserError
+from transformer_jax.system import Positive, UserError, check_fields, check_value
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -36,8 +36,7 @@ def check_batch_size(batch_size: int) -> None:
     Raises:
         UserError: if it is below 1.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}, but must be at least 1.")
+    check_value("batch_size", batch_size, Positive)
 
 
 CHARACTERS_PER_TOKEN = 32
@@ -48,7 +47,7 @@ CHARACTERS_PER_TOKEN = 32
 class Seq2SeqSettings:
     """Settings of every encoder-decoder model: everything beside its sizes, vocabulary and parameters."""
 
-    max_source_length: int = 1024
+    max_source_length: Positive = 1024
     """Largest number of tokens of a source, end of sentence included."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     """Search options unless a call gives others."""
@@ -56,6 +55,9 @@ class Seq2SeqSettings:
     """Sequences of token ids that are never produced."""
     renormalizes: bool = False
     """While searching, renormalize the probabilities over the tokens that may be produced."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "settings.{}".format)
 
     @classmethod
     def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:

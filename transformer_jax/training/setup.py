@@ -13,13 +13,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import Config, TrainingConfig
 from transformer_jax.data.packing import Example
-from transformer_jax.data.pipeline import ALONE, Batches, Share
+from transformer_jax.data.pipeline import ALONE, Batches, Share, check_row_fits
 from transformer_jax.nn import stack_layers
 from transformer_jax.nn.losses import Batch, Params, Sums
 from transformer_jax.sharding import check_heads, make_mesh, on_mesh, own_rows, row_shards, state_shardings
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, write_atomically
 from transformer_jax.tasks.base import Task
+from transformer_jax.tasks.registry import task_class
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.evaluation import Evaluator
 from transformer_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
@@ -204,19 +205,16 @@ def _batches(
 
 
 def check(config: Config) -> None:
-    """Refuse numbers that would otherwise fail only after some training."""
-    positive = {
-        "training": ("num_steps", "log_every", "eval_every", "checkpoint_every", "average_last"),
-        "optim": ("accumulate_steps",),
-        "decoding": ("beam_size", "batch_size"),
-    }
-    for group, names in positive.items():
-        for name in names:
-            value = getattr(getattr(config, group), name)
-            if value < 1:
-                raise UserError(f"config.{group}.{name} is {value}, but must be at least 1.")
-    if config.tokenizer.max_texts < 0:
-        raise UserError(f"config.tokenizer.max_texts is {config.tokenizer.max_texts}, but must be at least 0.")
+    """Refuse what would otherwise fail only after the data have been read.
+
+    Raises:
+        UserError: naming the field.
+    """
+    data, metric = config.data, config.training.metric
+    check_row_fits(data.batching, data.tokens_per_batch, data.row_length, data.max_length)
+    metrics = getattr(task_class(config), "metrics", None)
+    if isinstance(metrics, tuple) and metric not in metrics:
+        raise UserError(f"config.training.metric is {metric!r}, but must be one of {', '.join(metrics)}.")
 
 
 def agree_on(config: Config, workdir: AnyPath) -> None:

@@ -112,8 +112,9 @@ def test_without_rules_lines_are_those_of_the_model(writer):
     assert any(not judge(upper, found[0].text).keeps("length") for upper, found in zip(uppers, replies, strict=True))
 
 
-def test_the_length_rule_goes_before_options(writer):
-    options = SearchOptions(beam_size=1, max_length=2, min_length=9, no_repeat_ngram=1, max_extra_tokens=50)
+@pytest.mark.parametrize("limit", [{"max_length": 2}, {"min_length": 9}])
+def test_the_length_rule_goes_before_options(writer, limit):
+    options = SearchOptions(beam_size=1, no_repeat_ngram=1, max_extra_tokens=50, **limit)
     [[reply]] = writer(["天天花花"], options)
     assert len(reply.text) == 4
     assert judge("天天花花", reply.text).keeps("repetition")

@@ -105,7 +105,7 @@ def test_mistakes_are_told(text, write, tmp_path):
     fails(r"config\.data\.name is 'couplets', but must be antitheses, text or couplet\.", name="couplets")
     fails(r"'couplet/small', but couplet has no configurations; drop the slash", name="couplet/small")
     fails(r"ag_news_subset.* is not a couplet set, it has no 'upper'", name="ag_news_subset", data_dir=str(tmp_path))
-    fails(r"config\.data\.validation_percent is 0, but must be above 0 and below 100", validation_percent=0.0)
+    fails(r"config\.data\.validation_percent is 0\.0, but must be above 0 and below 100", validation_percent=0.0)
     fails(r"config\.data\.validation_percent is 100", validation_percent=100.0)
     fails(
         r"config\.data\.validation_percent is 1e-09, which holds out none of 800 records; raise it",

@@ -1,8 +1,9 @@
 """Text classification: labelled texts, accuracy, a `TextClassifier`."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from transformer_jax.system import Fraction, Range, check_fields
 from transformer_jax.tasks.registry import register_task
 
 
@@ -12,9 +13,9 @@ class ClassificationConfig:
 
     extra_train: str = ""
     """A file of further training texts."""
-    mask_rate: float = 0.0
-    """Share of the tokens of a training text that are hidden, drawn again in every step."""
-    mask_loss: float = 0.0
+    mask_rate: Fraction = 0.0
+    """Fraction of the tokens of a training text that are hidden, drawn again in every step."""
+    mask_loss: Annotated[float, Range(0)] = 0.0
     """Weight of predicting the hidden tokens (Devlin et al., 2019) beside the class, per token and per text."""
 
     MOVED: ClassVar[dict[str, str]] = {
@@ -22,6 +23,9 @@ class ClassificationConfig:
         "optim.mask_rate": "mask_rate",
         "optim.mask_loss": "mask_loss",
     }
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.classification.{}".format)
 
 
 register_task(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.labelled import Columns, Labelled, read_labelled
 from transformer_jax.tasks.command_line import (
+    check_options,
     config_of,
     load_for,
     progress,
@@ -63,9 +64,8 @@ class ClassifyCommand(Command):
         """Classify the texts, or the lines of standard input."""
         from transformer_jax.system import distributed
 
+        check_options(arguments)
         top = 1 if arguments.top is None else arguments.top
-        if top < 1:
-            raise UserError(f"--top is {top}, but must be at least 1.")
         if arguments.json and arguments.top is not None:
             raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
         texts = texts_to_read(arguments.texts)

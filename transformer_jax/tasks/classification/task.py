@@ -46,8 +46,6 @@ class ClassificationTask:
         """
         self.config = config
         data, own = config.data, config.classification
-        if not 0 <= own.mask_rate < 1:
-            raise UserError(f"config.classification.mask_rate is {own.mask_rate}, but must be at least 0 and below 1.")
         if own.mask_loss and not own.mask_rate:
             raise UserError(
                 f"config.classification.mask_loss is {own.mask_loss}, but no tokens are hidden; raise "

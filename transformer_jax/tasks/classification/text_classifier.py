@@ -13,7 +13,7 @@ from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
 from transformer_jax.decoding.scheduler import batches_by_length, padded
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
-from transformer_jax.system import UserError
+from transformer_jax.system import Positive, UserError, check_fields
 from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, TEXT_AND_LABEL
 from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
 
@@ -68,12 +68,15 @@ class TextClassifierSettings:
     """In the order of the model's outputs."""
     lowercase: bool = False
     """Trained on lower-cased text, so inputs are lower-cased too."""
-    max_length: int = 128
+    max_length: Positive = 128
     """Largest number of tokens that it reads; longer texts are truncated."""
     text_columns: tuple[str, ...] = TEXT_AND_LABEL.text_columns
     """Columns of the text in the files it was trained on, like `DataConfig.text_columns`; `evaluate` reads them."""
     label_column: str = TEXT_AND_LABEL.label_column
     """Column of the label."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "settings.{}".format)
 
     @classmethod
     def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from transformer_jax.system import check_fields
 from transformer_jax.tasks.registry import register_task
 
 
@@ -22,6 +23,9 @@ class CoupletConfig:
         "data.extra_train": "extra_train",
         "data.blocklist": "blocklist",
     }
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.couplet.{}".format)
 
 
 register_task(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformer_jax.system import UserError
 from transformer_jax.tasks.command_line import (
     add_sampling,
+    check_options,
     config_of,
     load_for,
     progress,
@@ -65,8 +66,7 @@ class CoupletCommand(PairCommand):
         """Write lower lines to the upper lines."""
         from transformer_jax.system import distributed
 
-        if arguments.n < 1:
-            raise UserError(f"--n is {arguments.n}, but must be at least 1.")
+        check_options(arguments)
         options = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
         if arguments.sample and not arguments.temperature:
             options["temperature"] = 1.0

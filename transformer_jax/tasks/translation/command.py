@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformer_jax.system import UserError
 from transformer_jax.tasks.command_line import (
     add_sampling,
+    check_options,
     checked_argument,
     load_for,
     require_one_process,
@@ -73,6 +74,7 @@ class TranslateCommand(PairCommand):
         """Translate the texts, or the lines of standard input."""
         from transformer_jax.system import distributed
 
+        check_options(arguments)
         if arguments.stream:
             require_one_process("--stream")
             for name, given in (
