@@ -62,7 +62,7 @@ def is_blank(text: str) -> bool:
 
 
 def on_one_line(text: str) -> str:
-    """The text with a space for each character that ends a line, by any of the standards that `str.splitlines` knows."""
+    """The text with a space for each character that ends a line, whichever `str.splitlines` knows."""
     return text.translate(_LINE_ENDS)
 
 

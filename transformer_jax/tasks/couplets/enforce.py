@@ -75,8 +75,10 @@ class Weights(NamedTuple):
 
 
 class UpperLine(NamedTuple):
-    """An upper line as arrays, or a batch of them. P is the number of places, the characters of the line; padding (zeros)
-    asks nothing."""
+    """An upper line as arrays, or a batch of them.
+
+    P is the number of places, which are the characters of the line; padding (zeros) asks nothing.
+    """
 
     weights: Weights
     length: Int[Array | np.ndarray, "*B"]

@@ -49,7 +49,10 @@ def write(
     sources = [[*tokenizer.encode(plain(upper)), EOS] for upper in uppers]
     if rules == Rules.parse("none"):
         outputs = generator.generate(params, sources, options)
-        return [[Reply(on_one_line(tokenizer.decode(h.tokens)), h.score, h.log_prob, ()) for h in found] for found in outputs]
+        return [
+            [Reply(on_one_line(tokenizer.decode(h.tokens)), h.score, h.log_prob, ()) for h in found]
+            for found in outputs
+        ]
     vocabulary = vocabulary_of(tokenizer)
     plans = [make_plan(upper, rules, tokenizer, vocabulary) for upper in uppers]
     options = replace(options, no_repeat_ngram=0)

@@ -14,7 +14,6 @@ from rich.cells import cell_len
 from transformer_jax.system import UserError
 from transformer_jax.tasks.metrics import check_aligned, exact_match
 
-
 # What shows nothing itself, but belongs to the character before it: joiners, selectors of a variant, tags of a flag.
 _ATTACHED = r"[\p{Default_Ignorable_Code_Point}--\p{Grapheme_Cluster_Break=Control}--\p{L}]"
 _INVISIBLE = r"[[\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]--\s]"
@@ -198,16 +197,12 @@ def judge(upper: str, lower: str) -> Verdict:
             place
             for place in verse
             if any(
-                (below[place] == below[other]) != (classes[place] == classes[other])
-                for other in verse
-                if other < place
+                (below[place] == below[other]) != (classes[place] == classes[other]) for other in verse if other < place
             )
         ),
         "distinct": tuple(place for place in verse if below[place] in above),
         "tones": tuple(
-            place
-            for place in verse
-            if place < len(above) and asked[place] and not asked[place] & tone(below[place])
+            place for place in verse if place < len(above) and asked[place] and not asked[place] & tone(below[place])
         ),
     }
     last = _last_character(above)

@@ -70,6 +70,15 @@ class _Beginning(NamedTuple):
     """The text of the ids: what the tokenizer makes of the prefix, white space and case perhaps changed."""
 
 
+def _settled(text: str) -> str:
+    """The part of a text that no further token changes.
+
+    Decoders write U+FFFD for bytes that are not yet a character, as for those that never become one; and white space
+    stands only if it is not the end.
+    """
+    return text.rstrip("\ufffd").rstrip() if text.endswith("\ufffd") else text
+
+
 class Translator(Seq2SeqModel[TranslatorSettings]):
     """A trained translation model: text in, text out. Safe to call from several threads."""
 
@@ -142,8 +151,8 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
 
         Raises:
             TypeError: if a text is not a string, or an option is unknown.
-            UserError: if a text or prefix is longer than the model accepts, the vocabulary cannot express a prefix, or an
-                option is out of range.
+            UserError: if a text or prefix is longer than the model accepts, a prefix has what the vocabulary cannot
+                express, or an option is out of range.
         """
         search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
         sources = self._encode(self.tokenizer.source, texts, "Line")
@@ -200,8 +209,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             if len(tokens) <= len(beginning.ids):
                 continue
             text = self._text(tokens, beginning)
-            # The decoder writes U+FFFD for bytes that are not yet a character, as for those that never become one.
-            settled = text.rstrip("\ufffd")
+            settled = _settled(text)
             if len(settled) > len(shown):
                 yield settled[len(shown) :]
                 shown = settled
@@ -233,8 +241,8 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
                 continue
             if tokenizer.special_tokens.unk in ids:
                 raise UserError(
-                    f"Prefix {number:,} ({typed!r:.60}) has {self._unknown(typed)!r}, which the model's vocabulary cannot "
-                    "express; begin otherwise."
+                    f"Prefix {number:,} ({typed!r:.60}) has {self._unknown(typed)!r}, which the model's vocabulary "
+                    "cannot express; begin otherwise."
                 )
             found.append(_Beginning(typed, tuple(ids), on_one_line(tokenizer.decode(ids))))
         return found * count if isinstance(prefix, str) else found
