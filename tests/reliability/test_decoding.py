@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from flax import nnx
 
-from tests.tasks.toys import CHARACTERS, MARKS, tiny_config, tiny_params, tiny_tokenizer
+from tests.tasks.toys import CHARACTERS, MARKS, tiny_config, tiny_tokenizer
+from transformer_jax.nn import Seq2Seq, split
 from transformer_jax.tasks.couplets.generate import CoupletWriter, CoupletWriterSettings
 from transformer_jax.tasks.translation.translator import Translator, TranslatorSettings
 
@@ -31,10 +33,15 @@ def texts(alphabet, count, longest=25, seed=0):
     return [*lines, lines[0]]
 
 
+def initial_params(config):
+    """Weights as training starts from: larger ones, in models this small, make much of every rounding."""
+    return split(Seq2Seq(config, rngs=nnx.Rngs(0)))[1]
+
+
 def translator(dtype="float32"):
     tokenizer = tiny_tokenizer(LETTERS)
-    config = dataclasses.replace(tiny_config(tokenizer), dtype=dtype)
-    return Translator(config, tiny_params(config), tokenizer, TranslatorSettings())
+    config = dataclasses.replace(tiny_config(tokenizer), d_model=32, d_ff=64, dtype=dtype)
+    return Translator(config, initial_params(config), tokenizer, TranslatorSettings())
 
 
 def assert_same(found, expected):
@@ -68,8 +75,8 @@ def test_samples_follow_the_seed_and_the_place():
 
 def test_the_rules_of_couplets():
     tokenizer = tiny_tokenizer(CHARACTERS + MARKS)
-    config = tiny_config(tokenizer)
-    model = CoupletWriter(config, tiny_params(config), tokenizer, CoupletWriterSettings())
+    config = dataclasses.replace(tiny_config(tokenizer), d_model=32, d_ff=64)
+    model = CoupletWriter(config, initial_params(config), tokenizer, CoupletWriterSettings())
     lines = texts(CHARACTERS[:20] + MARKS, 14, longest=14)
     options = {"beam_size": 3, "n_best": 2, "rules": "all,tones=1"}
     together = model.search(lines, **options)
@@ -86,4 +93,4 @@ def test_the_probability_of_each_token(dtype, bound):
         np.abs(model.score([line], [target])[0].token_log_probs - score.token_log_probs).max()
         for line, target, score in zip(lines, targets, together, strict=True)
     ]
-    assert max(differences) <= bound * (1 if dtype == "bfloat16" else 10), max(differences)
+    assert max(differences) <= bound
