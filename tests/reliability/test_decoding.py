@@ -22,7 +22,6 @@ SEARCHES = {
     "beam": {"beam_size": 4},
     "n_best": {"beam_size": 4, "n_best": 3},
     "constrained": {"beam_size": 2, "prefix": "da", "no_repeat_ngram": 2, "min_length": 6},
-    "ctranslate2": {"beam_size": 2, "conventions": "ctranslate2"},
 }
 
 
@@ -59,9 +58,8 @@ def test_a_sentence_alone_and_in_batches(search):
     model, lines, options = translator(), texts(LETTERS, 14), SEARCHES[search] | {"max_extra_tokens": 8}
     together = model.search(lines, **options)
     assert_same(together[:1], together[-1:])
-    assert_same([model.search([line], **options)[0] for line in lines[:5]], together[:5])
-    assert_same(model.search(lines, batch_size=1, **options), together)
-    assert_same(model.search(lines[::-1], batch_size=3, **options), together[::-1])
+    assert_same([model.search([line], **options)[0] for line in lines[:3]], together[:3])
+    assert_same(model.search(lines[::-1], batch_size=1, **options), together[::-1])
 
 
 def test_samples_follow_the_seed_and_the_place():
