@@ -65,6 +65,7 @@ class _Beginning(NamedTuple):
     """What an output begins with: a prefix, or nothing."""
 
     typed: str = ""
+    """As the output has it; lower-cased where the model writes that."""
     ids: tuple[int, ...] = ()
     read: str = ""
     """The text of the ids: what the tokenizer makes of the prefix, white space and case perhaps changed."""
@@ -144,7 +145,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             alpha: exponent of the length penalty.
             batch_size: sentences at a time with a beam of 4, and as many hypotheses with any other; it changes speed
                 and memory, not results.
-            prefix: beginning of every translation, which stands there as it is; or a list of one for each text, None
+            prefix: beginning of every translation, which stands there as typed, case apart in lower-casing models; or a list of one for each text, None
                 where it is free.
             return_attention: whether translations come with their `Alignment`.
             options: further fields of `SearchOptions`.
@@ -244,7 +245,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
                     f"Prefix {number:,} ({typed!r:.60}) has {self._unknown(typed)!r}, which the model's vocabulary "
                     "cannot express; begin otherwise."
                 )
-            found.append(_Beginning(typed, tuple(ids), on_one_line(tokenizer.decode(ids))))
+            found.append(_Beginning(self._normalised(typed), tuple(ids), on_one_line(tokenizer.decode(ids))))
         return found * count if isinstance(prefix, str) else found
 
     def _unknown(self, prefix: str) -> str:
