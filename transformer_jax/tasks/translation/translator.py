@@ -145,8 +145,8 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             alpha: exponent of the length penalty.
             batch_size: sentences at a time with a beam of 4, and as many hypotheses with any other; it changes speed
                 and memory, not results.
-            prefix: beginning of every translation, which stands there as typed, case apart in lower-casing models; or a list of one for each text, None
-                where it is free.
+            prefix: beginning of every translation, which stands there as typed (in lower case if the model writes that);
+                or a list of one for each text, None where it is free.
             return_attention: whether translations come with their `Alignment`.
             options: further fields of `SearchOptions`.
 
