@@ -145,7 +145,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             alpha: exponent of the length penalty.
             batch_size: sentences at a time with a beam of 4, and as many hypotheses with any other; it changes speed
                 and memory, not results.
-            prefix: beginning of every translation, which stands there as typed (in lower case if the model writes that);
+            prefix: beginning of every translation, which stands as typed (lower-cased if the model lower-cases);
                 or a list of one for each text, None where it is free.
             return_attention: whether translations come with their `Alignment`.
             options: further fields of `SearchOptions`.
