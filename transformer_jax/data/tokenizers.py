@@ -19,7 +19,7 @@ from transformer_jax.data.marian_tokenizer import (
     train_sentencepiece,
     with_normalizer,
 )
-from transformer_jax.data.readers import encodable
+from transformer_jax.data.readers import encodable, is_blank
 from transformer_jax.system import UserError
 
 KINDS = ("bpe", "unigram", "word", "char")
@@ -253,7 +253,7 @@ def train_tokenizer(
         UserError: for an unknown kind or normalization, blank texts only, or a vocabulary too small for the texts.
     """
     check_normalization(normalization)
-    sentences = [text for text in texts if text.strip()]
+    sentences = [text for text in texts if not is_blank(text)]
     if not sentences:
         raise UserError("The training texts for the tokenizer are empty; check the files under config.data.")
     if kind == "word":

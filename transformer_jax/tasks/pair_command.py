@@ -153,7 +153,7 @@ def score_references(model: Any, pairs: Pairs) -> Scored:
     return [(log_prob, tokens) for log_prob, tokens in distributed.parallel_map(score, pairs)]
 
 
-def perplexities(scored: Scored, references: Sequence[str]) -> dict[str, float]:
+def perplexities(scored: Scored, references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Perplexity of the references, end of sentence included: per token (counting it) and per character (not)."""
     from transformer_jax.tasks.metrics import perplexity
 

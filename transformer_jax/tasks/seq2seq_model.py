@@ -182,7 +182,9 @@ class Seq2SeqModel(Generic[Settings]):
             self._encode(self.tokenizer.target, targets, "Target line"),
         )
 
-    def _encode(self, tokenizer: Tokenizer, texts: Sequence[str], what: str) -> list[list[int]]:
+    def _encode(
+        self, tokenizer: Tokenizer, texts: Sequence[str], what: str, remedy: str = "split it"
+    ) -> list[list[int]]:
         check_texts(texts)
         longest = self.settings.max_source_length
         if self.model_config.position_limit is not None:
@@ -192,11 +194,11 @@ class Seq2SeqModel(Generic[Settings]):
             if len(text) > longest * CHARACTERS_PER_TOKEN:
                 raise UserError(
                     f"{what} {number:,} has {len(text):,} characters, but the limit is "
-                    f"{longest * CHARACTERS_PER_TOKEN:,}; split it."
+                    f"{longest * CHARACTERS_PER_TOKEN:,}; {remedy}."
                 )
         end = tokenizer.special_tokens.eos
         encoded = [[*ids, end] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
         for number, ids in enumerate(encoded, start=1):
             if len(ids) > longest:
-                raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; split it.")
+                raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; {remedy}.")
         return encoded

@@ -99,7 +99,7 @@ class CoupletCommand(PairCommand):
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best lower lines and perplexities of the references; also by whether training has the upper."""
         from transformer_jax.system import distributed
-        from transformer_jax.tasks.couplets.rules import Rules, couplet_scores, rule_shares
+        from transformer_jax.tasks.couplets.rules import Rules, characters, couplet_scores, rule_shares
 
         rules = Rules.parse(model.settings.rules if arguments.rules is None else arguments.rules)
         pairs = self.pairs(arguments, model)
@@ -128,7 +128,7 @@ class CoupletCommand(PairCommand):
             references = [pairs[i][1] for i in members]
             report[name] = {
                 "lines": len(members),
-                **perplexities([scored[i] for i in members], references),
+                **perplexities([scored[i] for i in members], list(map(characters, references))),
                 **couplet_scores(written, references),
                 "keeps": rule_shares(asked, written),
                 "references_keep": rule_shares(asked, references),
