@@ -121,7 +121,7 @@ Fraction = Annotated[float, Range(0, below=1)]
 _NUMBERS = {int: numbers.Integral, float: numbers.Real}
 
 
-def check_fields(values: Any, where: Callable[[str], str] = str) -> None:
+def check_fields(values: object, where: Callable[[str], str] = str) -> None:
     """Refuse a dataclass with a value that is not of its field's type, or not in its range.
 
     Raises:
