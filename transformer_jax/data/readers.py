@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
@@ -14,6 +15,7 @@ Record = TypeVar("Record")
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
 _CHUNK = 1024
+_DIGESTED_OUT_OF_MEMORY = 4096
 _HASH_BITS = 64
 
 
@@ -127,6 +129,25 @@ def read_records(records: Sequence[Record], indices: Sequence[int]) -> list[Reco
 def spread_evenly(records: Sequence[Record], most: int) -> list[Record]:
     """At most `most` records, evenly spaced."""
     return read_records(records, range(0, len(records), max(1, -(-len(records) // most))))
+
+
+def digest(records: Sequence[Record]) -> str | None:
+    """A SHA-256 that identifies a data set: of all records in memory, of evenly spaced ones where each must be read.
+
+    Returns:
+        Hexadecimal digits, the same on every machine; None if the records are not plain data (texts, numbers, and
+        tuples, lists or dicts of them).
+    """
+    in_memory = isinstance(records, list | tuple)
+    step = 1 if in_memory else max(1, -(-len(records) // _DIGESTED_OUT_OF_MEMORY))
+    numbers = range(0, len(records), step)
+    hashed = hashlib.sha256(f"{len(records)}\n".encode())
+    try:
+        for start in range(0, len(numbers), _CHUNK):
+            hashed.update(json.dumps(read_records(records, numbers[start : start + _CHUNK])).encode())
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return hashed.hexdigest()
 
 
 class MappedRecords(Sequence[Record], Generic[Record]):

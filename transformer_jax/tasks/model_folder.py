@@ -84,7 +84,7 @@ def save(
     files = {**tokenizer_files, WEIGHTS_FILE: safetensors.numpy.save(tensors)}
     config = {
         "format_version": FORMAT_VERSION,
-        "package_version": _package_version(),
+        "package_version": package_version(),
         "task": task,
         "model": dataclasses.asdict(model_config),
         "settings": dataclasses.asdict(checked),
@@ -295,7 +295,8 @@ def _read_file(path: AnyPath, limit: int | None = None) -> bytes:
     return content
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """The release that is installed, for what it writes."""
     try:
         return importlib.metadata.version("transformer-jax")
     except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
