@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ Record = TypeVar("Record")
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
+_LARGEST_TEXT = 8 << 30  # bytes that a compressed file may have when uncompressed
+_PIECE = 1 << 20
 _CHUNK = 1024
 _DIGESTED_OUT_OF_MEMORY = 4096
 _HASH_BITS = 64
@@ -218,8 +221,8 @@ def apart_from(held_out: Iterable[Record], records: Iterable[Record], key: Calla
 
 def _read_bytes(path: AnyPath) -> bytes:
     try:
-        with os_errors(path):
-            content = path.read_bytes()
+        with os_errors(path), path.open("rb") as stream:
+            content: bytes = stream.read(_LARGEST_TEXT + 1)
     except FileNotFoundError as error:
         where = "the file" if path.parent.is_dir() else "its folder"
         raise UserError(f"{path} cannot be read, {where} does not exist; check the path.") from error
@@ -227,7 +230,13 @@ def _read_bytes(path: AnyPath) -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a readable file.") from error
     if not content.startswith(_GZIP_MAGIC):
         return content
+    text = bytearray()
     try:
-        return gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) as stream:
+            while len(text) <= _LARGEST_TEXT and (piece := stream.read(_PIECE)):
+                text += piece
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} is a damaged or truncated gzip file ({error}); copy or download it again.") from error
+    if len(text) > _LARGEST_TEXT:
+        raise UserError(f"{path} has more than {_LARGEST_TEXT:,} bytes of text; cut it into parts.")
+    return bytes(text)

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from etils import epath
 
@@ -131,6 +131,59 @@ def _files_below(folder: AnyPath, prefix: str = "") -> Iterator[str]:
             yield from _files_below(entry, f"{prefix}{entry.name}/")
         else:
             yield prefix + entry.name
+
+
+def read_untrusted(folder: AnyPath, name: str, limit: int | None = None) -> bytes:
+    """The content of a file directly in `folder`, which may come from a stranger.
+
+    Args:
+        folder: the folder; may itself be a link.
+        name: of the file.
+        limit: largest size in bytes; default: any.
+
+    Raises:
+        UserError: if the file is missing, a link out of the folder, not a regular file, too large or unreadable.
+    """
+    path = folder / name
+    try:
+        with os_errors(path):
+            if resolved(path).parent != resolved(folder):
+                raise UserError(
+                    f"{path} is a link out of its folder; make a copy without links first: cp -rL {folder} COPY."
+                )
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is not a file; copy the model again from its origin.")
+            with path.open("rb") as stream:
+                content: bytes = stream.read(-1 if limit is None else limit + 1)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; copy the model again from its origin.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
+    if limit is not None and len(content) > limit:
+        raise UserError(f"{path} is larger than {limit:,} bytes; copy the model again from its origin.")
+    return content
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON strictly: UTF-8, no name twice in an object, no NaN or infinity, no nesting beyond Python's limit.
+
+    Raises:
+        ValueError: telling what is wrong.
+    """
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise ValueError("a name occurs twice in one object")
+        return values
+
+    try:
+        return json.loads(content.decode("utf-8"), parse_constant=refuse, object_pairs_hook=distinct)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:

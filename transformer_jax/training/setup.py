@@ -20,6 +20,7 @@ from transformer_jax.sharding import check_heads, make_mesh, on_mesh, own_rows, 
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, write_atomically
 from transformer_jax.tasks.base import Task
+from transformer_jax.tasks.model_folder import check_savable
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.evaluation import Evaluator
 from transformer_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
@@ -90,6 +91,7 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
     batches = train_batches(task, config, mesh)
     if distributed.process_count() > 1:
         distributed.assert_equal({"The data": task.notes, "The digest of the training data": batches.digest()})
+    check_savable(config.task, task.model_config, task.settings, task.tokenizer_files)
     identity = identity_of(task)
     check_identity(workdir, config, identity)
     if training.metric not in task.metrics:

@@ -14,10 +14,10 @@ from transformer_jax.config import Config, build, upgraded
 from transformer_jax.data.readers import digest
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer
 from transformer_jax.nn.losses import Params
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, package_version
 from transformer_jax.system.files import AnyPath, os_errors, replace_folder, write_atomically
 from transformer_jax.tasks.base import Task
-from transformer_jax.tasks.model_folder import checked_settings, load, package_version, task_of
+from transformer_jax.tasks.model_folder import checked_settings, load, task_of
 from transformer_jax.tasks.registry import make_task, registered, registered_names
 
 ORIGIN_FILE = "init_from.json"
