@@ -177,55 +177,57 @@ def test_what_could_not_be_read_again_is_refused_before_training(case):
         check_savable("classification", config, {"classes": CLASSES}, {"characters.txt": bytes(64_000_001)})
 
 
-class TestExports:
-    """Folders of StableHLO, whose programs are compiled and run."""
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stablehlo")
+    export_stablehlo(write_classifier(folder / "model"), folder / "out")
+    return folder / "out"
 
-    @pytest.fixture(scope="class")
-    def exported(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("stablehlo")
-        export_stablehlo(write_classifier(folder / "model"), folder / "out")
-        return folder / "out"
 
-    @pytest.fixture
-    def copy(self, exported, tmp_path):
-        return Path(shutil.copytree(exported, tmp_path / "out"))
+@pytest.fixture
+def copy(exported, tmp_path):
+    return Path(shutil.copytree(exported, tmp_path / "out"))
 
-    def test_our_own_are_read(self, copy):
+
+def test_our_own_exports_are_read(copy):
+    stablehlo_reader.load(copy)
+
+
+def test_a_program_that_calls_out_is_refused(copy):
+    def call(x):
+        return jax.ffi.ffi_call("canary", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+
+    unchecked = [export.DisabledSafetyCheck.custom_call("canary")]
+    shape = jax.ShapeDtypeStruct((2,), np.float32)
+    content = bytes(export.export(jax.jit(call), disabled_checks=unchecked)(shape).serialize())
+    signature = json.loads((copy / "signature.json").read_text())
+    [entry] = signature["programs"].values()
+    (copy / entry["file"]).write_bytes(content)
+    entry["sha256"] = hashlib.sha256(content).hexdigest()
+    (copy / "signature.json").write_text(json.dumps(signature))
+    with pytest.raises(ExportError, match=r"calls canary outside of its program, which no export does"):
         stablehlo_reader.load(copy)
 
-    def test_a_program_that_calls_out_is_refused(self, copy):
-        def call(x):
-            return jax.ffi.ffi_call("canary", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
 
-        unchecked = [export.DisabledSafetyCheck.custom_call("canary")]
-        shape = jax.ShapeDtypeStruct((2,), np.float32)
-        content = bytes(export.export(jax.jit(call), disabled_checks=unchecked)(shape).serialize())
-        signature = json.loads((copy / "signature.json").read_text())
-        [entry] = signature["programs"].values()
-        (copy / entry["file"]).write_bytes(content)
-        entry["sha256"] = hashlib.sha256(content).hexdigest()
-        (copy / "signature.json").write_text(json.dumps(signature))
-        with pytest.raises(ExportError, match=r"calls canary outside of its program, which no export does"):
-            stablehlo_reader.load(copy)
+@pytest.mark.parametrize("file", ["../model/model.safetensors", "..", ""])
+def test_names_out_of_an_export_are_refused(copy, file):
+    signature = json.loads((copy / "signature.json").read_text())
+    [entry] = signature["programs"].values()
+    entry["file"] = file
+    (copy / "signature.json").write_text(json.dumps(signature))
+    with pytest.raises(ExportError):
+        stablehlo_reader.load(copy)
 
-    @pytest.mark.parametrize("file", ["../model/model.safetensors", "..", ""])
-    def test_names_out_of_the_folder_are_refused(self, copy, file):
-        signature = json.loads((copy / "signature.json").read_text())
-        [entry] = signature["programs"].values()
-        entry["file"] = file
-        (copy / "signature.json").write_text(json.dumps(signature))
-        with pytest.raises(ExportError):
-            stablehlo_reader.load(copy)
 
-    def test_links_out_of_the_folder_are_refused(self, copy, tmp_path):
-        for path in list(copy.iterdir()):
-            if path.suffix in (".json", ".stablehlo"):
-                path.rename(tmp_path / path.name)
-                path.symlink_to(tmp_path / path.name)
-                with pytest.raises(ExportError, match=rf"{re.escape(path.name)} is a link out of its folder"):
-                    stablehlo_reader.load(copy)
-                path.unlink()
-                (tmp_path / path.name).rename(path)
+def test_links_out_of_an_export_are_refused(copy, tmp_path):
+    for path in list(copy.iterdir()):
+        if path.suffix in (".json", ".stablehlo"):
+            path.rename(tmp_path / path.name)
+            path.symlink_to(tmp_path / path.name)
+            with pytest.raises(ExportError, match=rf"{re.escape(path.name)} is a link out of its folder"):
+                stablehlo_reader.load(copy)
+            path.unlink()
+            (tmp_path / path.name).rename(path)
 
 
 class Canary:

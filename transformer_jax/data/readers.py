@@ -34,6 +34,15 @@ def read_lines(path: str | AnyPath) -> list[str]:
     return decode_lines(_read_bytes(as_path(path)), str(path))
 
 
+def content_digest(path: str | AnyPath, algorithm: str = "sha256") -> str:
+    """The SHA-256, or another hash, of a file's content, uncompressed, in hexadecimal.
+
+    Raises:
+        UserError: if the file cannot be read, or is a truncated gzip file.
+    """
+    return hashlib.new(algorithm, _read_bytes(as_path(path)), usedforsecurity=False).hexdigest()
+
+
 def decode_lines(content: bytes, name: str) -> list[str]:
     r"""Split UTF-8 text into lines, as `read_lines` does; `name` identifies the text in errors.
 

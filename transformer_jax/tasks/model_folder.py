@@ -50,7 +50,6 @@ _MAY_BE_ZERO = ("num_encoder_layers", "num_decoder_layers", "source_vocab_size",
 
 _LARGEST_SETTINGS = {"beam_size": 10_000, "max_extra_tokens": 100_000, "max_length": 1_000_000}
 """Bounds of the settings by which a search allocates memory, so that a folder alone cannot use up a machine."""
-_LARGEST_NUMBER = 2**31
 
 _AS_STORED: dict[str, Any] = {"attention_implementation": "xla", "scan_layers": False, "remat": "none"}
 """Options of the computation depend on the machine, so they are not stored."""
@@ -109,14 +108,7 @@ def save(
 def check_savable(
     task: str, model_config: ModelConfig, settings: Mapping[str, Any], tokenizer_files: Mapping[str, bytes]
 ) -> Any:
-    """Check, before a model is trained, that its folder will be one that `load` reads.
-
-    Returns:
-        The settings as an instance of the task's `settings_type`.
-
-    Raises:
-        UserError: naming the field or file that is too large or invalid.
-    """
+    """The checked settings of a model to train or save; `UserError` names what `load` would not read again."""
     checked = checked_settings(task, dict(settings), "settings")
     for name, content in tokenizer_files.items():
         if len(content) > _LARGEST_TOKENIZER:
@@ -284,7 +276,7 @@ def _check_numbers(values: Any, where: str) -> None:
     """Refuse numbers in settings that are not finite or would make a search allocate without bounds."""
     if isinstance(values, dict):
         for name, value in values.items():
-            largest = _LARGEST_SETTINGS.get(name, _LARGEST_NUMBER)
+            largest = _LARGEST_SETTINGS.get(name, 2**31 - 1)
             if type(value) is int and abs(value) > largest:
                 raise UserError(f"{where}.{name} is {value}, but must be at most {largest:,}.")
             _check_numbers(value, f"{where}.{name}")
