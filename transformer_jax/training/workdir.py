@@ -267,7 +267,7 @@ def _read_identity(workdir: AnyPath) -> Any:
             f"{path} has format_version {version}, but this release reads {IDENTITY_VERSION}; resume the run with the "
             f"release that wrote it ({values.get('package_version')}), or choose another --workdir."
         )
-    parts = [values.get(part) for part in _PARTS] if isinstance(values, dict) else []
+    parts: list[Any] = [values.get(part) for part in _PARTS] if isinstance(values, dict) else []
     if (
         version != IDENTITY_VERSION
         or not isinstance(values.get("classes"), list)
