@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import io
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
@@ -15,11 +17,14 @@ Record = TypeVar("Record")
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
+_LARGEST_TEXT = 8 << 30  # bytes that a compressed file may have when uncompressed
+_PIECE = 1 << 20
 _CHUNK = 1024
 # Unicode's own list of characters that show nothing, besides white space, controls and formats; U+2800 is the blank of
 # Braille.
 _VISIBLE = regex.compile(r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]")
 _LINE_ENDS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
+_DIGESTED_OUT_OF_MEMORY = 4096
 _HASH_BITS = 64
 
 
@@ -33,6 +38,15 @@ def read_lines(path: str | AnyPath) -> list[str]:
         UserError: if the file cannot be read, is truncated, or is not UTF-8.
     """
     return decode_lines(_read_bytes(as_path(path)), str(path))
+
+
+def content_digest(path: str | AnyPath, algorithm: str = "sha256") -> str:
+    """The SHA-256, or another hash, of a file's content, uncompressed, in hexadecimal.
+
+    Raises:
+        UserError: if the file cannot be read, or is a truncated gzip file.
+    """
+    return hashlib.new(algorithm, _read_bytes(as_path(path)), usedforsecurity=False).hexdigest()
 
 
 def decode_lines(content: bytes, name: str) -> list[str]:
@@ -145,6 +159,25 @@ def spread_evenly(records: Sequence[Record], most: int) -> list[Record]:
     return read_records(records, range(0, len(records), max(1, -(-len(records) // most))))
 
 
+def digest(records: Sequence[Record]) -> str | None:
+    """A SHA-256 that identifies a data set: of all records in memory, of evenly spaced ones where each must be read.
+
+    Returns:
+        Hexadecimal digits, the same on every machine; None if the records are not plain data (texts, numbers, and
+        tuples, lists or dicts of them).
+    """
+    in_memory = isinstance(records, list | tuple)
+    step = 1 if in_memory else max(1, -(-len(records) // _DIGESTED_OUT_OF_MEMORY))
+    numbers = range(0, len(records), step)
+    hashed = hashlib.sha256(f"{len(records)}\n".encode())
+    try:
+        for start in range(0, len(numbers), _CHUNK):
+            hashed.update(json.dumps(read_records(records, numbers[start : start + _CHUNK])).encode())
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return hashed.hexdigest()
+
+
 class MappedRecords(Sequence[Record], Generic[Record]):
     """A sequence that applies a function to each record as it is read."""
 
@@ -213,8 +246,8 @@ def apart_from(held_out: Iterable[Record], records: Iterable[Record], key: Calla
 
 def _read_bytes(path: AnyPath) -> bytes:
     try:
-        with os_errors(path):
-            content = path.read_bytes()
+        with os_errors(path), path.open("rb") as stream:
+            content: bytes = stream.read(_LARGEST_TEXT + 1)
     except FileNotFoundError as error:
         where = "the file" if path.parent.is_dir() else "its folder"
         raise UserError(f"{path} cannot be read, {where} does not exist; check the path.") from error
@@ -222,7 +255,13 @@ def _read_bytes(path: AnyPath) -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a readable file.") from error
     if not content.startswith(_GZIP_MAGIC):
         return content
+    text = bytearray()
     try:
-        return gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) as stream:
+            while len(text) <= _LARGEST_TEXT and (piece := stream.read(_PIECE)):
+                text += piece
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} is a damaged or truncated gzip file ({error}); copy or download it again.") from error
+    if len(text) > _LARGEST_TEXT:
+        raise UserError(f"{path} has more than {_LARGEST_TEXT:,} bytes of text; cut it into parts.")
+    return bytes(text)

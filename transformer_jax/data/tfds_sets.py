@@ -8,13 +8,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, overload, runtime_checkable
 
-from transformer_jax.data.readers import MappedRecords, unreadable
+from transformer_jax.data.readers import MappedRecords, content_digest, unreadable
 from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path, is_remote, os_errors
 
 _SERVERS_TO_TRY = 3
+_CAUSE_SHOWN = 200
 
 
 @runtime_checkable
@@ -75,13 +76,17 @@ def load_records(
             raise UserError(f"{builder.info.full_name} has no split {part!r}, only {', '.join(splits)}.")
     try:
         examples = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    except (NotImplementedError, ValueError, AssertionError) as error:
+    except Exception as error:  # of TFDS, of array_record or of the disk
+        if isinstance(error, OSError | RuntimeError):
+            raise _damaged(builder, error) from error
         cause = str(error).partition("\n")[0]
         raise UserError(
             f"{split!r} of {builder.data_dir} does not support random access ({cause}); correct the split, or delete "
             "that folder to prepare the set again."
         ) from error
-    return MappedRecords(examples, _values)
+    records = _Prepared(builder, examples)
+    _ = records[:1]  # so that damage is told at once where it can be
+    return records
 
 
 def checked_folder(folder: str | AnyPath, title: str) -> AnyPath:
@@ -110,7 +115,8 @@ def check_network(url: str, title: str) -> None:
         UserError: if the server of `url` cannot be reached.
     """
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
+        # S310: the addresses are those of the sets' own modules and of TFDS, not of a file or a user.
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()  # noqa: S310
     except urllib.error.HTTPError:
         return  # the server answered; some reject HEAD
     except OSError as error:
@@ -138,6 +144,74 @@ def fingerprint(files: Mapping[str, tuple[AnyPath, ...]]) -> str:
     return digest.hexdigest()[:12]
 
 
+class _Prepared(MappedRecords[Mapping[str, Any]]):
+    """The records of a prepared split; reading a damaged one raises a `UserError`, whenever that is."""
+
+    def __init__(self, builder: Any, examples: Any) -> None:
+        super().__init__(examples, _values)
+        self._builder = builder
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
+        try:
+            return super().__getitems__(indices)
+        except IndexError:
+            raise
+        except Exception as error:  # of array_record, of protobuf or of the disk
+            raise _damaged(self._builder, error) from error
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Mapping[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> Mapping[str, Any] | list[Mapping[str, Any]]:
+        if isinstance(index, slice):
+            return super().__getitem__(index)
+        return self.__getitems__([range(len(self))[index]])[0]
+
+
+def _damaged(builder: Any, error: Exception) -> UserError:
+    """The error for a prepared set whose records cannot be read, with the first file that is damaged."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    folder = as_path(builder.data_dir)
+    found = folder
+    for path in (path for split in builder.info.splits.values() for path in split.filepaths):
+        try:
+            reader = ArrayRecordReader(str(path))
+            is_sound = all(reader.read_all())
+            reader.close()
+        except Exception:  # it has no class of its own
+            is_sound = False
+        if not is_sound:
+            found = path
+            break
+    cause = str(error).partition("\n")[0][:_CAUSE_SHOWN]
+    return UserError(
+        f"{found} is missing, damaged or truncated ({type(error).__name__}: {cause}); delete the folder {folder} to "
+        "prepare the set again."
+    )
+
+
+def check_content(files: Mapping[AnyPath, str], known: Mapping[str, str], title: str, origin: str) -> None:
+    """Refuse files of another set, or altered ones.
+
+    Args:
+        files: path to the name that the file has in the set.
+        known: name to the SHA-256 of the content, uncompressed; names without one are not checked.
+        title: the set's name in the error.
+        origin: where the right files are.
+
+    Raises:
+        UserError: naming the file that differs.
+    """
+    for path, name in files.items():
+        if name in known and content_digest(path) != known[name]:
+            raise UserError(
+                f"{path} is not {name} of {title} (its SHA-256 differs); copy it from {origin}, or read files of your "
+                "own with config.data.name=text."
+            )
+
+
 def _values(serialized: bytes) -> dict[str, Any]:
     """The features of a stored `tf.train.Example`; those without exactly one value as lists.
 
@@ -149,6 +223,8 @@ def _values(serialized: bytes) -> dict[str, Any]:
     for name, feature in tf_example_pb2.Example.FromString(serialized).features.feature.items():
         values = getattr(feature, feature.WhichOneof("kind")).value
         record[name] = values[0] if len(values) == 1 else list(values)
+    if not record:  # what array_record reads beyond the end of a truncated file
+        raise ValueError("an empty record")
     return record
 
 

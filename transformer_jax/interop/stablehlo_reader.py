@@ -1,11 +1,12 @@
 """Runs the folders of `transformer-jax export --to stablehlo`; needs only jax, flatbuffers and numpy.
 
-Each exported folder contains a copy of this file. Load only folders that you trust: the programs in them are compiled
-and run. Each new combination of batch size and lengths is compiled on first use.
+Each exported folder contains a copy of this file. The programs in it are compiled and run; `load` refuses those that
+would call anything but XLA's own operations. Each new combination of batch size and lengths is compiled on first use.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,17 @@ FORMAT_VERSION = 3
 SIGNATURE_FILE = "signature.json"
 PADDING = 0
 
+_LARGEST_SIGNATURE = 64_000_000  # bytes
+_LARGEST_SIZE = 1_000_000
+_CALL = re.compile(r"custom_call\b(?: @([\w.]+)\()?")
+_CALLS = ("shape_assertion", "Sharding")
+"""Custom calls that check shapes or place arrays; any other may be a function that a library of the process offers."""
+
 _PROGRAMS = {"seq2seq": ("encoder", "step"), "classifier": ("classifier",)}
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= _LARGEST_SIZE
 
 
 def _has_sizes(*names: str) -> Callable[[Any], bool]:
@@ -163,7 +170,7 @@ def load(folder: str | Path) -> Seq2SeqProgram | ClassifierProgram:
 
 def _read_signature(path: Path) -> dict[str, Any]:
     try:
-        signature = json.loads(_read(path))
+        signature = json.loads(_read(path, _LARGEST_SIGNATURE))
     except (ValueError, RecursionError) as error:
         if isinstance(error, ExportError):
             raise
@@ -195,15 +202,26 @@ def _read_program(folder: Path, entry: dict[str, Any]) -> export.Exported:
     if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
         raise ExportError(f"{path} is truncated or damaged; copy it again from its origin.")
     try:
-        return export.deserialize(bytearray(content))
+        program = export.deserialize(bytearray(content))
+        calls = set(_CALL.findall(program.mlir_module()))
     except ImportError as error:
         raise ExportError("jax reads programs with flatbuffers; install it: pip install flatbuffers.") from error
     except Exception as error:  # of any class, as the bytes may be anything
         raise ExportError(f"jax {jax.__version__} cannot read {path} ({error}); install a newer one.") from error
+    if not calls <= set(_CALLS):
+        named = ", ".join(sorted(calls - set(_CALLS))) or "something"
+        raise ExportError(f"{path} calls {named} outside of its program, which no export does; do not use it.")
+    return program
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int | None = None) -> bytes:
     try:
+        if path.resolve().parent != path.parent.resolve():
+            raise ExportError(f"{path} is a link out of its folder; copy the folder without links, with cp -rL.")
+        if path.exists() and not path.is_file():
+            raise ExportError(f"{path} is not a file; copy the folder again from its origin.")
+        if limit is not None and path.stat().st_size > limit:
+            raise ExportError(f"{path} is larger than {limit:,} bytes; copy the folder again from its origin.")
         return path.read_bytes()
     except OSError as error:
         raise ExportError(

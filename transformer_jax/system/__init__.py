@@ -4,6 +4,7 @@ The table of ranges is the annotations of the frozen dataclasses: `lr: Annotated
 calls `check_fields` when it is made, so configs, library calls and command-line options are checked alike.
 """
 
+import importlib.metadata
 import numbers
 import types
 import typing
@@ -154,7 +155,7 @@ def check_value(name: str, value: Any, hint: Any, where: Callable[[str], str] = 
 
 
 @lru_cache
-def field_types(cls: type[Any]) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, with their ranges."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls)}
@@ -162,3 +163,11 @@ def field_types(cls: type[Any]) -> dict[str, Any]:
 
 def _number(value: int | float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def package_version() -> str:
+    """The release that is installed, for what it writes."""
+    try:
+        return importlib.metadata.version("transformer-jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"

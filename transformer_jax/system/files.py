@@ -2,19 +2,24 @@
 
 import contextlib
 import errno
+import hashlib
 import itertools
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from etils import epath
 
 from transformer_jax.system import UserError
 
 AnyPath: TypeAlias = Path | epath.Path
+
+CHECKSUMS_FILE = "checksums.json"
+_PIECE = 1 << 20  # bytes read at a time
 
 
 def as_path(path: str | os.PathLike[str]) -> AnyPath:
@@ -69,6 +74,116 @@ def os_errors(path: AnyPath) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO
         raise OSError(number, reason, str(path)) from error
+
+
+def sha256(path: AnyPath) -> str:
+    """The SHA-256 of a file in hexadecimal, read in pieces.
+
+    Raises:
+        OSError: if the file can't be read.
+    """
+    digest = hashlib.sha256()
+    with os_errors(path), path.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_checksums(folder: AnyPath) -> None:
+    """Write the SHA-256 of every file below `folder` into its `checksums.json`, by relative path.
+
+    Raises:
+        OSError: if that fails.
+    """
+    sums = {name: sha256(folder / name) for name in _files_below(folder) if name != CHECKSUMS_FILE}
+    write_atomically(folder / CHECKSUMS_FILE, (json.dumps(sums, indent=1) + "\n").encode())
+
+
+def find_damage(folder: AnyPath) -> str | None:
+    """What is wrong with the files that `write_checksums` recorded, or None; files that came later are ignored.
+
+    Raises:
+        FileNotFoundError: if there are no checksums.
+    """
+    try:
+        with os_errors(folder):
+            sums = json.loads((folder / CHECKSUMS_FILE).read_bytes())
+        expected = {str(name): str(value) for name, value in sums.items()}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, AttributeError):
+        return f"{CHECKSUMS_FILE} is damaged"
+    for name, value in expected.items():
+        try:
+            if sha256(folder / name) != value:
+                return f"{name} is not as it was written"
+        except OSError as error:
+            return f"{name} can't be read: {error.strerror}"
+    return None
+
+
+def _files_below(folder: AnyPath, prefix: str = "") -> Iterator[str]:
+    """Relative names of all files, in order; not by `glob`, to which some characters of remote names are wildcards."""
+    with os_errors(folder):
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files_below(entry, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name
+
+
+def read_untrusted(folder: AnyPath, name: str, limit: int | None = None) -> bytes:
+    """The content of a file directly in `folder`, which may come from a stranger.
+
+    Args:
+        folder: the folder; may itself be a link.
+        name: of the file.
+        limit: largest size in bytes; default: any.
+
+    Raises:
+        UserError: if the file is missing, a link out of the folder, not a regular file, too large or unreadable.
+    """
+    path = folder / name
+    try:
+        with os_errors(path):
+            if resolved(path).parent != resolved(folder):
+                raise UserError(
+                    f"{path} is a link out of its folder; make a copy without links first: cp -rL {folder} COPY."
+                )
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is not a file; copy the model again from its origin.")
+            with path.open("rb") as stream:
+                content: bytes = stream.read(-1 if limit is None else limit + 1)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; copy the model again from its origin.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
+    if limit is not None and len(content) > limit:
+        raise UserError(f"{path} is larger than {limit:,} bytes; copy the model again from its origin.")
+    return content
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON strictly: UTF-8, no name twice in an object, no NaN or infinity, no nesting beyond Python's limit.
+
+    Raises:
+        ValueError: telling what is wrong.
+    """
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise ValueError("a name occurs twice in one object")
+        return values
+
+    try:
+        return json.loads(content.decode("utf-8"), parse_constant=refuse, object_pairs_hook=distinct)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,16 @@ from flax import traverse_util
 from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.nn import ModelConfig, abstract_params, unstack_layers
-from transformer_jax.system import UserError
-from transformer_jax.system.files import AnyPath, as_path, os_errors, replace_folder, resolved
+from transformer_jax.system import UserError, package_version
+from transformer_jax.system.files import (
+    AnyPath,
+    as_path,
+    os_errors,
+    parse_json,
+    read_untrusted,
+    replace_folder,
+    resolved,
+)
 from transformer_jax.tasks.registry import registered, registered_names
 
 FORMAT_VERSION = 2
@@ -31,14 +39,17 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
-_LARGEST_CONFIG = 1_000_000  # bytes
+_LARGEST_CONFIG = 16_000_000  # bytes; a hundred for each of 160,000 classes
 _LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
 _UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|```")
 """Characters that would let an untrusted title write more than a heading into READMEs."""
 
-_MAY_BE_ZERO = ("source_vocab_size", "target_vocab_size", "num_classes")
+_MAY_BE_ZERO = ("num_encoder_layers", "num_decoder_layers", "source_vocab_size", "target_vocab_size", "num_classes")
 """Sizes that not every kind of model has; the model checks its own."""
+
+_LARGEST_SETTINGS = {"beam_size": 10_000, "max_extra_tokens": 100_000, "max_length": 1_000_000}
+"""Bounds of the settings by which a search allocates memory, so that a folder alone cannot use up a machine."""
 
 _AS_STORED: dict[str, Any] = {"attention_implementation": "xla", "scan_layers": False, "remat": "none"}
 """Options of the computation depend on the machine, so they are not stored."""
@@ -75,28 +86,60 @@ def save(
         raise UserError(f"{path} exists and is not a model folder; name another, or remove it.")
     if task not in registered_names():
         raise UserError(f"The task is {task!r}, but must be one of {', '.join(registered_names())}.")
-    checked = checked_settings(task, dict(settings), "settings")
+    checked = check_savable(task, model_config, settings, tokenizer_files)
     model_config = dataclasses.replace(model_config, **_AS_STORED)
     tensors = {
         ".".join(map(str, name)): np.ascontiguousarray(value, dtype=np.float32)
         for name, value in traverse_util.flatten_dict(unstack_layers(jax.device_get(params))).items()
     }
-    files = {**tokenizer_files, WEIGHTS_FILE: safetensors.numpy.save(tensors)}
-    config = {
-        "format_version": FORMAT_VERSION,
-        "package_version": _package_version(),
-        "task": task,
-        "model": dataclasses.asdict(model_config),
-        "settings": dataclasses.asdict(checked),
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-    }
-    files[CONFIG_FILE] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     num_parameters = sum(tensor.size for tensor in tensors.values())
-    files[CARD_FILE] = _card(config, checked, num_parameters, {**(origin or {}), **scores}).encode()
+    files = {
+        **tokenizer_files,
+        WEIGHTS_FILE: safetensors.numpy.save(tensors),
+        CARD_FILE: _card(model_config, checked, num_parameters, {**(origin or {}), **scores}).encode(),
+    }
+    files[CONFIG_FILE] = _config_content(task, model_config, checked, files)
     try:
         replace_folder(folder, files)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); make room, or name another folder.") from error
+
+
+def check_savable(
+    task: str, model_config: ModelConfig, settings: Mapping[str, Any], tokenizer_files: Mapping[str, bytes]
+) -> Any:
+    """The checked settings of a model to train or save; `UserError` names what `load` would not read again."""
+    checked = checked_settings(task, dict(settings), "settings")
+    for name, content in tokenizer_files.items():
+        if len(content) > _LARGEST_TOKENIZER:
+            raise UserError(
+                f"{name} has {len(content):,} bytes, but a tokenizer's file may have {_LARGEST_TOKENIZER:,}; "
+                "lower config.tokenizer.vocab_size."
+            )
+    model_config = dataclasses.replace(model_config, **_AS_STORED)
+    content = _config_content(task, model_config, checked, {**tokenizer_files, WEIGHTS_FILE: b""})
+    if len(content) > _LARGEST_CONFIG:
+        raise UserError(
+            f"The settings of the model take {len(content):,} bytes, but {CONFIG_FILE} may have {_LARGEST_CONFIG:,}; "
+            "use fewer classes, or shorter names."
+        )
+    _checked_config(content, CONFIG_FILE)
+    return checked
+
+
+def _config_content(task: str, model_config: ModelConfig, settings: Any, files: Mapping[str, bytes]) -> bytes:
+    """The content of `config.json`, with the checksums of the other files, and of itself without that value."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        "package_version": package_version(),
+        "task": task,
+        "model": dataclasses.asdict(model_config),
+        "settings": dataclasses.asdict(settings),
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} | {CONFIG_FILE: ""},
+    }
+    content = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    start, value, end = content.rpartition(f'"{CONFIG_FILE}": "')
+    return f"{start}{value}{hashlib.sha256(content.encode()).hexdigest()}{end}".encode()
 
 
 def task_of(path: str | AnyPath) -> str:
@@ -123,7 +166,9 @@ def load(path: str | AnyPath) -> Any:
     config = _read_config(folder)
     tokenizer = _read_tokenizer(folder, config)
     params = _read_params(folder, config)
-    return registered(config.task).model(config.model, params, tokenizer, config.settings)
+    model = registered(config.task).model(config.model, params, tokenizer, config.settings)
+    _check_unchanged(folder, config, CONFIG_FILE, CARD_FILE)
+    return model
 
 
 def checked_settings(task: str, values: Any, where: str) -> Any:
@@ -169,18 +214,19 @@ class _FolderConfig:
     model: ModelConfig
     settings: Any
     sha256: dict[str, str]
+    """Checksums of the files; folders of earlier releases have none of `CONFIG_FILE` and `CARD_FILE`."""
 
 
 def _read_config(folder: AnyPath) -> _FolderConfig:
     path = folder / CONFIG_FILE
-    content = _read_file(path, _LARGEST_CONFIG)
+    return _checked_config(read_untrusted(folder, CONFIG_FILE, _LARGEST_CONFIG), path)
 
-    def no_constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not JSON")
 
+def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
+    """The content of `config.json`; `path` names it in errors."""
     try:
-        values = json.loads(content.decode("utf-8"), parse_constant=no_constant)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(content)
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); copy the model again from its origin.") from error
     if not isinstance(values, dict) or "format_version" not in values:
         raise UserError(
@@ -192,12 +238,10 @@ def _read_config(folder: AnyPath) -> _FolderConfig:
             f"{path} has format_version {values['format_version']!r}, but this release reads 1 and 2; "
             "use the release that wrote it."
         )
-    for name in values:
-        if name not in _CONFIG_FIELDS:
+    for name in sorted(set(values) ^ set(_CONFIG_FIELDS)):
+        if name in values:
             raise UserError(f"{path}: {name} is not a field; known here: {', '.join(_CONFIG_FIELDS)}.")
-    for name in _CONFIG_FIELDS:
-        if name not in values:
-            raise UserError(f"{path} has no field {name}; copy the model again from its origin.")
+        raise UserError(f"{path} has no field {name}; copy the model again from its origin.")
     if values["task"] not in registered_names():
         raise UserError(
             f"{path}: task is {values['task']!r}, but must be one of {', '.join(registered_names())}, or one that the "
@@ -209,6 +253,7 @@ def _read_config(folder: AnyPath) -> _FolderConfig:
         smallest = 0 if name in _MAY_BE_ZERO else 1
         if type(value) is int and not smallest <= value < 2**31:
             raise UserError(f"{path}: model.{name} is {value}, but must be a size of at least {smallest}.")
+    _check_numbers(values["settings"], f"{path}: settings")
     settings = checked_settings(values["task"], values["settings"], f"{path}: settings")
     if _UNFIT_FOR_TITLE.search(settings.title):
         raise UserError(
@@ -217,21 +262,57 @@ def _read_config(folder: AnyPath) -> _FolderConfig:
         )
     sha256 = values["sha256"]
     has_tokenizer = model.source_vocab_size > 0
-    if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or (len(sha256) > 1) != has_tokenizer:
+    if not isinstance(sha256, dict) or WEIGHTS_FILE not in sha256 or bool(_tokenizer_names(sha256)) != has_tokenizer:
         raise UserError(
             f"{path}: sha256 must name {WEIGHTS_FILE} and, if there is a vocabulary, the tokenizer's files."
         )
     for name in sha256:
-        if Path(name).name != name or "\0" in name:
+        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
             raise UserError(f"{path}: sha256 names {name!r}, but must name files of this folder.")
     return _FolderConfig(values["task"], model, settings, sha256)
 
 
+def _check_numbers(values: Any, where: str) -> None:
+    """Refuse numbers in settings that are not finite or would make a search allocate without bounds."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            largest = _LARGEST_SETTINGS.get(name, 2**31 - 1)
+            if type(value) is int and abs(value) > largest:
+                raise UserError(f"{where}.{name} is {value}, but must be at most {largest:,}.")
+            _check_numbers(value, f"{where}.{name}")
+    elif isinstance(values, float) and not math.isfinite(values):
+        raise UserError(f"{where} is {values}, but must be a finite number.")
+
+
+def _tokenizer_names(sha256: Mapping[str, str]) -> list[str]:
+    return [name for name in sha256 if name not in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)]
+
+
+def _check_unchanged(folder: AnyPath, config: _FolderConfig, *names: str) -> None:
+    """Compare `config.json` or the card with its checksum, once nothing more can be told of its content."""
+    for name in names:
+        checksum = config.sha256.get(name)
+        if checksum is None:
+            continue
+        content = read_untrusted(folder, name, _LARGEST_CONFIG)
+        if name == CONFIG_FILE:
+            content = f'"{name}": "'.encode().join(content.rsplit(f'"{name}": "{checksum}'.encode(), 1))
+        if hashlib.sha256(content).hexdigest() != checksum:
+            raise UserError(
+                f"{folder / name} is damaged or was changed (its sha256 differs); copy it again from its origin, or "
+                f"delete the entry {name} of sha256 in {CONFIG_FILE} if you changed it yourself."
+            )
+
+
 def _read_tokenizer(folder: AnyPath, config: _FolderConfig) -> TokenizerPair | None:
-    names = [name for name in config.sha256 if name != WEIGHTS_FILE]
-    files = {name: _read_file(folder / name, _LARGEST_TOKENIZER) for name in names}
+    try:
+        files = {name: read_untrusted(folder, name, _LARGEST_TOKENIZER) for name in _tokenizer_names(config.sha256)}
+    except UserError:
+        _check_unchanged(folder, config, CONFIG_FILE)  # which may have damaged names
+        raise
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != config.sha256[name]:
+            _check_unchanged(folder, config, CONFIG_FILE)
             raise UserError(
                 f"{folder / name} is another vocabulary than the model was trained with; copy the right one there."
             )
@@ -250,7 +331,7 @@ def _read_tokenizer(folder: AnyPath, config: _FolderConfig) -> TokenizerPair | N
 
 def _read_params(folder: AnyPath, config: _FolderConfig) -> Any:
     path = folder / WEIGHTS_FILE
-    content = _read_file(path)
+    content = read_untrusted(folder, WEIGHTS_FILE)
     try:
         tensors = safetensors.numpy.load(content)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
@@ -275,35 +356,13 @@ def _read_params(folder: AnyPath, config: _FolderConfig) -> Any:
                 f"{path}: {name} is {tensor.dtype} {tensor.shape}, but {CONFIG_FILE} says float32 {flat[key].shape}."
             )
     if hashlib.sha256(content).hexdigest() != config.sha256[WEIGHTS_FILE]:
+        _check_unchanged(folder, config, CONFIG_FILE)
         raise UserError(f"{path} is not the file that {CONFIG_FILE} names (sha256 differs); copy it again.")
     return traverse_util.unflatten_dict({key: jnp.asarray(tensors[name]) for name, key in names.items()})
 
 
-def _read_file(path: AnyPath, limit: int | None = None) -> bytes:
-    try:
-        with os_errors(path):
-            if path.exists() and not path.is_file():
-                raise UserError(f"{path} is not a file; copy the model again from its origin.")
-            with path.open("rb") as stream:
-                content: bytes = stream.read(-1 if limit is None else limit + 1)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; copy the model again from its origin.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); make it a readable file.") from error
-    if limit is not None and len(content) > limit:
-        raise UserError(f"{path} is larger than {limit:,} bytes; copy the model again from its origin.")
-    return content
-
-
-def _package_version() -> str:
-    try:
-        return importlib.metadata.version("transformer-jax")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"
-
-
-def _card(config: Mapping[str, Any], settings: Any, num_parameters: int, facts: Mapping[str, object]) -> str:
-    model = config["model"]
+def _card(model_config: ModelConfig, settings: Any, num_parameters: int, facts: Mapping[str, object]) -> str:
+    model = dataclasses.asdict(model_config)
     sizes = {
         "parameters": f"{num_parameters:,} (float32)",
         "layers": f"{model['num_encoder_layers']} + {0 if model['num_classes'] else model['num_decoder_layers']}",
@@ -314,7 +373,7 @@ def _card(config: Mapping[str, Any], settings: Any, num_parameters: int, facts: 
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in {**facts, **sizes}.items())
     return f"""# {settings.title}
 
-A model folder of transformer-jax, version {config["package_version"]}.
+A model folder of transformer-jax, version {package_version()}.
 
 | | |
 | --- | --- |

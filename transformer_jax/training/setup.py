@@ -3,7 +3,7 @@
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,12 +20,21 @@ from transformer_jax.sharding import check_heads, make_mesh, on_mesh, own_rows, 
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, write_atomically
 from transformer_jax.tasks.base import Task
+from transformer_jax.tasks.model_folder import check_savable
 from transformer_jax.tasks.registry import task_class
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.evaluation import Evaluator
 from transformer_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
 from transformer_jax.training.stopping import Clock, HostValues, StopFlags, StopSignal, mean_over_devices
-from transformer_jax.training.workdir import Origin, claim, find_origin, has_begun, task_from
+from transformer_jax.training.workdir import (
+    Origin,
+    check_identity,
+    claim,
+    find_origin,
+    has_begun,
+    identity_of,
+    task_from,
+)
 
 SHARED_SECONDS = 20.0
 """Network file systems may take this long to show a new file to other hosts."""
@@ -83,6 +92,9 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
     batches = train_batches(task, config, mesh)
     if distributed.process_count() > 1:
         distributed.assert_equal({"The data": task.notes, "The digest of the training data": batches.digest()})
+    check_savable(config.task, task.model_config, task.settings, task.tokenizer_files)
+    identity = identity_of(task)
+    check_identity(workdir, config, identity)
     if training.metric not in task.metrics:
         raise UserError(f"config.training.metric is {training.metric!r}, but must be one of {', '.join(task.metrics)}.")
 
@@ -108,7 +120,7 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         return state, sums | mean_over_devices(values)
 
     evaluator = make_evaluator(task, config, mesh)
-    claim_for_all(workdir, config, task, origin)
+    claim_for_all(workdir, config, task, origin, identity)
     replicated = NamedSharding(mesh, PartitionSpec())
     return Run(
         config=config,
@@ -252,14 +264,16 @@ def common_task(config: Config, origin: Origin) -> Task:
     return task
 
 
-def claim_for_all(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
+def claim_for_all(
+    workdir: AnyPath, config: Config, task: Task, origin: Origin, identity: Mapping[str, Any] | None = None
+) -> None:
     """Claim `workdir` on the first process, and check that the others see the same folder.
 
     Raises:
         UserError: if the folder can't be used, or is not shared by all.
     """
     if distributed.is_main():
-        claim(workdir, config, task, origin)
+        claim(workdir, config, task, origin, identity)
     if distributed.process_count() == 1:
         return
     # A name that no other folder has.

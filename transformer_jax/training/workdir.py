@@ -1,24 +1,28 @@
-"""The work folder of a run, apart from checkpoints and logs: its config, its tokenizer and what it started from."""
+"""The work folder of a run, apart from checkpoints and logs: its config, tokenizer, data and what it started from."""
 
 import contextlib
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from transformer_jax.config import Config, build, upgraded
+from transformer_jax.data.readers import digest
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer
 from transformer_jax.nn.losses import Params
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, package_version
 from transformer_jax.system.files import AnyPath, os_errors, replace_folder, write_atomically
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import checked_settings, load, task_of
 from transformer_jax.tasks.registry import make_task, registered, registered_names
 
 ORIGIN_FILE = "init_from.json"
+IDENTITY_FILE = "identity.json"
+IDENTITY_VERSION = 1
 
 MAY_CHANGE = (
     "training.num_samples",
@@ -42,6 +46,10 @@ OF_THE_RUN = (
 """Fields of `config.model` that a run sets itself, whatever model it starts from."""
 OUTSIDE_STACKS = ("positions", "max_positions", "tie_embeddings", "output_bias", "scale_embeddings")
 """Further fields it sets if it starts from stacks without a vocabulary, which they do not concern."""
+
+_PARTS = {"training": "train", "validation": "validation"}
+"""Part of the data to what the names of its fields in `config.data` begin with."""
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,7 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
     """
     if not has_begun(workdir):
         return read_origin(config)
+    _read_identity(workdir)  # of a later release, everything else may differ too
     before = upgraded(_read_json(workdir / "config.json"))
     if not isinstance(before, dict):
         raise UserError(f"{workdir / 'config.json'} is not the config of a run; choose another --workdir.")
@@ -143,11 +152,7 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
                 f"{workdir} holds a run with config.{name}={value!r}, not {now!r}; "
                 "choose another --workdir, or delete that one."
             )
-    try:
-        with os_errors(workdir):
-            tokenizer_files = {file.name: file.read_bytes() for file in sorted((workdir / "tokenizer").iterdir())}
-    except OSError as error:
-        raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
+    tokenizer_files = _read_tokenizer(workdir)
     if not config.init_from:
         return Origin(config.model, tokenizer_files=tokenizer_files)
     path = workdir / ORIGIN_FILE
@@ -165,8 +170,126 @@ def _stored_origin(config: Config, values: Any, tokenizer_files: dict[str, bytes
     return Origin(model, settings, tokenizer_files)
 
 
-def claim(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
+def _read_tokenizer(workdir: AnyPath) -> dict[str, bytes]:
+    """The files of the run's tokenizer, compared with their checksums."""
+    folder = workdir / "tokenizer"
+    try:
+        with os_errors(workdir):
+            files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    except OSError as error:
+        raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
+    known = (_read_identity(workdir) or {}).get("tokenizer", {})
+    for name, checksum in known.items():
+        if name not in files or hashlib.sha256(files[name]).hexdigest() != checksum:
+            state = "damaged or of another vocabulary" if name in files else "missing"
+            raise UserError(f"{folder / name} is {state}; put back the one of this run, or choose another --workdir.")
+    return files
+
+
+def identity_of(task: Task) -> dict[str, Any]:
+    """What a run must find again when it resumes, beside its tokenizer: the classes and the data of its task."""
+    return {
+        "format_version": IDENTITY_VERSION,
+        "package_version": package_version(),
+        "classes": list(task.settings.get("classes", ())),
+        **{
+            part: {"records": len(records), "sha256": digest(records)}
+            for part, records in (("training", task.train), ("validation", task.validation))
+        },
+    }
+
+
+def check_identity(workdir: AnyPath, config: Config, identity: Mapping[str, Any]) -> None:
+    """Refuse to resume the run in `workdir`, if there is one, with other classes or on other data.
+
+    Runs of release 0.1.0, and tasks whose records are not plain data, have nothing to compare.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    before = _read_identity(workdir) if has_begun(workdir) else None
+    if before is None:
+        return
+    difference = _other_classes(before["classes"], identity["classes"])
+    for part, name in _PARTS.items():
+        (count, checksum), (count_now, checksum_now) = (
+            (values[part]["records"], values[part]["sha256"]) for values in (before, identity)
+        )
+        if not difference and count != count_now:
+            difference = f"{_named_data(config, part, name)} now has {count_now:,} records instead of {count:,}"
+        if not difference and None not in (checksum, checksum_now) and checksum != checksum_now:
+            difference = f"the {count:,} records of {_named_data(config, part, name)} are others now"
+    if difference:
+        raise UserError(
+            f"{workdir} holds a run on other data: {difference}; put the data back, or choose another --workdir."
+        )
+
+
+def _other_classes(before: list[str], now: list[str]) -> str:
+    """How the classes differ; empty if they do not."""
+    gone, new = ([name for name in one if name not in other] for one, other in ((before, now), (now, before)))
+    if before == now:
+        return ""
+    if len(gone) == len(new) == 1:
+        return f"the class {gone[0]!r} is now {new[0]!r}"
+    if not gone and not new:
+        return f"the order of the classes is now {_listed(now)}, not {_listed(before)}"
+    changes = ((gone, "no longer there"), (new, "new"))
+    return " and ".join(f"the classes {_listed(names)} are {what}" for names, what in changes if names)
+
+
+def _listed(names: list[str]) -> str:
+    more = ", ..." if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(map(repr, names[:_NAMES_SHOWN])) + more
+
+
+def _named_data(config: Config, part: str, prefix: str) -> str:
+    """A part of the data, with the fields that name it: files, or a set and its split."""
+    fields = {
+        name: value
+        for name, value in dataclasses.asdict(config.data).items()
+        if value and name in ("manual_dir", *(f"{prefix}_{kind}" for kind in ("source", "target", "file")))
+    }
+    shown = "".join(f", {name}={value}" for name, value in fields.items())
+    return f"the {part} data (config.data.name={config.data.name}{shown})"
+
+
+def _read_identity(workdir: AnyPath) -> Any:
+    """The stored identity of the run in `workdir`; None for runs of release 0.1.0."""
+    path = workdir / IDENTITY_FILE
+    with _usable(workdir):
+        if not path.exists():
+            return None
+    values = _read_json(path)
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if type(version) is int and version > IDENTITY_VERSION:
+        raise UserError(
+            f"{path} has format_version {version}, but this release reads {IDENTITY_VERSION}; resume the run with the "
+            f"release that wrote it ({values.get('package_version')}), or choose another --workdir."
+        )
+    parts: list[Any] = [values.get(part) for part in _PARTS] if isinstance(values, dict) else []
+    if (
+        version != IDENTITY_VERSION
+        or not isinstance(values.get("classes"), list)
+        or not isinstance(values.get("tokenizer"), dict)
+        or not all(isinstance(part, dict) and {"records", "sha256"} <= part.keys() for part in parts)
+        or not all(type(part["records"]) is int for part in parts)
+    ):
+        raise UserError(f"{path} is damaged; delete it if the data is the same as before, or choose another --workdir.")
+    return values
+
+
+def claim(
+    workdir: AnyPath, config: Config, task: Task, origin: Origin, identity: Mapping[str, Any] | None = None
+) -> None:
     """Make `workdir` the folder of a run: write its config and, unless it has begun, its tokenizer and origin.
+
+    Args:
+        workdir: the folder.
+        config: the experiment.
+        task: its task, for the tokenizer.
+        origin: what the run starts from.
+        identity: as `identity_of` returns it; None: no resumed run is compared with this one.
 
     Raises:
         UserError: if the folder can't be written, or holds something other than a run.
@@ -176,11 +299,18 @@ def claim(workdir: AnyPath, config: Config, task: Task, origin: Origin) -> None:
         if path.exists() and "training" not in _read_json(path):
             raise UserError(f"{workdir} holds a config.json that is not of a run; choose another --workdir.")
         workdir.mkdir(parents=True, exist_ok=True)
+        tokenizer_files = origin.tokenizer_files
+        has_identity = (workdir / IDENTITY_FILE).exists()
         if not has_begun(workdir):
+            tokenizer_files, has_identity = task.tokenizer_files, False
             replace_folder(workdir / "tokenizer", task.tokenizer_files)
             (workdir / ORIGIN_FILE).unlink(missing_ok=True)
             if config.init_from:
                 write_atomically(workdir / ORIGIN_FILE, (json.dumps(origin.to_json(), indent=2) + "\n").encode())
+        if identity is not None and not has_identity:
+            checksums = {name: hashlib.sha256(file).hexdigest() for name, file in (tokenizer_files or {}).items()}
+            content = json.dumps({**identity, "tokenizer": checksums}, indent=2) + "\n"
+            write_atomically(workdir / IDENTITY_FILE, content.encode())
         write_atomically(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
@@ -211,7 +341,7 @@ def _read_json(path: AnyPath) -> Any:
         return json.loads(content.decode("utf-8"))
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); choose another --workdir.") from error
 
 

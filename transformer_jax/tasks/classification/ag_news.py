@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from transformer_jax.data.readers import find_file
+from transformer_jax.data.readers import content_digest, find_file
 from transformer_jax.data.tfds_sets import check_network, checked_folder
 from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path
@@ -59,6 +59,13 @@ class AgNews(tfds.core.GeneratorBasedBuilder):
         else:
             files = local_files(folder)
             splits = {split: _read(path) for split, (path,) in files.items()}
+            for split, (path,) in files.items():
+                rows, md5 = SPLITS[split]
+                if len(splits[split]) >= rows and content_digest(path, "md5") != md5:
+                    raise UserError(
+                        f"{path} is not {split}.csv of AG News (its MD5 differs from {md5}); copy it from {URL}, or "
+                        "read files of your own with config.data.name=text."
+                    )
         return {split: self._generate_examples(records) for split, records in splits.items()}
 
     def _generate_examples(self, records: list[Labelled]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -108,6 +108,8 @@ def _checked(
             raise UserError(f"{where}: the label is empty; add it or delete the row.")
         if any(unicodedata.category(character) in _LINE_BREAKING for character in label.strip()):
             raise UserError(f"{where}: the label {label.strip()!r} has control characters; write it without.")
+        if "```" in label:  # it ends up in titles of READMEs
+            raise UserError(f"{where}: the label {label.strip()!r} has three backticks in a row; write it without.")
         records.append(Labelled(text.strip(), _class_name(where, label.strip(), classes)))
     if not records:
         raise UserError(f"{path} has no rows; name a file with labelled texts.")

@@ -69,7 +69,7 @@ def antitheses(split: str) -> tuple[tuple[str, str], ...]:
     """
     if split not in SPLITS:
         raise UserError(f"antitheses have no split {split!r}, only {', '.join(SPLITS)}.")
-    rng = random.Random(f"antitheses {split}")
+    rng = random.Random(f"antitheses {split}")  # noqa: S311  (data, not a secret)
     couplets: dict[str, str] = {}
     while len(couplets) < SPLITS[split]:
         upper, lower = _compose(PATTERNS[_below(rng, len(PATTERNS))], rng)

@@ -49,7 +49,14 @@ class Couplet(tfds.core.GeneratorBasedBuilder):
             files = local_files(dl_manager.manual_dir)
         except AssertionError:  # how TFDS reports that there is no such folder
             files = _download(dl_manager)
-        return {split: self._generate_examples(read_couplets(*paths)) for split, paths in files.items()}
+        couplets = {split: read_couplets(*paths) for split, paths in files.items()}
+        for split, most in SPLITS.items():
+            if len(couplets.get(split, ())) > most:
+                raise UserError(
+                    f"{files[split][0]} has more than the {most:,} lines of the couplet set; copy it from {URL}, or "
+                    "read files of your own with config.data.name=text."
+                )
+        return {split: self._generate_examples(pairs) for split, pairs in couplets.items()}
 
     def _generate_examples(self, couplets: list[tuple[str, str]]) -> Iterator[tuple[int, dict[str, str]]]:
         for line, (upper, lower) in enumerate(couplets):

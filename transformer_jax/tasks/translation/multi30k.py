@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.utils import Size
 
-from transformer_jax.data.readers import find_file, read_pairs
-from transformer_jax.data.tfds_sets import check_network, checked_folder
+from transformer_jax.data.readers import find_file, read_lines, read_pairs
+from transformer_jax.data.tfds_sets import check_content, check_network, checked_folder
 from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path
 
@@ -40,6 +40,19 @@ CHECKSUMS = {
     "test_2016_flickr.fr.gz": (22_310, "6d326e188d259fb1d04ac19eae3af956559b3a0b93d7635e56c90987c40c8b90"),
 }
 """File to size and SHA-256. None are known for the 2017 and 2018 test sets, whose lines are counted instead."""
+
+CONTENTS = {
+    "train.de": "2c2b73fd2b548fbcde3a875e0a78d6ee94d498bfdee6bd3eae3945779e9ddf72",
+    "train.en": "460a15fbd157e34a7a9957ee388c1ca247fe47af3ef25fb50442af6c274e0fc6",
+    "train.fr": "5925a3c18f1587b6b54b87743106e6e8ab93618edb6f65d19eac0621f853a10d",
+    "val.de": "660e09eb7e1da2f856ea13ee5ad3cf6d36b3d5b0b733c857e94c5747a3dfc660",
+    "val.en": "1f2a23d992769b5b3d209b0a10dd0b77c08cceb1f20dfb97ed0aafa49d107227",
+    "val.fr": "5304e444d842e962b2dda4d816b70b22a1765b15401642b7ca37a67477e708dc",
+    "test_2016_flickr.de": "4be6b5b3236b79c25475c6bb829800a7ce559e9ba7a1f6c2394fe4d40be46d16",
+    "test_2016_flickr.en": "399a4382932c1aadd3ceb9bef1008d388a64c76d4ae4e9d4728c6f4301cac182",
+    "test_2016_flickr.fr": "cb3160d69b002bb638e66cc7612fcd56cb0af82eadc9c142dedc438afb885ef6",
+}
+"""File, without `.gz`, to the SHA-256 of its content: a folder may hold the files plain, or compressed anew."""
 
 
 class Multi30k(tfds.core.GeneratorBasedBuilder):
@@ -82,6 +95,7 @@ class Multi30k(tfds.core.GeneratorBasedBuilder):
             files = _download(dl_manager, languages)
         else:
             files = local_files(folder, self.builder_config.name)
+            _check_files(files, languages)
         return {split: self._generate_examples(read_pairs(*paths)) for split, paths in files.items()}
 
     def _generate_examples(self, pairs: list[tuple[str, str]]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -113,6 +127,17 @@ def local_files(folder: str | AnyPath, config: str) -> dict[str, tuple[AnyPath, 
             f"train.{target_language}.gz and their like from {URL} into it."
         )
     return found
+
+
+def _check_files(files: dict[str, tuple[AnyPath, AnyPath]], languages: tuple[str, str]) -> None:
+    """Refuse files that are not those of the public repository."""
+    for split, paths in files.items():
+        stem, expected = SPLITS[split]
+        names = {path: f"{stem}.{language}" for path, language in zip(paths, languages, strict=True)}
+        check_content(names, CONTENTS, "Multi30k", URL)
+        lines = len(read_lines(paths[0]))
+        if lines != expected:
+            raise UserError(f"{paths[0]} has {lines:,} lines instead of {expected:,}; copy it from {URL}.")
 
 
 def _languages(pair: str) -> tuple[str, str]:

@@ -1,0 +1,211 @@
+"""Promise 7: a run resumes only on the config, classes, vocabulary, data and version that it began with."""
+
+import gzip
+import json
+import time
+
+import pytest
+
+from transformer_jax import run
+from transformer_jax.config import default_config, from_config_dict
+from transformer_jax.data.readers import MappedRecords, digest, read_pairs
+from transformer_jax.system import UserError
+from transformer_jax.training.setup import setup
+from transformer_jax.training.workdir import IDENTITY_FILE, check_identity, claim, find_origin, identity_of, task_from
+
+ROWS = [("World", "a b"), ("Sports", "c d"), ("World", "a c"), ("Sports", "d d"), ("Business", "e")] * 4
+SENTENCES = ["abc", "cab", "bad", "dab ab", "ace", "bead", "cede", "deed"]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(f"{label},{text}\n" for label, text in [("label", "text"), *rows]), encoding="utf-8")
+    return str(path)
+
+
+def small(task):
+    config = default_config()
+    config.task = task
+    config.model.update(d_model=8, num_heads=2, d_ff=8, num_encoder_layers=1, num_decoder_layers=1)
+    config.data.update(name="text", max_length=16, row_length=16, tokens_per_batch=64)
+    config.optim.update(schedule="constant", lr=0.01, warmup_steps=1)
+    config.training.update(num_steps=1, num_samples=0)
+    config.decoding.update(beam_size=1, max_extra_tokens=2)
+    return config
+
+
+@pytest.fixture
+def news(tmp_path):
+    """A classifier's config on files."""
+    config = small("classification")
+    config.data.train_file = write_rows(tmp_path / "train.csv", ROWS)
+    config.data.validation_file = write_rows(tmp_path / "validation.csv", ROWS[:3])
+    config.tokenizer.update(kind="word", vocab_size=20)
+    config.training.metric = "accuracy"
+    return config
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A translator's config on files."""
+    config = small("translation")
+    for part in ("train", "validation"):
+        for side in ("source", "target"):
+            path = tmp_path / f"{part}.{side}"
+            path.write_text("".join(f"{text}\n" for text in SENTENCES), encoding="utf-8")
+            config.data[f"{part}_{side}"] = str(path)
+    config.tokenizer.update(kind="char", vocab_size=30)
+    return config
+
+
+def resume(config, workdir):
+    """What `setup` does of this, in its order, without building a mesh and jitting functions."""
+    config = from_config_dict(config)
+    origin = find_origin(config, workdir)
+    task = task_from(config, origin)
+    identity = identity_of(task)
+    check_identity(workdir, config, identity)
+    claim(workdir, config, task, origin, identity)
+
+
+def begin(config, workdir):
+    """A run as it is after its first checkpoint."""
+    resume(config, workdir)
+    (workdir / "checkpoints" / "1").mkdir(parents=True)
+
+
+def refused(config, workdir, match, resume=resume):
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=match) as caught:
+        resume(config, workdir)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def rename_world(folder):
+    renamed = [("world" if label == "World" else label, text) for label, text in ROWS]
+    write_rows(folder / "train.csv", renamed)
+    write_rows(folder / "validation.csv", renamed[:3])
+
+
+def test_setup_refuses_a_renamed_class_and_leaves_the_good_model(news, tmp_path):
+    def set_up(config, workdir):
+        setup(from_config_dict(config), workdir, started=time.monotonic())
+
+    set_up(news, tmp_path / "run")
+    (tmp_path / "run" / "model").mkdir()
+    (tmp_path / "run" / "model" / "config.json").write_text("a good model")
+    rename_world(tmp_path)
+    refused(news, tmp_path / "run", "run on other data: the class 'World' is now 'world'; put the data back", set_up)
+
+
+@pytest.mark.slow
+def test_a_finished_run_keeps_its_good_model_when_a_class_is_renamed(news, tmp_path):
+    run(news, tmp_path / "run")
+    rename_world(tmp_path)
+    refused(news, tmp_path / "run", "the class 'World' is now 'world'", run)
+
+
+CLASSES = {
+    "one more": ([*ROWS, ("Zoo", "a")], "the classes 'Zoo' are new"),
+    "one less": ([row for row in ROWS if row[0] != "Business"], "the classes 'Business' are no longer there"),
+    "others": (
+        [(label.replace("o", "0"), text) for label, text in ROWS],
+        r"'Sports', 'World' are no .* 'W0rld' are new",
+    ),
+    "one more row": ([*ROWS, ROWS[0]], r"training data \(.*train_file=.*train\.csv\) now has 21 records instead of 20"),
+    "other rows": ([*ROWS[:-1], ("World", "e")], r"the 20 records of the training data .*train\.csv\) are others now"),
+    "another order": (ROWS[::-1], r"the 20 records of the training data .* are others now"),
+}
+
+
+@pytest.mark.parametrize("case", CLASSES)
+def test_other_classes_or_rows_are_refused(news, tmp_path, case):
+    rows, message = CLASSES[case]
+    begin(news, tmp_path / "run")
+    write_rows(tmp_path / "train.csv", rows)
+    write_rows(tmp_path / "validation.csv", rows[:3])
+    refused(news, tmp_path / "run", message)
+
+
+def test_other_validation_rows_are_refused(news, tmp_path):
+    begin(news, tmp_path / "run")
+    write_rows(tmp_path / "validation.csv", ROWS[1:4])
+    refused(news, tmp_path / "run", r"3 records of the validation data .*validation\.csv\) are others now")
+
+
+@pytest.mark.parametrize("name", ["train.source", "train.target", "validation.source", "validation.target"])
+def test_other_sentences_are_refused(pairs, tmp_path, name):
+    begin(pairs, tmp_path / "run")
+    path = tmp_path / name
+    path.write_text(path.read_text().replace("bead", "head"), encoding="utf-8")
+    part = "training" if name.startswith("train") else "validation"
+    refused(pairs, tmp_path / "run", rf"the 8 records of the {part} data .*{name}.* are others now")
+
+
+def test_the_same_data_may_be_stored_otherwise(pairs, tmp_path):
+    begin(pairs, tmp_path / "run")
+    path = tmp_path / "train.source"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    stored = (tmp_path / "run" / IDENTITY_FILE).read_bytes()
+    resume(pairs, tmp_path / "run")
+    assert (tmp_path / "run" / IDENTITY_FILE).read_bytes() == stored
+
+
+def test_a_run_that_never_began_may_begin_on_other_data(news, tmp_path):
+    resume(news, tmp_path / "run")
+    write_rows(tmp_path / "train.csv", ROWS * 2)
+    begin(news, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / IDENTITY_FILE).read_text())["training"]["records"] == 40
+
+
+def test_a_run_of_an_earlier_release_resumes_and_is_compared_from_then_on(news, tmp_path):
+    begin(news, tmp_path / "run")
+    (tmp_path / "run" / IDENTITY_FILE).unlink()
+    resume(news, tmp_path / "run")
+    write_rows(tmp_path / "train.csv", [*ROWS, ROWS[0]])
+    refused(news, tmp_path / "run", "21 records instead of 20")
+
+
+def test_a_vocabulary_that_is_damaged_or_another_is_named(pairs, tmp_path):
+    begin(pairs, tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer" / "characters.txt"
+    content = path.read_bytes()
+    path.write_bytes(content[:-4] + content[-2:] + content[-4:-2])
+    refused(pairs, tmp_path / "run", r"tokenizer/characters\.txt is damaged or of another vocabulary; put back the one")
+    path.unlink()
+    refused(pairs, tmp_path / "run", r"tokenizer/characters\.txt is missing")
+
+
+def test_a_run_of_a_later_release_names_it(news, tmp_path):
+    begin(news, tmp_path / "run")
+    path = tmp_path / "run" / IDENTITY_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2, "package_version": "9.1"}))
+    refused(
+        news, tmp_path / "run", r"identity\.json has format_version 2, but this release reads 1; .*wrote it \(9\.1\)"
+    )
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"format_version": 1}', "[" * 100_000, f'{{"format_version": {"9" * 5000}}}']
+)
+def test_a_damaged_identity_is_named(news, tmp_path, content):
+    begin(news, tmp_path / "run")
+    (tmp_path / "run" / IDENTITY_FILE).write_text(content)
+    refused(news, tmp_path / "run", r"identity\.json is (damaged; delete it if|not valid JSON)")
+
+
+def test_every_record_in_memory_counts_and_a_sample_of_others():
+    records = [(str(number), number) for number in range(10_000)]
+    assert digest(records) == digest([list(record) for record in records])
+    assert len({digest(records), digest(records[:-1]), digest(records[::-1]), digest([*records[:-1], ("", 1)])}) == 4
+    mapped = MappedRecords(records, lambda record: record)
+    assert digest(mapped) == digest(MappedRecords(records, tuple)) != digest(records)
+    assert digest([object()]) is None
+
+
+def test_the_digest_of_multi30k_takes_less_than_a_second(data_dir):
+    files = [data_dir / "multi30k" / f"train.{language}.gz" for language in ("de", "en")]
+    records = read_pairs(*files)
+    started = time.monotonic()
+    assert digest(records) == digest(records)
+    assert time.monotonic() - started < 1.0
