@@ -128,7 +128,8 @@ def check_fields(values: object, where: Callable[[str], str] = str) -> None:
     Raises:
         FieldError: naming the field, called `where(name)`.
     """
-    for name, hint in field_types(type(values)).items():
+    kind: Any = type(values)
+    for name, hint in field_types(kind).items():
         check_value(name, getattr(values, name), hint, where)
 
 
