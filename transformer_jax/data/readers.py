@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, BinaryIO, Generic, TypeVar, overload
 
 from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path, os_errors
@@ -14,6 +14,8 @@ Record = TypeVar("Record")
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
 _CHUNK = 1024
+LONGEST_LINE = 1 << 24
+"""Bytes that a line of `iterate_lines` may have."""
 _HASH_BITS = 64
 
 
@@ -48,6 +50,29 @@ def decode_lines(content: bytes, name: str) -> list[str]:
     if not text:
         return []
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def iterate_lines(stream: BinaryIO, name: str) -> Iterator[str | UserError]:
+    """Read the lines of UTF-8 text one by one, as `read_lines` does; one that cannot be read is its error."""
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK.encode())
+            if not line:
+                return
+        if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+            while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+            yield UserError(f"{name}, line {number:,} has more than {LONGEST_LINE:,} bytes; split it.")
+            continue
+        try:
+            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield UserError(
+                f"{name}, line {number}, byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8; "
+                "save the text as UTF-8 or fix the line."
+            )
 
 
 def encodable(text: str) -> str:
