@@ -36,11 +36,18 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str], started: float) -> int:
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", default=str(DEFAULT_CONFIG), metavar="FILE[:ARG]", help="a file with get_config(), or the config.json of a run")
+    parser.add_argument(
+        "--config",
+        default=str(DEFAULT_CONFIG),
+        metavar="FILE[:ARG]",
+        help="a file with get_config(), or the config.json of a run",
+    )
     parser.add_argument(
         "--config.GROUP.FIELD", metavar="VALUE", help="change a field of it; may be given several times"
     )
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG, or that of config.json]")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG, or that of config.json]"
+    )
     parser.add_argument(
         "--profile", action="store_true", help="trace some steps into DIR/profile, for TensorBoard and Perfetto"
     )

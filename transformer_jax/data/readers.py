@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Generic, TypeVar, overload
 
+import regex
+
 from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path, os_errors
 
@@ -16,6 +18,10 @@ _BYTE_ORDER_MARK = "\ufeff"
 _CHUNK = 1024
 LONGEST_LINE = 1 << 24
 """Bytes that a line of `iterate_lines` may have."""
+# Unicode's own list of characters that show nothing, besides white space, controls and formats; U+2800 is the blank of
+# Braille.
+_VISIBLE = regex.compile(r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]")
+_LINE_ENDS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 _HASH_BITS = 64
 
 
@@ -73,6 +79,16 @@ def iterate_lines(stream: BinaryIO, name: str) -> Iterator[str | UserError]:
                 f"{name}, line {number}, byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8; "
                 "save the text as UTF-8 or fix the line."
             )
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: it is empty, or white space, controls, joiners and the like alone."""
+    return _VISIBLE.search(text) is None
+
+
+def on_one_line(text: str) -> str:
+    """The text with a space for each character that ends a line, whichever `str.splitlines` knows."""
+    return text.translate(_LINE_ENDS)
 
 
 def encodable(text: str) -> str:
@@ -139,7 +155,7 @@ def read_pairs(source_path: str | AnyPath, target_path: str | AnyPath) -> list[t
 def drop_blank_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], int]:
     """Drop pairs with a blank side; also returns the number dropped."""
     pairs = list(pairs)
-    kept = [(source, target) for source, target in pairs if source.strip() and target.strip()]
+    kept = [(source, target) for source, target in pairs if not (is_blank(source) or is_blank(target))]
     return kept, len(pairs) - len(kept)
 
 

@@ -13,7 +13,7 @@ import sentencepiece
 
 from transformer_jax.data import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
 from transformer_jax.data.marian_tokenizer import MarianTokenizer
-from transformer_jax.data.readers import encodable
+from transformer_jax.data.readers import encodable, is_blank
 from transformer_jax.system import UserError
 
 KINDS = ("bpe", "unigram", "word", "char")
@@ -203,7 +203,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     Raises:
         UserError: for an unknown kind, blank texts only, or a vocabulary too small for the texts.
     """
-    sentences = [text for text in texts if text.strip()]
+    sentences = [text for text in texts if not is_blank(text)]
     if not sentences:
         raise UserError("The training texts for the tokenizer are empty; check the files under config.data.")
     if kind == "word":

@@ -181,6 +181,28 @@ def show_error(text: str) -> None:
     print(text, file=Shown(sys.stderr), flush=True)
 
 
+def stdout_bytes(content: bytes) -> None:
+    """Write a part of the result to standard output, and flush it.
+
+    Raises:
+        UserError: if it cannot be written.
+        BrokenPipeError: if nobody reads it any more.
+    """
+    stream = sys.stdout
+    try:
+        if stream is None:
+            raise ValueError("closed")
+        if not hasattr(stream, "buffer"):  # replaced, by `contextlib.redirect_stdout` for example
+            stream.write(content.decode("utf-8"))
+        else:
+            stream.buffer.write(content)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(unwritable_output(error)) from error
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP, whose number is the first argument, ends the program as Ctrl-C does: in order."""
 

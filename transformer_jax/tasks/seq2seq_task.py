@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 
 from transformer_jax.config import Config
 from transformer_jax.data.packing import Example, Seq2SeqBatch, collate_pairs
-from transformer_jax.data.readers import spread_evenly
+from transformer_jax.data.readers import on_one_line, spread_evenly
 from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
@@ -137,7 +137,7 @@ class Seq2SeqTask:
         """Outputs for the validation pairs of these numbers: searched as configured if `final`, otherwise greedily."""
         sources = [self.validation_examples[number][0].tolist() for number in numbers]
         found = self.generator.generate(params, sources, self.search_options(final=final))
-        return [self.tokenizer.target.decode(best.tokens) for best, *_ in found]
+        return [on_one_line(self.tokenizer.target.decode(best.tokens)) for best, *_ in found]
 
     def score(self, predictions: list[str], sums: dict[str, float] | None) -> Evaluation:
         """Loss and perplexity per token, and `output_scores`."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from transformer_jax.data.readers import read_lines
+from transformer_jax.data.readers import is_blank, read_lines
 from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath
 
@@ -102,9 +102,9 @@ def _checked(
     """Records of (place, label, text), each checked."""
     records = []
     for where, label, text in found:
-        if not text.strip():
+        if is_blank(text):
             raise UserError(f"{where}: the text is empty; add it or delete the row.")
-        if not label.strip():
+        if is_blank(label):
             raise UserError(f"{where}: the label is empty; add it or delete the row.")
         if any(unicodedata.category(character) in _LINE_BREAKING for character in label.strip()):
             raise UserError(f"{where}: the label {label.strip()!r} has control characters; write it without.")
@@ -127,7 +127,7 @@ def _class_name(where: str, label: str, classes: Sequence[str] | None) -> str:
 
 def _from_json(path: str | AnyPath, columns: Columns) -> Iterator[tuple[str, str, str]]:
     for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
+        if is_blank(line):
             continue
         where = f"{path}, row {number}"
         try:

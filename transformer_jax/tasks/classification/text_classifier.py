@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from transformer_jax.data.readers import is_blank
 from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
 from transformer_jax.decoding.scheduler import batches_by_length, padded
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
@@ -176,5 +177,5 @@ class TextClassifier:
         """
         check_texts(texts)
         for number, text in enumerate(texts, start=1):
-            if not text.strip():
+            if is_blank(text):
                 raise UserError(f"Line {number:,} is blank, so it has no class; leave it out.")

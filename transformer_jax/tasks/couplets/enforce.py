@@ -1,6 +1,6 @@
 """The rules as constraints on the search: the demands of each upper line, place by place."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer_jax.data import EOS, PAD
+from transformer_jax.data import EOS, PAD, UNK
 from transformer_jax.data.tokenizers import CharTokenizer, Tokenizer
 from transformer_jax.decoding import LogitsProcessor
 from transformer_jax.system import UserError
-from transformer_jax.tasks.couplets.rules import Rules, asked_tones, first_places, is_mark, tone
+from transformer_jax.tasks.couplets.rules import Rules, asked_tones, characters, first_places, is_mark, places_of, tone
 
 _NUM_SPECIAL = 4
 
 
 class Vocabulary(NamedTuple):
-    """Two tables over the tokens; special tokens and white space are in neither."""
+    """Two tables over the tokens; special tokens, white space and what does not stand alone are in neither."""
 
     tones: Int[Array | np.ndarray, " V"]
     """The `Tone` of a character; 0 for other tokens."""
@@ -40,12 +40,22 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 @lru_cache(maxsize=8)  # looking thousands of characters up takes seconds
 def _look_up(tokenizer: CharTokenizer) -> Vocabulary:
-    pieces = [tokenizer.piece(token) for token in range(_NUM_SPECIAL, tokenizer.vocab_size)]
-    marks = [is_mark(piece) for piece in pieces]
-    tones = [0 if mark else int(tone(piece)) for piece, mark in zip(pieces, marks, strict=True)]
-    none = [0] * _NUM_SPECIAL
-    visible = [mark and piece.isprintable() and not piece.isspace() for piece, mark in zip(pieces, marks, strict=True)]
-    return Vocabulary(np.array(none + tones, np.int32), np.array(none + visible, bool))
+    pieces = ["", *(tokenizer.piece(token) for token in range(1, tokenizer.vocab_size))]
+    usable = [token >= _NUM_SPECIAL and _stands_alone(piece) for token, piece in enumerate(pieces)]
+    marks = [can and is_mark(piece) for can, piece in zip(usable, pieces, strict=True)]
+    tones = [
+        int(tone(piece)) if can and not mark else 0 for can, mark, piece in zip(usable, marks, pieces, strict=True)
+    ]
+    return Vocabulary(np.array(tones, np.int32), np.array(marks, bool))
+
+
+def _stands_alone(piece: str) -> bool:
+    """Whether a token is one visible character, next to any other: so a line has as many characters as tokens.
+
+    Accents, joiners, selectors, halves of flags and parts of Hangul syllables, all of which may become one with their
+    neighbours, do so next to themselves.
+    """
+    return characters(piece * 2) == [piece, piece] and not piece.isspace()
 
 
 GIVEN_UP_FIRST = ("tones", "distinct", "repetition", "punctuation", "length")
@@ -65,12 +75,15 @@ class Weights(NamedTuple):
 
 
 class UpperLine(NamedTuple):
-    """An upper line as arrays, or a batch of them. P is the number of places; padding (zeros) asks nothing."""
+    """An upper line as arrays, or a batch of them.
+
+    P is the number of places, which are the characters of the line; padding (zeros) asks nothing.
+    """
 
     weights: Weights
     length: Int[Array | np.ndarray, "*B"]
     characters: Int[Array | np.ndarray, "*B P"]
-    """Its tokens, whether characters or marks."""
+    """The token of each place, whether character or mark; UNK for those of several code points, too."""
     marks: Int[Array | np.ndarray, "*B P"]
     """The token of a mark, UNK included; 0 where a character stands."""
     back: Int[Array | np.ndarray, "*B P"]
@@ -85,6 +98,8 @@ class UpperLine(NamedTuple):
 class Plan:
     """How the lower line to one upper line is searched for."""
 
+    characters: list[str]
+    """Of the upper line."""
     line: UpperLine
     forced: tuple[int, ...]
     """Tokens that must stand at their place, PAD where it is free: the marks, where they are a hard rule."""
@@ -97,33 +112,34 @@ def make_plan(upper: str, rules: Rules, tokenizer: Tokenizer, vocabulary: Vocabu
 
     They are given up in the order of `GIVEN_UP_FIRST`; one that turns out to cost nothing is taken back.
     """
-    tokens = np.array(tokenizer.encode(upper), np.int32)
+    places = places_of(upper)
+    tokens = np.array([ids[0] if len(ids) == 1 else UNK for ids in tokenizer.encode_batch(places)], np.int32)
     gave_up: list[str] = []
     held = rules
     for name in GIVEN_UP_FIRST:
-        if _possible(upper, tokens, held, vocabulary):
+        if _possible(places, tokens, held, vocabulary):
             break
         if rules.is_hard(name):
             held = replace(held, **{name: WEIGHT_GIVEN_UP})
             gave_up.append(name)
     for name in reversed(gave_up):
         harder = replace(held, **{name: getattr(rules, name)})
-        if _possible(upper, tokens, harder, vocabulary):
+        if _possible(places, tokens, harder, vocabulary):
             held = harder
             gave_up.remove(name)
-    marks = np.array([is_mark(character) for character in upper], bool)
-    tones, needs = _tones_and_needs(upper, held, vocabulary)
+    marks = np.array([is_mark(character) for character in places], bool)
+    tones, needs = _tones_and_needs(places, held, vocabulary)
     line = UpperLine(
         weights=Weights(*(np.array(getattr(held, name), np.float32) for name in Weights._fields)),
-        length=np.array(len(upper), np.int32),
+        length=np.array(len(places), np.int32),
         characters=tokens,
         marks=np.where(marks, tokens, PAD).astype(np.int32),
-        back=np.arange(len(upper), dtype=np.int32) - np.array(first_places(upper), np.int32),
+        back=np.arange(len(places), dtype=np.int32) - np.array(first_places(places), np.int32),
         tones=tones,
         needs=needs,
     )
-    forced = line.marks[: _end_of_marks(upper)].tolist() if held.is_hard("punctuation") else []
-    return Plan(line, tuple(forced), tuple(name for name in Weights._fields if name in gave_up))
+    forced = line.marks[: _end_of_marks(places)].tolist() if held.is_hard("punctuation") else []
+    return Plan(characters(upper), line, tuple(forced), tuple(name for name in Weights._fields if name in gave_up))
 
 
 def satisfiable(
@@ -144,7 +160,7 @@ def satisfiable(
     )
 
 
-def _possible(upper: str, tokens: Int[np.ndarray, " P"], rules: Rules, vocabulary: Vocabulary) -> bool:
+def _possible(upper: Sequence[str], tokens: Int[np.ndarray, " P"], rules: Rules, vocabulary: Vocabulary) -> bool:
     """Whether some lower line keeps all hard rules."""
     usable = np.asarray(vocabulary.tones) > 0
     if rules.is_hard("distinct"):
@@ -163,7 +179,7 @@ def _count(tones: Iterable[int]) -> Int[np.ndarray, " 4"]:
 
 
 def _tones_and_needs(
-    upper: str, rules: Rules, vocabulary: Vocabulary
+    upper: Sequence[str], rules: Rules, vocabulary: Vocabulary
 ) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, "P 4"]]:
     """The fields of these names of an `UpperLine`."""
     tones = np.array(asked_tones(upper), np.int32)
@@ -176,7 +192,7 @@ def _tones_and_needs(
     return tones, needs
 
 
-def _demands(upper: str, rules: Rules, vocabulary: Vocabulary) -> dict[int, int]:
+def _demands(upper: Sequence[str], rules: Rules, vocabulary: Vocabulary) -> dict[int, int]:
     """Where a character must be found, and the tones that it must be able to have.
 
     With repetition hard these are the places where classes begin, and the tones are those of all their places.
@@ -189,7 +205,7 @@ def _demands(upper: str, rules: Rules, vocabulary: Vocabulary) -> dict[int, int]
     return demands
 
 
-def _committed(upper: str, rules: Rules, vocabulary: Vocabulary) -> list[int]:
+def _committed(upper: Sequence[str], rules: Rules, vocabulary: Vocabulary) -> list[int]:
     """The places of the lower line that the hard rules let hold nothing but a character."""
     if rules.is_hard("punctuation"):
         end = len(upper) if rules.is_hard("length") else _end_of_marks(upper)
@@ -198,7 +214,7 @@ def _committed(upper: str, rules: Rules, vocabulary: Vocabulary) -> list[int]:
     return list(range(len(upper))) if rules.is_hard("length") and not np.any(vocabulary.marks) else []
 
 
-def _end_of_marks(upper: str) -> int:
+def _end_of_marks(upper: Sequence[str]) -> int:
     """One more than the place of the last mark."""
     return max((place + 1 for place, character in enumerate(upper) if is_mark(character)), default=0)
 

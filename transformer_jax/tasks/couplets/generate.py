@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, overload
 
 from transformer_jax.data import EOS, PAD, UNK
+from transformer_jax.data.readers import on_one_line
 from transformer_jax.data.tokenizers import Tokenizer
 from transformer_jax.decoding.generator import Generator, SentenceConstraints
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
-from transformer_jax.tasks.couplets.rules import Rules
+from transformer_jax.tasks.couplets.rules import Rules, characters, plain
 from transformer_jax.tasks.couplets.sources import without_spaces
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
 
@@ -45,31 +46,34 @@ def write(
     Raises:
         UserError: if the tokens are not characters.
     """
-    sources = [[*tokenizer.encode(upper), EOS] for upper in uppers]
+    sources = [[*tokenizer.encode(plain(upper)), EOS] for upper in uppers]
     if rules == Rules.parse("none"):
         outputs = generator.generate(params, sources, options)
-        return [[Reply(tokenizer.decode(h.tokens), h.score, h.log_prob, ()) for h in found] for found in outputs]
+        return [
+            [Reply(on_one_line(tokenizer.decode(h.tokens)), h.score, h.log_prob, ()) for h in found]
+            for found in outputs
+        ]
     vocabulary = vocabulary_of(tokenizer)
     plans = [make_plan(upper, rules, tokenizer, vocabulary) for upper in uppers]
     options = replace(options, no_repeat_ngram=0)
     if rules.length > 0:
         options = replace(options, min_length=0, max_length=None)
     if rules.is_hard("length"):
-        # An output is then at most as long as its source, which keeps the cache small.
+        # An output is then at most as long as its source, which keeps the cache small: a character is a token or more.
         options = replace(options, max_extra_tokens=0)
     constraints = SentenceConstraints(keep_rules, vocabulary, [plan.line for plan in plans])
     outputs = generator.generate(params, sources, options, [plan.forced for plan in plans], constraints=constraints)
     return [
-        [Reply(_text(h.tokens, upper, plan, tokenizer), h.score, h.log_prob, plan.gave_up) for h in found]
-        for upper, plan, found in zip(uppers, plans, outputs, strict=True)
+        [Reply(_text(h.tokens, plan, tokenizer), h.score, h.log_prob, plan.gave_up) for h in found]
+        for plan, found in zip(plans, outputs, strict=True)
     ]
 
 
-def _text(tokens: Sequence[int], upper: str, plan: Plan, tokenizer: Tokenizer) -> str:
+def _text(tokens: Sequence[int], plan: Plan, tokenizer: Tokenizer) -> str:
     """Forced marks are those of the upper line, which the vocabulary may lack."""
     forced = [*plan.forced, *[PAD] * len(tokens)]
     return "".join(
-        tokenizer.piece(token) if forced[place] == PAD else upper[place] for place, token in enumerate(tokens)
+        tokenizer.piece(token) if forced[place] == PAD else plan.characters[place] for place, token in enumerate(tokens)
     )
 
 
@@ -118,7 +122,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         """The lower line to each upper line, in order.
 
         Args:
-            uppers: upper lines; white space in them is ignored.
+            uppers: upper lines; white space in them, and what is invisible, is ignored.
             n_best: number of lower lines to each.
             search: see `search`.
 
@@ -145,7 +149,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         """The best lower lines to each upper line, best first, with the rules that they gave up.
 
         Args:
-            uppers: upper lines; white space in them is ignored.
+            uppers: upper lines; white space in them, and what is invisible, is ignored.
             rules: rules that lower lines keep, or their text as `Rules.parse` reads it; default: those of the model's
                 settings, like the next three.
             beam_size: hypotheses kept.
@@ -162,7 +166,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         rules = Rules.parse(rules) if isinstance(rules, str) else rules
         search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
         self.check(uppers)
-        lines = [self._normalised(upper) for upper in uppers]
+        lines = [without_spaces(upper) for upper in uppers]
         return write(self._generator(batch_size), self.params, self.tokenizer.target, lines, search_options, rules)
 
     def check(self, uppers: Sequence[str]) -> None:
@@ -179,8 +183,8 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
 
     def known_share(self, upper: str) -> float:
         """Share of the characters of a line, which is not blank, that are in the model's vocabulary."""
-        ids = self.tokenizer.source.encode(self._normalised(upper))
-        return sum(token != UNK for token in ids) / len(ids)
+        ids = self.tokenizer.source.encode_batch([plain(each) for each in characters(without_spaces(upper))])
+        return sum(UNK not in of_one for of_one in ids) / len(ids)
 
     def _normalised(self, text: str) -> str:
-        return without_spaces(text)
+        return plain(without_spaces(text))

@@ -6,11 +6,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntFlag
 from functools import cache
+from itertools import zip_longest
 
+import regex
 from rich.cells import cell_len
 
 from transformer_jax.system import UserError
 from transformer_jax.tasks.metrics import check_aligned, exact_match
+
+# What shows nothing itself, but belongs to the character before it: joiners, selectors of a variant, tags of a flag.
+_ATTACHED = r"[\p{Default_Ignorable_Code_Point}--\p{Grapheme_Cluster_Break=Control}--\p{L}]"
+_INVISIBLE = r"[[\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]--\s]"
+_ATTACHED_FIRST = regex.compile(rf"(?V1)^{_ATTACHED}+")
+_HIDDEN = regex.compile(rf"(?V1){_INVISIBLE}+")
+_HIDDEN_APART = regex.compile(rf"(?V1)[{_INVISIBLE}--{_ATTACHED}]+")
+_SIMPLE = regex.compile(r"[\u3001-\u3029\u4e00-\u9fff\uff01-\uff5e]*")  # a code point is a character, fast to tell
+_CLUSTER = regex.compile(r"\X")
+_MARK = regex.compile(r"[\p{P}\p{S}\p{Z}\p{Cc}\p{Cf}]")
+
+
+def characters(line: str) -> list[str]:
+    """The characters of a line as its reader counts them: grapheme clusters, after NFC.
+
+    A letter and its accents are one, and so is an emoji of several code points. What is invisible is none and left out,
+    unless it belongs to a character; white space counts.
+    """
+    if _SIMPLE.fullmatch(line):
+        return list(line)
+    line = _ATTACHED_FIRST.sub("", _HIDDEN_APART.sub("", line))
+    found: list[str] = _CLUSTER.findall(unicodedata.normalize("NFC", line))
+    return found
+
+
+def plain(line: str) -> str:
+    """A line, or a character, in NFC without anything invisible: 葛 for each of its variants."""
+    return unicodedata.normalize("NFC", _HIDDEN.sub("", line))
 
 
 class Tone(IntFlag):
@@ -128,7 +158,7 @@ class Verdict:
     """Result of `judge`."""
 
     broken: dict[str, tuple[int, ...]]
-    """Places, from 0, that break each rule; empty if the rule is kept."""
+    """Places, from 0, that break each rule; empty if the rule is kept. A place is one of `characters`."""
     upper_ends_level: bool
     """The upper line is irregular: it should end oblique. The lower line is not to blame."""
 
@@ -143,7 +173,7 @@ class Verdict:
 
 
 def judge(upper: str, lower: str) -> Verdict:
-    """Judge a lower line by the five rules.
+    """Judge a lower line by the five rules. Places are those of `characters`, which are compared as `plain`.
 
     - length: broken at every place that only one of the lines has.
     - punctuation: broken where one line has a mark and the other has another or none. The other rules ignore marks.
@@ -152,36 +182,36 @@ def judge(upper: str, lower: str) -> Verdict:
     - distinct: broken at a character that occurs anywhere in the upper line.
     - tones: broken at a character without a reading of the tone that `asked_tones` names.
     """
-    marks = [is_mark(character) for character in lower]
-    places = range(min(len(upper), len(lower)), max(len(upper), len(lower)))
-    classes = first_places(upper) + list(range(len(upper), len(lower)))
-    asked = asked_tones(upper)
-    characters = [place for place in range(len(lower)) if not marks[place]]
+    above, below = places_of(upper), places_of(lower)
+    classes = first_places(above) + list(range(len(above), len(below)))
+    asked = asked_tones(above)
+    verse = [place for place, character in enumerate(below) if not is_mark(character)]
     broken = {
-        "length": tuple(places),
+        "length": tuple(range(min(len(above), len(below)), max(len(above), len(below)))),
         "punctuation": tuple(
             place
-            for place, (above, below) in enumerate(_paired(upper, lower))
-            if above != below and (is_mark(above) or is_mark(below))
+            for place, (asks, answers) in enumerate(zip_longest(above, below, fillvalue=""))
+            if asks != answers and (is_mark(asks) or is_mark(answers))
         ),
         "repetition": tuple(
             place
-            for place in characters
+            for place in verse
             if any(
-                (lower[place] == lower[other]) != (classes[place] == classes[other])
-                for other in characters
-                if other < place
+                (below[place] == below[other]) != (classes[place] == classes[other]) for other in verse if other < place
             )
         ),
-        "distinct": tuple(place for place in characters if lower[place] in upper),
+        "distinct": tuple(place for place in verse if below[place] in above),
         "tones": tuple(
-            place
-            for place in characters
-            if place < len(upper) and asked[place] and not asked[place] & tone(lower[place])
+            place for place in verse if place < len(above) and asked[place] and not asked[place] & tone(below[place])
         ),
     }
-    last = _last_character(upper)
-    return Verdict(broken, last is not None and tone(upper[last]) == Tone.LEVEL)
+    last = _last_character(above)
+    return Verdict(broken, last is not None and tone(above[last]) == Tone.LEVEL)
+
+
+def places_of(line: str) -> list[str]:
+    """What the rules compare, place by place: the `characters` of a line, each `plain`."""
+    return list(map(plain, characters(line)))
 
 
 def rule_shares(uppers: Sequence[str], lowers: Sequence[str]) -> dict[str, float]:
@@ -195,11 +225,10 @@ def is_mark(character: str) -> bool:
 
     The empty string, for a missing character, is not a mark.
     """
-    category = unicodedata.category(character) if character else ""
-    return category[:1] in ("P", "S", "Z") or category in ("Cc", "Cf")
+    return _MARK.match(character) is not None
 
 
-def first_places(line: str) -> list[int]:
+def first_places(line: Sequence[str]) -> list[int]:
     """For each place the first one with the same character, so equal values mark equal characters.
 
     A mark equals no other place.
@@ -207,7 +236,7 @@ def first_places(line: str) -> list[int]:
     return [place if is_mark(character) else line.index(character) for place, character in enumerate(line)]
 
 
-def asked_tones(upper: str) -> list[Tone]:
+def asked_tones(upper: Sequence[str]) -> list[Tone]:
     """The tone that the lower line should have at each place: none, level or oblique.
 
     Counting restarts in every clause, that is after every mark. At even places (from 1) the lower line opposes the
@@ -228,12 +257,8 @@ def asked_tones(upper: str) -> list[Tone]:
     return asked
 
 
-def _last_character(line: str) -> int | None:
+def _last_character(line: Sequence[str]) -> int | None:
     return max((place for place, character in enumerate(line) if not is_mark(character)), default=None)
-
-
-def _paired(upper: str, lower: str) -> list[tuple[str, str]]:
-    return [(upper[place : place + 1], lower[place : place + 1]) for place in range(max(len(upper), len(lower)))]
 
 
 _SIGNS = {Tone.LEVEL: "平", Tone.OBLIQUE: "仄", Tone.EITHER: "通"}
@@ -252,12 +277,13 @@ def explain(upper: str, lower: str, gave_up: tuple[str, ...] = ()) -> str:
         gave_up: rules that no lower line could have kept.
     """
     verdict = judge(upper, lower)
-    places = range(max(len(upper), len(lower)))
+    above, below = characters(upper), characters(lower)
+    places = range(max(len(above), len(below)))
     rows = [
-        ("upper", list(upper), ""),
-        ("", [_sign(character) for character in upper], "(should end 仄)" if verdict.upper_ends_level else ""),
-        ("lower", list(lower), ""),
-        ("", [_sign(character) for character in lower], ""),
+        ("upper", above, ""),
+        ("", [_sign(character) for character in above], "(should end 仄)" if verdict.upper_ends_level else ""),
+        ("lower", below, ""),
+        ("", [_sign(character) for character in below], ""),
     ]
     for name in NAMES:
         broken = verdict.broken[name]
@@ -273,11 +299,11 @@ def explain(upper: str, lower: str, gave_up: tuple[str, ...] = ()) -> str:
 
 
 def _sign(character: str) -> str:
-    return "" if is_mark(character) else _SIGNS[tone(character)]
+    return "" if is_mark(character) else _SIGNS[tone(plain(character))]
 
 
 def couplet_scores(lowers: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """Corpus scores of the lower lines of couplets.
+    """Corpus scores of the lower lines of couplets, all lines `plain`.
 
     Args:
         lowers: outputs.
@@ -293,6 +319,7 @@ def couplet_scores(lowers: Sequence[str], references: Sequence[str]) -> dict[str
     from sacrebleu.metrics import BLEU
 
     check_aligned(lowers, references)
+    lowers, references = list(map(plain, lowers)), list(map(plain, references))
     bleu = BLEU(tokenize="char")
     score = bleu.corpus_score(lowers, [references]).score
     return {
@@ -306,5 +333,6 @@ def couplet_scores(lowers: Sequence[str], references: Sequence[str]) -> dict[str
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Share of the n-grams of characters of all texts together that are different ones (Li et al., 2016)."""
-    ngrams = [text[i : i + n] for text in texts for i in range(len(text) - n + 1)]
+    lines = map(places_of, texts)
+    ngrams = [tuple(line[i : i + n]) for line in lines for i in range(len(line) - n + 1)]
     return len(set(ngrams)) / max(len(ngrams), 1)

@@ -11,6 +11,7 @@ from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.antitheses import antitheses
+from transformer_jax.tasks.couplets.rules import characters, plain
 
 if TYPE_CHECKING:  # importing config imports JAX
     from transformer_jax.config import DataConfig
@@ -19,7 +20,7 @@ OWN_SETS = {"couplet": "transformer_jax.tasks.couplets.couplet_dataset"}
 """See `load_records`."""
 
 Couplet = tuple[str, str]
-"""Upper and lower line, without spaces."""
+"""Upper and lower line; see `without_spaces`."""
 
 
 class Fit(NamedTuple):
@@ -32,8 +33,8 @@ class Fit(NamedTuple):
 
 
 def without_spaces(line: str) -> str:
-    """A line without white space of any kind."""
-    return "".join(line.split())
+    """A line without white space of any kind, and without what is invisible, as `rules.characters` has it."""
+    return "".join(characters("".join(line.split())))
 
 
 def read_couplets(upper_path: str | AnyPath, lower_path: str | AnyPath) -> list[Couplet]:
@@ -54,22 +55,27 @@ def read_blocklist(path: str | AnyPath) -> list[str]:
     Raises:
         UserError: if the file cannot be read or is not UTF-8.
     """
-    words = (without_spaces(line.partition("#")[0]) for line in read_lines(path))
+    words = (plain(without_spaces(line.partition("#")[0])) for line in read_lines(path))
     return [word for word in words if word]
 
 
 def leave_out_unfit(couplets: Iterable[Couplet], blocklist: Iterable[str] = ()) -> Fit:
-    """Leave out couplets with a blank line, lines of unequal length, or a word of the blocklist in either line."""
+    """Leave out couplets with a blank line, lines of unequal length, or a word of the blocklist in either line.
+
+    The rest is as `without_spaces` has it.
+    """
     words = [re.escape(word) for word in blocklist]
     has_blocked_word = re.compile("|".join(words)).search if words else lambda text: None
     fit: list[Couplet] = []
     blank = unequal = blocked = 0
     for upper, lower in couplets:
-        if not upper or not lower:
+        above, below = (characters("".join(line.split())) for line in (upper, lower))
+        upper, lower = "".join(above), "".join(below)
+        if not above or not below:
             blank += 1
-        elif len(upper) != len(lower):
+        elif len(above) != len(below):
             unequal += 1
-        elif has_blocked_word(upper) or has_blocked_word(lower):
+        elif has_blocked_word(plain(upper)) or has_blocked_word(plain(lower)):
             blocked += 1
         else:
             fit.append((upper, lower))
@@ -142,12 +148,12 @@ def load_training_data(config: "DataConfig", own: CoupletConfig) -> CoupletData:
         validation = fit_validation.couplets
         notes.append(_note(f"Validation data {config.name} {config.validation_split}", fit_validation))
     else:
-        train, validation = cut(fit.couplets, lambda couplet: couplet[0], config.validation_percent)
+        train, validation = cut(fit.couplets, _upper, config.validation_percent)
         share = f"{config.validation_percent:g} % of the upper lines"
         notes.append(f"Validation data: {len(validation):,} of these, {share}, are held out")
     if own.extra_train:
         fit_extra = leave_out_unfit(_extra_couplets(own.extra_train), blocklist)
-        extra = apart_from(validation, fit_extra.couplets, lambda couplet: couplet[0])
+        extra = apart_from(validation, fit_extra.couplets, _upper)
         notes.append(_note(f"Further training data {own.extra_train}", fit_extra))
         notes.append(f"{len(fit_extra.couplets) - len(extra):,} of these answer an upper line of validation: left out")
         train = train + extra
@@ -161,8 +167,13 @@ def load_training_data(config: "DataConfig", own: CoupletConfig) -> CoupletData:
 
 def seen_uppers(uppers: Iterable[str], train: Iterable[Couplet]) -> list[bool]:
     """For each upper line whether it also stands in the training data, where it may have another answer."""
-    known = {upper for upper, _ in train}
-    return [upper in known for upper in uppers]
+    known = set(map(_upper, train))
+    return [plain(upper) in known for upper in uppers]
+
+
+def _upper(couplet: Couplet) -> str:
+    """The upper line, by which couplets are told apart."""
+    return plain(couplet[0])
 
 
 def _check_features(info: Any) -> None:

@@ -6,7 +6,7 @@ from transformer_jax.config import Config
 from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError
 from transformer_jax.tasks.couplets.generate import write
-from transformer_jax.tasks.couplets.rules import NAMES, Rules, couplet_scores, rule_shares
+from transformer_jax.tasks.couplets.rules import NAMES, Rules, couplet_scores, plain, rule_shares
 from transformer_jax.tasks.couplets.sources import load_training_data
 from transformer_jax.tasks.seq2seq_task import Seq2SeqTask
 
@@ -49,6 +49,10 @@ class CoupletTask(Seq2SeqTask):
         options = self.search_options(final=final)
         found = write(self.generator, params, self.tokenizer.target, uppers, options, self.rules)
         return [best.text for best, *_ in found]
+
+    def _sides(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+        uppers, lowers = super()._sides(pairs)
+        return list(map(plain, uppers)), list(map(plain, lowers))
 
     def output_scores(self, sources: list[str], outputs: list[str], references: list[str]) -> dict[str, float | str]:
         """Exact match, BLEU, distinct n-grams and the share of kept rules."""

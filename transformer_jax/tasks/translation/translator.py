@@ -7,8 +7,11 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 from jaxtyping import Float
 
+from transformer_jax.data.readers import is_blank, on_one_line
+from transformer_jax.data.tokenizers import WordTokenizer
 from transformer_jax.decoding.generator import Generator, Hypothesis
-from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
+from transformer_jax.system import UserError
+from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings, check_texts
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,24 @@ class Translation(NamedTuple):
     alignment: Alignment | None = None
 
 
+class _Beginning(NamedTuple):
+    """What an output begins with: a prefix, or nothing."""
+
+    typed: str = ""
+    ids: tuple[int, ...] = ()
+    read: str = ""
+    """The text of the ids: what the tokenizer makes of the prefix, white space and case perhaps changed."""
+
+
+def _settled(text: str) -> str:
+    """The part of a text that no further token changes.
+
+    Decoders write U+FFFD for bytes that are not yet a character, as for those that never become one; and white space
+    stands only if it is not the end.
+    """
+    return text.rstrip("\ufffd").rstrip() if text.endswith("\ufffd") else text
+
+
 class Translator(Seq2SeqModel[TranslatorSettings]):
     """A trained translation model: text in, text out. Safe to call from several threads."""
 
@@ -84,7 +105,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
     def translate(
         self, texts: Sequence[str], *, n_best: int = 1, return_attention: bool = False, **search: Any
     ) -> list[str] | list[list[Translation]]:
-        """Translate texts, in order; blank ones stay blank.
+        """Translate texts, in order. Blank ones, which show nothing, become empty; no translation has a line break.
 
         Args:
             texts: one sentence each.
@@ -111,7 +132,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
         beam_size: int | None = None,
         alpha: float | None = None,
         batch_size: int | None = None,
-        prefix: str | None = None,
+        prefix: str | Sequence[str | None] | None = None,
         return_attention: bool = False,
         **options: Any,
     ) -> list[list[Translation]]:
@@ -123,26 +144,29 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             alpha: exponent of the length penalty.
             batch_size: sentences at a time with a beam of 4, and as many hypotheses with any other; it changes speed
                 and memory, not results.
-            prefix: beginning of every translation.
+            prefix: beginning of every translation, which stands there as it is; or a list of one for each text, None
+                where it is free.
             return_attention: whether translations come with their `Alignment`.
             options: further fields of `SearchOptions`.
 
         Raises:
             TypeError: if a text is not a string, or an option is unknown.
-            UserError: if a text is longer than the model accepts, or an option is out of range.
+            UserError: if a text or prefix is longer than the model accepts, a prefix has what the vocabulary cannot
+                express, or an option is out of range.
         """
         search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
         sources = self._encode(self.tokenizer.source, texts, "Line")
         generator = self._generator(batch_size)
-        # Blank texts stay blank: the output for an empty source is not a translation.
-        filled = [i for i, text in enumerate(texts) if text.strip()]
-        prefixes = None if prefix is None else [self.tokenizer.target.encode(self._normalised(prefix))] * len(filled)
+        beginnings = self._beginnings(prefix, len(texts))
+        # The output for an empty source is not a translation.
+        filled = [i for i, text in enumerate(texts) if not is_blank(text)]
+        prefixes = None if prefix is None else [beginnings[i].ids for i in filled]
         outputs = generator.generate(self.params, [sources[i] for i in filled], search_options, prefixes)
         found = [[Translation("", 0.0, 0.0)] for _ in sources]
         for i, hypotheses in zip(filled, outputs, strict=True):
             found[i] = [
                 Translation(
-                    self.tokenizer.target.decode(hypothesis.tokens),
+                    self._text(hypothesis.tokens, beginnings[i]),
                     hypothesis.score,
                     hypothesis.log_prob,
                     self._alignment(generator, sources[i], hypothesis) if return_attention else None,
@@ -151,19 +175,16 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             ]
         return found
 
-    def check(self, texts: Sequence[str]) -> None:
-        """Refuse texts that `search` does not accept.
-
-        Raises:
-            TypeError: if a text is not a string.
-            UserError: if a text is longer than the model accepts.
-        """
+    def check(self, texts: Sequence[str], *, prefix: str | Sequence[str | None] | None = None) -> None:
+        """Refuse texts and prefixes that `search` does not accept; errors are those of `search`."""
         self._encode(self.tokenizer.source, texts, "Line")
+        self._beginnings(prefix, len(texts))
 
     def stream(self, text: str, *, prefix: str | None = None, **options: Any) -> Iterator[str]:
         """Yield the translation in pieces, each as soon as its token is known.
 
-        They add up to `translate([text], beam_size=1)` or, with a `temperature`, to a sample.
+        They add up exactly to `translate([text], beam_size=1)` or, with a `temperature`, to a sample. Where a token is
+        a part of a character, the character comes with its last token.
 
         Args:
             text: one sentence.
@@ -176,16 +197,79 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
         """
         search_options = self._search_options(beam_size=1, alpha=None, **options)
         source = self._encode(self.tokenizer.source, [text], "Line")[0]
-        if not text.strip():
+        [beginning] = self._beginnings(prefix, 1)
+        if is_blank(text):
             return
         tokens: list[int] = []
-        shown = ""
-        begin = [] if prefix is None else self.tokenizer.target.encode(self._normalised(prefix))
-        for token in self._generator(None).stream(self.params, source, search_options, begin):
+        text = shown = beginning.typed
+        if shown:
+            yield shown
+        for token in self._generator(None).stream(self.params, source, search_options, beginning.ids):
             tokens.append(token)
-            so_far = self.tokenizer.target.decode(tokens)
-            yield so_far[len(shown) :]
-            shown = so_far
+            if len(tokens) <= len(beginning.ids):
+                continue
+            text = self._text(tokens, beginning)
+            settled = _settled(text)
+            if len(settled) > len(shown):
+                yield settled[len(shown) :]
+                shown = settled
+        if len(text) > len(shown):
+            yield text[len(shown) :]
+
+    def _beginnings(self, prefix: str | Sequence[str | None] | None, count: int) -> list[_Beginning]:
+        """The beginnings of `count` outputs.
+
+        Raises:
+            TypeError: if a prefix is not a string.
+            UserError: if there are not as many, or one is too long, has a line break, or cannot be expressed.
+        """
+        if prefix is None:
+            return [_Beginning()] * count
+        prefixes = [prefix] if isinstance(prefix, str) else ["" if each is None else each for each in prefix]
+        if not isinstance(prefix, str) and len(prefixes) != count:
+            raise UserError(f"There are {count:,} texts, but {len(prefixes):,} prefixes; give one for each.")
+        check_texts(prefixes)
+        tokenizer = self.tokenizer.target
+        found = []
+        for number, (typed, (*ids, _)) in enumerate(
+            zip(prefixes, self._encode(tokenizer, prefixes, "Prefix", "shorten it"), strict=True), start=1
+        ):
+            if on_one_line(typed) != typed:
+                raise UserError(f"Prefix {number:,} ({typed!r:.60}) has a line break; write it on one line.")
+            if is_blank(typed):
+                found.append(_Beginning())
+                continue
+            if tokenizer.special_tokens.unk in ids:
+                raise UserError(
+                    f"Prefix {number:,} ({typed!r:.60}) has {self._unknown(typed)!r}, which the model's vocabulary "
+                    "cannot express; begin otherwise."
+                )
+            found.append(_Beginning(typed, tuple(ids), on_one_line(tokenizer.decode(ids))))
+        return found * count if isinstance(prefix, str) else found
+
+    def _unknown(self, prefix: str) -> str:
+        """The first character of a prefix, or word where words are the tokens, that the vocabulary does not have."""
+        tokenizer = self.tokenizer.target
+        units = prefix.split() if isinstance(tokenizer, WordTokenizer) else [*prefix, *prefix.split()]
+        encoded = tokenizer.encode_batch([self._normalised(unit) for unit in units])
+        return next(
+            (unit for unit, ids in zip(units, encoded, strict=True) if tokenizer.special_tokens.unk in ids), prefix
+        )
+
+    def _text(self, tokens: Sequence[int], beginning: _Beginning) -> str:
+        """The text of an output, on one line, its beginning as it was typed."""
+        decode = self.tokenizer.target.decode
+        text = on_one_line(decode(tokens))
+        if not beginning.typed:
+            return text
+        if text.startswith(beginning.read):
+            rest = text[len(beginning.read) :]
+        else:
+            rest = on_one_line(decode(tokens[len(beginning.ids) :]))
+        # Tokenizers drop white space at the end of a text.
+        if beginning.typed[-1:].isspace() and not beginning.read[-1:].isspace():
+            rest = rest.removeprefix(" ")
+        return beginning.typed + rest
 
     def _alignment(self, generator: Generator, source: list[int], hypothesis: Hypothesis) -> Alignment:
         target = [*hypothesis.tokens, self.tokenizer.target.special_tokens.eos]
