@@ -27,8 +27,8 @@ from transformer_jax.tasks.registry import Command, registered, registered_names
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0: done. 2: a mistake in the command line or its files, or output that cannot be written, reported in one sentence on
-    stderr. 128 and the number of a signal, such as 130 after Ctrl-C: ended by it. 141: the output was closed by its
+    0: done. 2: a mistake in the command line or its files, or output that cannot be written, reported in one sentence
+    on stderr. 128 and the number of a signal, such as 130 after Ctrl-C: ended by it. 141: the output was closed by its
     reader. With several processes, if one of them fails it does not return, but exits with 2, or with 75 where another
     process is gone.
     """

@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import regex
 
@@ -58,7 +58,7 @@ def decode_lines(content: bytes, name: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def iterate_lines(stream: BinaryIO, name: str) -> Iterator[str | UserError]:
+def iterate_lines(stream: Any, name: str) -> Iterator[str | UserError]:
     """Read the lines of UTF-8 text one by one, as `read_lines` does; one that cannot be read is its error."""
     number = 0
     while line := stream.readline(LONGEST_LINE + 1):

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from transformer_jax.system import UserError
 
@@ -138,7 +138,7 @@ class Shown(io.TextIOBase):
     A full disk, a closed stream or a reader that has gone must not end the work.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: Any) -> None:
         """Wrap a standard stream; None if it was closed when the program began."""
         self._stream = stream
 

@@ -231,7 +231,8 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Iterable[Any]) -
     if distributed.process_count() == 1:
         return
     digest, count = hashlib.sha256(), 0
-    for count, text in enumerate(texts, start=1):
+    for text in texts:
+        count += 1
         digest.update(json.dumps(text).encode() + b"\n")
     options = {name: value for name, value in vars(arguments).items() if name not in _MAY_DIFFER}
     distributed.assert_equal(

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from transformer_jax.system import UserError
 from transformer_jax.system.files import Output
@@ -143,6 +143,9 @@ def answer_lines(
         with output or contextlib.nullcontext():
             model, windows = checked_windows(command, arguments, window)
             for lines in windows:
+                if done and time.monotonic() - told >= PROGRESS_SECONDS:
+                    told = time.monotonic()
+                    progress(f"{done:,} lines, {done / (told - began):,.1f} a second")
                 good = [line for line in lines if not line.refusal]
                 answers = iter(distributed.parallel_map(lambda own: answer(model, own), good))
                 content = []
@@ -157,9 +160,6 @@ def answer_lines(
                 elif distributed.is_main():
                     stdout_bytes("".join(content).encode("utf-8"))
                 done += len(lines)
-                if time.monotonic() - told >= PROGRESS_SECONDS:
-                    told = time.monotonic()
-                    progress(f"{done:,} lines, {done / (told - began):,.0f} a second")
     except BaseException as error:
         if output is not None and output.kept is not None:
             error.add_note(f"The output of the first {done:,} lines is in {output.kept}.")
@@ -241,14 +241,14 @@ def _grouped(lines: Iterator[Line] | Lines, size: int | None) -> Iterator[list[L
         yield group
 
 
-def _standard_input(*, reread: bool) -> BinaryIO:
+def _standard_input(*, reread: bool) -> Any:
     """Standard input, or a copy of it if it must be read again and cannot be."""
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("Standard input is closed; give texts as arguments, or direct a file to it.")
-    stream: BinaryIO = sys.stdin.buffer
+    stream = sys.stdin.buffer
     if not reread or stream.seekable():
         return stream
-    copy = tempfile.TemporaryFile()
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  (until the program ends)
     try:
         shutil.copyfileobj(stream, copy)
         copy.seek(0)
