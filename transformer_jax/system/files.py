@@ -208,6 +208,8 @@ class Output:
             os.fstat(self._descriptor)
             return True
         self._target = path = Path(os.path.realpath(path))
+        if path.is_symlink():  # to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         mode = path.stat().st_mode if path.exists() else None
         if mode is not None and stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

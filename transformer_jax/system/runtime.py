@@ -195,7 +195,9 @@ def stdout_bytes(content: bytes) -> None:
         if not hasattr(stream, "buffer"):  # replaced, by `contextlib.redirect_stdout` for example
             stream.write(content.decode("utf-8"))
         else:
-            stream.buffer.write(content)
+            rest = memoryview(content)
+            while rest:
+                rest = rest[stream.buffer.write(rest) or 0 :]  # under PYTHONUNBUFFERED not always all
         stream.flush()
     except BrokenPipeError:
         raise
@@ -224,7 +226,8 @@ def run_program(name: str, program: Callable[[], int], *, needs_output: bool = T
     """
     _occupy_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # help has Chinese characters, which not every locale has
+        # Help has Chinese characters, which not every locale has; and argparse ignores errors of unbuffered writes.
+        sys.stdout.reconfigure(errors="backslashreplace", write_through=False)
     leaves: SystemExit | None = None
     sentence = ""
     try:
