@@ -13,11 +13,10 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from transformer_jax import __version__
 from transformer_jax.system import UserError
 from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.task_groups import moved_fields
-from transformer_jax.tasks.command_line import add_processes, beside_others, refuse_empty_names
+from transformer_jax.tasks.command_line import add_processes, add_version, beside_others, refuse_empty_names
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
 
@@ -51,7 +50,7 @@ def _run(argv: list[str], started: float) -> int:
     parser.add_argument(
         "--profile", action="store_true", help="trace some steps into DIR/profile, for TensorBoard and Perfetto"
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    add_version(parser)
     add_processes(parser)
     arguments, overrides = parser.parse_known_args(argv[1:])
     refuse_empty_names(arguments)

@@ -9,13 +9,13 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from transformer_jax import __version__
 from transformer_jax.cli import convert
 from transformer_jax.system import UserError
 from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.tasks.command_line import (
     add_model,
     add_task_command,
+    add_version,
     beside_others,
     command_for,
     refuse_empty_names,
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Use a trained Transformer: one command for each task; score, import and export models.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _task_commands():
         add_task_command(commands, command)

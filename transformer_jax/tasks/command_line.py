@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,6 +120,15 @@ def command_for(task: str, path: str) -> Command:
             f"{path} holds a model that no command serves; load it in Python, or train from it with --config.init_from."
         )
     return command
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`."""
+    try:
+        version = importlib.metadata.version("transformer-jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        version = "unknown"
+    parser.add_argument("--version", action="version", version=version)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
