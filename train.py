@@ -14,9 +14,9 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from transformer_jax.system import UserError
-from transformer_jax.system.runtime import prepare
+from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.task_groups import moved_fields
-from transformer_jax.tasks.command_line import add_processes, beside_others
+from transformer_jax.tasks.command_line import add_processes, add_version, beside_others, refuse_empty_names
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
 
@@ -25,40 +25,54 @@ def main(argv: list[str]) -> int:
     """Read the command line and train.
 
     Returns 0 on success or after SIGTERM, 2 for mistakes in the arguments, the config or the data, 130 after Ctrl-C.
+    Output that cannot be shown changes nothing: everything is in the logs of the run.
     With several processes, if one of them fails it does not return, but exits with 2, or with 75 where another process
     is gone.
     """
     started = time.monotonic()
+    return run_program("train.py", lambda: _run(argv, started), needs_output=False)
+
+
+def _run(argv: list[str], started: float) -> int:
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", default=str(DEFAULT_CONFIG), metavar="FILE[:ARG]", help="a file with get_config()")
+    parser.add_argument(
+        "--config",
+        default=str(DEFAULT_CONFIG),
+        metavar="FILE[:ARG]",
+        help="a file with get_config(), or the config.json of a run",
+    )
     parser.add_argument(
         "--config.GROUP.FIELD", metavar="VALUE", help="change a field of it; may be given several times"
     )
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG]")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG, or that of config.json]"
+    )
     parser.add_argument(
         "--profile", action="store_true", help="trace some steps into DIR/profile, for TensorBoard and Perfetto"
     )
+    add_version(parser)
     add_processes(parser)
     arguments, overrides = parser.parse_known_args(argv[1:])
-    file, _, argument = arguments.config.partition(":")
-    workdir = arguments.workdir or Path("runs", "-".join(filter(None, [Path(file).stem, argument])))
+    refuse_empty_names(arguments)
+    workdir = _workdir_of(arguments.config) if arguments.workdir is None else arguments.workdir
     logging.set_verbosity(logging.FATAL)  # libraries raise their errors too; their logs are not for users
     notes = prepare()
-    try:
-        # Only now: these import JAX.
-        from transformer_jax.config import load_config_file
-        from transformer_jax.training import run
+    # Only now: these import JAX.
+    from transformer_jax.config import load_config_file
+    from transformer_jax.training import run
 
-        try:
-            with beside_others(arguments):
-                config = _override(load_config_file(arguments.config), overrides)
-                outcome = run(config, workdir, started=started, notes=notes, profile=arguments.profile)
-        except UserError as error:
-            print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
-            return 2
-    except KeyboardInterrupt:
-        return 130
+    with beside_others(arguments):
+        config = _override(load_config_file(arguments.config), overrides)
+        outcome = run(config, workdir, started=started, notes=notes, profile=arguments.profile)
     return 130 if outcome.signal == signal.SIGINT else 0
+
+
+def _workdir_of(config: str) -> str:
+    """The folder of a run without `--workdir`."""
+    if config.endswith(".json"):
+        return config.rpartition("/")[0] or "."
+    file, _, argument = config.partition(":")
+    return str(Path("runs", "-".join(filter(None, [Path(file).stem, argument]))))
 
 
 def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:

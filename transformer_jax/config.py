@@ -223,12 +223,17 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
     """The result of `get_config` of a Python file.
 
     Args:
-        argument: `FILE.py`, or `FILE.py:ARGUMENT` for a `get_config` that takes one.
+        argument: `FILE.py`, `FILE.py:ARGUMENT` for a `get_config` that takes one, or the `config.json` of a run.
 
     Raises:
         UserError: if there is no such file, or it gives no config.
     """
+    if argument.endswith(".json"):
+        config = default_config()
+        config.update(read_config(argument).to_dict())
+        return config
     path, colon, choice = argument.partition(":")
+    path = str(as_path(path))
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file; name a configuration, such as configs/multi30k.py:de-en.")
     try:

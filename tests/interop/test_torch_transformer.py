@@ -8,7 +8,7 @@ from transformer_jax.interop.torch_transformer import import_torch
 from transformer_jax.nn import ModelConfig
 from transformer_jax.system import UserError
 from transformer_jax.tasks.model_folder import load
-from transformer_jax.tasks.transformer_stacks import TransformerStacks
+from transformer_jax.tasks.seq2seq_model import TransformerStacks
 
 D, F = 4, 6
 

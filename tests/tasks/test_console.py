@@ -4,7 +4,7 @@ import math
 import pytest
 
 from transformer_jax.system import UserError
-from transformer_jax.tasks.command_line import checked_argument, progress, write, write_report
+from transformer_jax.tasks.command_line import checked_argument, progress, write_report
 
 
 def test_a_report_is_json_where_numbers_are_infinite(capfdbinary):
@@ -19,15 +19,6 @@ def test_so_it_is_in_groups(capfdbinary):
     write_report({"all": {"perplexity": math.inf, "lines": 3}, "samples": [{"score": -math.inf}], "nan": math.nan})
     report = json.loads(capfdbinary.readouterr().out)
     assert report == {"all": {"perplexity": None, "lines": 3}, "samples": [{"score": None}], "nan": None}
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path, capfdbinary):
-    write("雨", str(tmp_path / "out.txt"))
-    assert (tmp_path / "out.txt").read_text(encoding="utf-8") == "雨"
-    with pytest.raises(UserError, match=r"out\.txt cannot be written .*; name another file"):
-        write("雨", str(tmp_path / "no" / "out.txt"))
-    assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
-    assert capfdbinary.readouterr().out == b""
 
 
 def test_progress_is_told_apart_from_output(capsys):

@@ -10,7 +10,7 @@ from tests.tasks.toys import tiny_config, tiny_tokenizer, write_bundle
 from transformer_jax.nn import Transformer, split
 from transformer_jax.system import UserError
 from transformer_jax.tasks.model_folder import load, save, task_of
-from transformer_jax.tasks.transformer_stacks import TransformerStacks
+from transformer_jax.tasks.seq2seq_model import TransformerStacks
 
 
 @pytest.fixture(scope="module")

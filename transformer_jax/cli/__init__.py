@@ -6,21 +6,20 @@ so functions that need it import it late and --help is quick.
 
 import argparse
 import contextlib
-import io
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from transformer_jax.cli import convert
 from transformer_jax.system import UserError
-from transformer_jax.system.runtime import prepare
+from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.tasks.command_line import (
     add_model,
     add_task_command,
+    add_version,
     beside_others,
     check_options,
     command_for,
+    refuse_empty_names,
     write_report,
 )
 from transformer_jax.tasks.registry import Command, registered, registered_names
@@ -29,29 +28,20 @@ from transformer_jax.tasks.registry import Command, registered, registered_names
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0: done. 2: a mistake in the command line or its files, reported in one sentence on stderr with nothing written.
-    130: interrupted. 141: the output was closed by its reader. With several processes, if one of them fails it does not
-    return, but exits with 2, or with 75 where another process is gone.
+    0: done. 2: a mistake in the command line or its files, or output that cannot be written, reported in one sentence
+    on stderr. 128 and the number of a signal, such as 130 after Ctrl-C: ended by it. 141: the output was closed by its
+    reader. With several processes, if one of them fails it does not return, but exits with 2, or with 75 where another
+    process is gone.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Help contains Chinese characters, which not every locale can write.
-        sys.stdout.reconfigure(errors="replace")
+    return run_program("transformer-jax", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
+    refuse_empty_names(arguments)
     prepare()
-    try:
-        with beside_others(arguments) if "distributed" in arguments else contextlib.nullcontext():
-            try:
-                arguments.command(arguments)
-            except BrokenPipeError:
-                # The interpreter flushes stdout once more as it ends.
-                with contextlib.suppress(OSError, ValueError):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return 141
-    except UserError as error:
-        print("transformer-jax: error:", " ".join(str(error).split()), file=sys.stderr)  # in one line
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with beside_others(arguments) if "distributed" in arguments else contextlib.nullcontext():
+        arguments.command(arguments)
     return 0
 
 
@@ -61,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Use a trained Transformer: one command for each task; score, import and export models.",
         allow_abbrev=False,
     )
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _task_commands():
         add_task_command(commands, command)

@@ -1,12 +1,12 @@
 """transformer-jax import and export: models from and for other systems."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer_jax.system import UserError
+from transformer_jax.system.runtime import show_error
 
 Convert = Callable[[argparse.Namespace], None]
 
@@ -76,7 +76,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     _chosen("--from", arguments.kind, _IMPORTS)(arguments)
-    print(f"{arguments.out}: a model folder; {Path(arguments.out, 'README.md')} describes it", file=sys.stderr)
+    show_error(f"{arguments.out}: a model folder; {Path(arguments.out, 'README.md')} describes it")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -85,7 +85,7 @@ def _export(arguments: argparse.Namespace) -> None:
         _refuse(arguments, ("quantization",), f"--to {_QUANTIZED}")
     system.export(arguments)
     readme = Path(arguments.out, "README.md")
-    print(f"{arguments.out}: for {system.runs_in}; {readme} shows how to use it", file=sys.stderr)
+    show_error(f"{arguments.out}: for {system.runs_in}; {readme} shows how to use it")
 
 
 def _chosen(option: str, kind: str, kinds: dict[str, Any]) -> Any:

@@ -20,6 +20,8 @@ _BYTE_ORDER_MARK = "\ufeff"
 _LARGEST_TEXT = 8 << 30  # bytes that a compressed file may have when uncompressed
 _PIECE = 1 << 20
 _CHUNK = 1024
+LONGEST_LINE = 1 << 24
+"""Bytes that a line of `iterate_lines` may have."""
 # Unicode's own list of characters that show nothing, besides white space, controls and formats; U+2800 is the blank of
 # Braille.
 _VISIBLE = regex.compile(r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]")
@@ -68,6 +70,29 @@ def decode_lines(content: bytes, name: str) -> list[str]:
     if not text:
         return []
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def iterate_lines(stream: Any, name: str) -> Iterator[str | UserError]:
+    """Read the lines of UTF-8 text one by one, as `read_lines` does; one that cannot be read is its error."""
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK.encode())
+            if not line:
+                return
+        if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+            while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+            yield UserError(f"{name}, line {number:,} has more than {LONGEST_LINE:,} bytes; split it.")
+            continue
+        try:
+            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield UserError(
+                f"{name}, line {number}, byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8; "
+                "save the text as UTF-8 or fix the line."
+            )
 
 
 def is_blank(text: str) -> bool:

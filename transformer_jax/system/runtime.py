@@ -1,17 +1,24 @@
-"""Settings of a program made before JAX starts: the allocator and the cache of compiled programs.
+"""What a program has around it: the allocator and the cache of compiled programs, standard streams, and its end.
 
-Programs call `prepare` once, as `train.py` and the command line do. Importing the library changes nothing.
+Programs call `prepare` once, before JAX starts, within `run_program`, as `train.py` and the command line do. Importing
+the library changes nothing.
 """
 
 import contextlib
 import ctypes
 import importlib.util
+import io
 import os
 import platform
+import signal
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformer_jax.system import UserError
 
 CACHE_BYTES = 2 << 30
 """Size limit of the cache of compiled programs; the least recently used ones are deleted."""
@@ -123,3 +130,187 @@ def _retain_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return all(mallopt(number, value) == 1 for number, value in _MALLOC_PARAMETERS.values())
+
+
+class Shown(io.TextIOBase):
+    """A stream for what is shown beside the result: it escapes what the encoding lacks, and never fails.
+
+    A full disk, a closed stream or a reader that has gone must not end the work.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        """Wrap a standard stream; None if it was closed when the program began."""
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the stream."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        with contextlib.suppress(ValueError):  # closed
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        """That of the stream."""
+        return super().fileno() if self._stream is None else self._stream.fileno()
+
+
+def show(text: str) -> None:
+    """Print a line to standard output, if that can be."""
+    print(text, file=Shown(sys.stdout), flush=True)
+
+
+def show_error(text: str) -> None:
+    """Print a line to standard error, if that can be."""
+    print(text, file=Shown(sys.stderr), flush=True)
+
+
+def stdout_bytes(content: bytes) -> None:
+    """Write a part of the result to standard output, and flush it.
+
+    Raises:
+        UserError: if it cannot be written.
+        BrokenPipeError: if nobody reads it any more.
+    """
+    stream = sys.stdout
+    try:
+        if stream is None:
+            raise ValueError("closed")
+        if not hasattr(stream, "buffer"):  # replaced, by `contextlib.redirect_stdout` for example
+            stream.write(content.decode("utf-8"))
+        else:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[stream.buffer.write(rest) or 0 :]  # under PYTHONUNBUFFERED not always all
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(unwritable_output(error)) from error
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, whose number is the first argument, ends the program as Ctrl-C does: in order."""
+
+
+def run_program(name: str, program: Callable[[], int], *, needs_output: bool = True) -> int:
+    """Run a program to its exit status, with at most one sentence on standard error.
+
+    Args:
+        name: stands before the sentence.
+        program: what to do; returns the status.
+        needs_output: whether output that cannot be written is a failure.
+
+    Returns:
+        The status of `program`. 2: a `UserError`, or output that cannot be written. 141: the reader of the output has
+        gone. 128 and the number of the signal: Ctrl-C, SIGTERM or SIGHUP ended it.
+
+    Raises:
+        SystemExit: if the program does, with its output written.
+    """
+    _occupy_standard_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Help has Chinese characters, which not every locale has; and argparse ignores errors of unbuffered writes.
+        sys.stdout.reconfigure(errors="backslashreplace", write_through=False)
+    leaves: SystemExit | None = None
+    sentence = ""
+    try:
+        with _terminated_by(signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+            status = program()
+    except SystemExit as error:
+        leaves, status = error, error.code if isinstance(error.code, int) else 0
+    except UserError as error:
+        status, sentence = 2, _with_notes(f"error: {error}", error)
+    except BrokenPipeError:
+        status = 141
+    except KeyboardInterrupt as error:
+        number = signal.Signals(error.args[0]) if isinstance(error, Terminated) else signal.SIGINT
+        reason = number.name if isinstance(error, Terminated) else "Ctrl-C"
+        status, sentence = 128 + number, _with_notes(f"stopped by {reason}.", error)
+    unwritten = _settle(sys.stdout)
+    if unwritten is not None and needs_output and status == 0:
+        leaves = None
+        if isinstance(unwritten, BrokenPipeError):
+            status = 141
+        else:
+            status, sentence = 2, f"error: {unwritable_output(unwritten)}"
+    if sentence:
+        show_error(f"{name}: {' '.join(sentence.split())}")
+    _settle(sys.stderr)
+    if leaves is not None:
+        raise leaves
+    return status
+
+
+def unwritable_output(error: OSError | ValueError) -> str:
+    """The sentence about standard output that cannot be written."""
+    reason = getattr(error, "strerror", None) or "it is closed"
+    return f"Standard output cannot be written ({reason}); direct it to a file with room, or name one by --output."
+
+
+def _with_notes(sentence: str, error: BaseException) -> str:
+    return " ".join([sentence, *getattr(error, "__notes__", ())])
+
+
+def _occupy_standard_streams() -> None:
+    """Let no file get the number of a standard stream that is closed: libraries in C would write to it."""
+    with contextlib.suppress(OSError):
+        while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(opened, True)
+        os.close(opened)
+
+
+def _settle(stream: Any) -> OSError | ValueError | None:
+    """Write what a standard stream still holds; returns the error if that fails, and then drops it.
+
+    The interpreter would try again as it ends, and tell of the failure.
+    """
+    if stream is None:
+        return None
+    try:
+        stream.flush()
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            stream.flush()
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def _terminated_by(*numbers: int | None) -> Iterator[None]:
+    """Within, these signals raise `Terminated`, unless somebody handles or ignores them."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    taken = []
+    try:
+        for number in numbers:
+            with contextlib.suppress(ValueError):  # not the main thread
+                if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                    signal.signal(number, handle)
+                    taken.append(number)
+        yield
+    finally:
+        for number in taken:
+            if signal.getsignal(number) is handle:
+                signal.signal(number, signal.SIG_DFL)

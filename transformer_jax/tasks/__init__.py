@@ -5,5 +5,5 @@ import transformer_jax.tasks.classification  # isort: skip
 import transformer_jax.tasks.couplets  # isort: skip  # noqa: F401
 from transformer_jax.tasks.registry import register_task, reserve_names
 
-register_task("transformer", None, "transformer_jax.tasks.transformer_stacks:TransformerStacks")
+register_task("transformer", None, "transformer_jax.tasks.seq2seq_model:TransformerStacks")
 reserve_names()

@@ -4,31 +4,18 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import as_path, write_atomically
+from transformer_jax.system.runtime import show_error, stdout_bytes
 from transformer_jax.tasks.registry import Command, Registration, registered, registered_names
 
 if TYPE_CHECKING:
     from transformer_jax.config import Config
-
-
-def texts_to_read(arguments: Sequence[str]) -> list[str]:
-    """The texts given as arguments or, without any, the lines of standard input.
-
-    Raises:
-        UserError: if one is not UTF-8.
-    """
-    from transformer_jax.data.readers import decode_lines
-
-    if arguments:
-        return [checked_argument(text) for text in arguments]
-    return decode_lines(sys.stdin.buffer.read(), "<stdin>")
 
 
 def checked_argument(text: str) -> str:
@@ -44,25 +31,16 @@ def checked_argument(text: str) -> str:
     return text
 
 
-def write(text: str, path: str | None = None) -> None:
-    """Write UTF-8, whatever the locale, to standard output or, atomically, to a file.
+def write(text: str) -> None:
+    """Write UTF-8, whatever the locale, to standard output.
 
     Raises:
-        UserError: if the file can't be written.
+        UserError: if it cannot be written.
     """
     from transformer_jax.system import distributed
 
-    if not distributed.is_main():
-        return
-    content = text.encode("utf-8")
-    if path is None:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        write_atomically(as_path(path), content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another file.") from error
+    if distributed.is_main():
+        stdout_bytes(text.encode("utf-8"))
 
 
 def write_report(report: Mapping[str, object]) -> None:
@@ -75,7 +53,7 @@ def progress(message: str) -> None:
     from transformer_jax.system import distributed
 
     if distributed.is_main():
-        print(f"transformer-jax: {message}", file=sys.stderr, flush=True)
+        show_error(f"transformer-jax: {message}")
 
 
 def _finite(value: Any) -> Any:
@@ -142,6 +120,15 @@ def command_for(task: str, path: str) -> Command:
             f"{path} holds a model that no command serves; load it in Python, or train from it with --config.init_from."
         )
     return command
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`."""
+    try:
+        version = importlib.metadata.version("transformer-jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        version = "unknown"
+    parser.add_argument("--version", action="version", version=version)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -211,9 +198,24 @@ def check_options(arguments: argparse.Namespace) -> None:
             check_value(name, given[name], hint, lambda name: names[name])
 
 
+_NAMES = ("model", "output", "prefix_file", "picture", "data", "source", "reference", "config", "manual_dir", "workdir")
+
+
+def refuse_empty_names(arguments: argparse.Namespace) -> None:
+    """Refuse options that name a file or folder and are empty.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in (*_NAMES, "out"):
+        if getattr(arguments, name, None) == "":
+            option = f"--{name.replace('_', '-')}" if name != "out" else "OUT"
+            raise UserError(f"{option} is empty; name a file or folder.")
+
+
 _PROCESS = ("distributed", "coordinator", "num_processes", "process_id")
 _WRITTEN_BY_FIRST = ("output", "picture")
-_NAME_CONTENT = ("texts", "model", "data", "source", "reference", "config", "manual_dir")
+_NAME_CONTENT = ("texts", "model", "data", "source", "reference", "config", "manual_dir", "prefix_file")
 _MAY_DIFFER = {"command", *_PROCESS, *_WRITTEN_BY_FIRST, *_NAME_CONTENT}
 """Arguments that may differ among processes; the texts and the model that they name must not."""
 
@@ -240,15 +242,13 @@ def beside_others(arguments: argparse.Namespace) -> Iterator[None]:
         distributed.barrier()  # all fail if the first one cannot write
 
 
-def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any], check: Callable[[], None]) -> None:
+def share_out(model: Any, arguments: argparse.Namespace, texts: Iterable[Any]) -> None:
     """Prepare for `distributed.parallel_map` of these texts: put the model on all devices of this process.
 
     Args:
         model: the loaded model.
         arguments: parsed arguments of the command.
         texts: all of them, serializable as JSON.
-        check: refuses texts that the model does not accept, by their numbers among all; called if there are several
-            processes, as each would count within its own share.
 
     Raises:
         UserError: if the processes were given different texts, options or models.
@@ -264,17 +264,19 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Sequence[Any], c
         model.params = replicated(model.params)
     if distributed.process_count() == 1:
         return
-    digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    digest, count = hashlib.sha256(), 0
+    for text in texts:
+        count += 1
+        digest.update(json.dumps(text).encode() + b"\n")
     options = {name: value for name, value in vars(arguments).items() if name not in _MAY_DIFFER}
     distributed.assert_equal(
         {
             **{f"--{name.replace('_', '-')}": value for name, value in options.items()},
-            "The input": f"{len(texts):,} texts of SHA-256 {digest[:12]}",
+            "The input": f"{count:,} texts of SHA-256 {digest.hexdigest()[:12]}",
             # It contains the hashes of all other files.
             "The model": hashlib.sha256((as_path(arguments.model) / CONFIG_FILE).read_bytes()).hexdigest()[:12],
         }
     )
-    check()
 
 
 def require_one_process(option: str) -> None:

@@ -11,14 +11,12 @@ from transformer_jax.tasks.command_line import (
     BEAM_HELP,
     check_options,
     config_of,
-    load_for,
     progress,
     registration_of,
     samples,
     share_out,
-    texts_to_read,
-    write,
 )
+from transformer_jax.tasks.lines import Line, add_lines, answer_lines
 from transformer_jax.tasks.registry import Command
 
 if TYPE_CHECKING:
@@ -59,19 +57,17 @@ class PairCommand(Command):
         """Add the options of the command, besides those of every command."""
         for name in ("--beam", "--alpha"):
             parser.add_argument(name, **PairCommand.options[name])
-        parser.add_argument("texts", nargs="*", metavar="TEXT", help="an input [the lines of standard input]")
-        parser.add_argument("--output", metavar="FILE", help="write to FILE atomically instead")
+        add_lines(parser, "TEXT", "an input")
 
     def run(self, arguments: argparse.Namespace) -> None:
         """Write the best output for each text."""
-        from transformer_jax.system import distributed
-
         check_options(arguments)
-        texts = texts_to_read(arguments.texts)
-        model = load_for(self, arguments.model)
-        share_out(model, arguments, texts, lambda: model.check(texts))
-        outputs = distributed.parallel_map(lambda own: self.outputs(arguments, model, own), texts)
-        write("".join(output + "\n" for output in outputs), arguments.output)
+
+        def answer(model: Any, lines: list[Line]) -> list[tuple[str, list[str]]]:
+            found = self.outputs(arguments, model, [line.text for line in lines])
+            return [(f"{output}\n", []) for output in found]
+
+        answer_lines(self, arguments, answer)
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best outputs, and perplexities of the references."""
@@ -79,7 +75,8 @@ class PairCommand(Command):
 
         pairs = self.pairs(arguments, model)
         sources, references = [source for source, _ in pairs], [reference for _, reference in pairs]
-        share_out(model, arguments, pairs, lambda: model.check_pairs(sources, references))
+        model.check_pairs(sources, references)
+        share_out(model, arguments, pairs)
         scored = score_references(model, pairs)
         progress(f"{self.working} {len(pairs):,} lines")
         start = time.perf_counter()

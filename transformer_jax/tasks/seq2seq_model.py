@@ -1,4 +1,8 @@
-"""Shared base of trained encoder-decoder models: texts to tokens, search options, scores of given outputs."""
+"""Trained encoder-decoder models.
+
+The shared base of those with text: texts to tokens, search options, scores of given outputs; and stacks without a
+vocabulary, as PyTorch's `nn.Transformer` is: vectors in, vectors out.
+"""
 
 import reprlib
 from collections.abc import Sequence
@@ -13,7 +17,7 @@ from transformer_jax.config import DecodingConfig, upgraded_decoding
 from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params
+from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer, abstract_params
 from transformer_jax.system import Positive, UserError, check_fields, check_value
 
 
@@ -202,3 +206,48 @@ class Seq2SeqModel(Generic[Settings]):
             if len(ids) > longest:
                 raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; {remedy}.")
         return encoded
+
+
+@dataclass(frozen=True)
+class TransformerStacksSettings:
+    """Settings of the stacks: none."""
+
+    @property
+    def title(self) -> str:
+        """Title of the model card."""
+        return "A Transformer without embeddings"
+
+    @property
+    def limits(self) -> str:
+        """Limits of the model, for its card."""
+        return (
+            "It reads and writes vectors, so it has no vocabulary: call `model.model`, or learn embeddings and an "
+            "output layer\nfor it by training with `--config.init_from`."
+        )
+
+
+class TransformerStacks:
+    """A loaded `nn.Transformer`: modules only, without text."""
+
+    settings_type = TransformerStacksSettings
+    model_type = Transformer
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        params: Any,
+        tokenizer: None = None,
+        settings: TransformerStacksSettings = TransformerStacksSettings(),
+    ) -> None:
+        """Put the parts together; `params` is the nested dict of `nn.split`."""
+        self.model_config = model_config
+        self.params = params
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.graphdef, _ = abstract_params(Transformer, model_config)
+
+    @property
+    def model(self) -> Transformer:
+        """The module with its parameters."""
+        model: Transformer = nnx.merge(self.graphdef, self.params)
+        return model

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, cast
 
 from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, os_errors, write_atomically
+from transformer_jax.system.runtime import Shown, show
 
 TRIALS = 3
 """Attempts to copy the last files before giving up."""
@@ -135,7 +136,7 @@ class RunLog:
             self._files[name] = path.open("a", encoding="utf-8")
         self._first_step = first_step
         self._said: set[str] = set()
-        self._display = _Bar(first_step, num_steps) if sys.stdout.isatty() else _Lines(num_steps)
+        self._display = _Bar(first_step, num_steps) if Shown(sys.stdout).isatty() else _Lines(num_steps)
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         """Log training metrics.
@@ -262,7 +263,7 @@ class _Lines:
         self.say(f"Step {step:,}/{self._num_steps:,}: {_join(values)}")
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        show(text)
 
     def close(self) -> None:
         pass
@@ -281,7 +282,7 @@ class _Bar:
             TextColumn("{task.fields[shown]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
-            console=Console(file=sys.stdout),
+            console=Console(file=cast(IO[str], Shown(sys.stdout))),
             expand=True,
             # Few refreshes, to spare the CPU; a long period, since seconds may pass between two calls.
             refresh_per_second=2,

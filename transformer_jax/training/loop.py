@@ -21,6 +21,7 @@ from transformer_jax.nn.losses import Batch, Params
 from transformer_jax.sharding import shard_batch
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, as_path
+from transformer_jax.system.runtime import show
 from transformer_jax.tasks import model_folder
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.training.checkpoint import Progress
@@ -306,7 +307,7 @@ def _interrupted(stop: StopSignal) -> Outcome:
     outcome = Outcome(stop.saved_step, {}, None, stop.number)
     if distributed.is_main():
         what = f"and saved at step {outcome.step:,}" if outcome.step else "with nothing new to save"
-        print(f"Stopped {what}; rerun the command to resume.", flush=True)
+        show(f"Stopped {what}; rerun the command to resume.")
     if distributed.process_count() > 1 and not stop.is_common:
         distributed.exit_all(130 if stop.number == signal.SIGINT else 0, "It was stopped; rerun the command to resume.")
     return outcome

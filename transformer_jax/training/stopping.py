@@ -6,7 +6,6 @@ means a step late, together with the metrics.
 
 import contextlib
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from jaxtyping import Array, Float
 
 from transformer_jax.nn.losses import Sums
 from transformer_jax.system import distributed
+from transformer_jax.system.runtime import show_error
 
 TIME_RESERVE = 0.04
 """Safety margin, as a fraction of `max_minutes`."""
@@ -112,7 +112,7 @@ class StopSignal:
         self.number = number
         if not _is_swallowed(frame):
             self._raise_if_noted()
-        print("Stopping after this step; Ctrl-C ends at once, without saving.", file=sys.stderr, flush=True)
+        show_error("Stopping after this step; Ctrl-C ends at once, without saving.")
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ import jax
 from transformer_jax.system import UserError
 from transformer_jax.system.distributed import exchange
 from transformer_jax.system.distributed.exchange import assert_equal, is_main, process_count, process_index
+from transformer_jax.system.runtime import show, show_error
 
 PEER_LOST = 75
 """Exit status after another process failed or was lost; the same commands resume (EX_TEMPFAIL of sysexits.h)."""
@@ -281,7 +282,7 @@ def _follow(process: int, status: int, sentence: str) -> None:
     if process == process_index():
         return
     if status in (0, 130) and is_main():
-        print(f"Process {process}: {sentence}", flush=True)
+        show(f"Process {process}: {sentence}")
     if status in (0, 2, 130):
         exit_all(status, f"Process {process}: {sentence}")
     exit_all(
@@ -314,7 +315,7 @@ def _set_abort_handler(handler: Any) -> None:
 def _exit(status: int, sentence: str = "") -> NoReturn:
     """Exit without JAX's shutdown, which waits for all processes."""
     if sentence:
-        print(f"{_program()}: error: {sentence}", file=sys.stderr)
+        show_error(f"{_program()}: error: {sentence}")
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()

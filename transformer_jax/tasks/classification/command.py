@@ -10,13 +10,11 @@ from transformer_jax.tasks.classification.labelled import Columns, Labelled, rea
 from transformer_jax.tasks.command_line import (
     check_options,
     config_of,
-    load_for,
     progress,
     samples,
     share_out,
-    texts_to_read,
-    write,
 )
+from transformer_jax.tasks.lines import Line, add_lines, answer_lines
 from transformer_jax.tasks.registry import Command
 
 if TYPE_CHECKING:
@@ -51,36 +49,32 @@ class ClassifyCommand(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of the output."""
-        parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text to classify")
+        add_lines(parser, "TEXT", "a text to classify")
         parser.add_argument("--top", type=int, metavar="K", help="print the K likeliest classes, all if fewer [1]")
         parser.add_argument(
             "--json",
             action="store_true",
             help="print a JSON object per text: line, label, probabilities of all classes",
         )
-        parser.add_argument("--output", metavar="FILE", help="write to FILE atomically instead")
 
     def run(self, arguments: argparse.Namespace) -> None:
         """Classify the texts, or the lines of standard input."""
-        from transformer_jax.system import distributed
-
         check_options(arguments)
         top = 1 if arguments.top is None else arguments.top
         if arguments.json and arguments.top is not None:
             raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
-        texts = texts_to_read(arguments.texts)
-        model = load_for(self, arguments.model)
-        share_out(model, arguments, texts, lambda: model.check(texts))
 
-        def lines_of(numbered: list[tuple[int, str]]) -> list[str]:
-            found = model.classify([text for _, text in numbered], **_batch_size(arguments))
+        def answer(model: Any, lines: list[Line]) -> list[tuple[str, list[str]]]:
+            found = model.classify([line.text for line in lines], **_batch_size(arguments))
             return [
-                _as_json(number, said) if arguments.json else _as_columns(top, said)
-                for (number, _), said in zip(numbered, found, strict=True)
+                ((_as_json(line.number, said) if arguments.json else _as_columns(top, said)) + "\n", [])
+                for line, said in zip(lines, found, strict=True)
             ]
 
-        lines = distributed.parallel_map(lines_of, list(enumerate(texts, start=1)))
-        write("".join(line + "\n" for line in lines), arguments.output)
+        def blank(number: int) -> str:
+            return (_as_json(number, None) if arguments.json else "") + "\n"
+
+        answer_lines(self, arguments, answer, blank)
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the predicted classes; the confusion matrix also as a table on standard error, or a picture."""
@@ -100,7 +94,8 @@ class ClassifyCommand(Command):
         classes = model.settings.classes
         records = _records(arguments, model)
         texts = [record.text for record in records]
-        share_out(model, arguments, records, lambda: model.check(texts))
+        model.check(texts)
+        share_out(model, arguments, records)
 
         def classify(texts: list[str]) -> list[list[float]]:
             return [list(map(float, row)) for row in model.probabilities(texts, **_batch_size(arguments))]
@@ -169,6 +164,9 @@ def _as_columns(top: int, said: "Classification") -> str:
     return "\t".join(f"{name}\t{share:.4f}" for name, share in likeliest)
 
 
-def _as_json(number: int, said: "Classification") -> str:
+def _as_json(number: int, said: "Classification | None") -> str:
+    """The object for a line; None: it could not be done."""
+    if said is None:
+        return json.dumps({"line": number, "label": None, "probabilities": None})
     probabilities = {name: round(share, 6) for name, share in said.probabilities.items()}
     return json.dumps({"line": number, "label": said.label, "probabilities": probabilities}, ensure_ascii=False)

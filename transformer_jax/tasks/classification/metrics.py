@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from rich.cells import cell_len
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import write_atomically
+from transformer_jax.system.files import Output, as_path, write_output
 
 CALIBRATION_BINS = 15
 
@@ -158,23 +158,19 @@ def save_confusion_picture(path: str | Path, matrix: Int[np.ndarray, "C C"], nam
     check_picture(path)
     path = Path(path)
     content = _draw(matrix, names, path.suffix.lower().removeprefix("."))
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); name a file in a folder of yours.") from error
+    write_output(path, content)
 
 
 def check_picture(path: str | Path) -> None:
     """Do nothing, unless there could not be a picture of this name; to be asked before the work that it shows.
 
     Raises:
-        UserError: if the name ends otherwise than `PICTURE_SUFFIXES`, or its folder does not exist.
+        UserError: if the name ends otherwise than `PICTURE_SUFFIXES`, or the file cannot be written.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise UserError(f"{path} cannot be drawn; name a picture that ends in {' or '.join(PICTURE_SUFFIXES)}.")
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written (No such file or directory); name a file in a folder of yours.")
+    Output(str(path))
 
 
 def _draw(matrix: Int[np.ndarray, "C C"], names: Sequence[str], form: str) -> bytes:

@@ -9,14 +9,12 @@ from transformer_jax.tasks.command_line import (
     add_sampling,
     check_options,
     config_of,
-    load_for,
     progress,
     require_one_process,
     samples,
     share_out,
-    texts_to_read,
-    write,
 )
+from transformer_jax.tasks.lines import WINDOW, Line, add_lines, answer_lines
 from transformer_jax.tasks.pair_command import PairCommand, Pairs, perplexities, score_references
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ class CoupletCommand(PairCommand):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of the search, of the rules and of the output."""
         parser.add_argument("--beam", **self.options["--beam"])
-        parser.add_argument("texts", nargs="*", metavar="UPPER", help="an upper line")
+        add_lines(parser, "UPPER", "an upper line")
         parser.add_argument(
             "-n",
             "--n",
@@ -60,25 +58,19 @@ class CoupletCommand(PairCommand):
             "--sample", action="store_true", help="sample instead of searching, at temperature 1 unless given"
         )
         add_sampling(parser)
-        parser.add_argument("--output", metavar="FILE", help="write to FILE atomically instead")
 
     def run(self, arguments: argparse.Namespace) -> None:
         """Write lower lines to the upper lines."""
-        from transformer_jax.system import distributed
-
         check_options(arguments)
         options = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
         if arguments.sample and not arguments.temperature:
             options["temperature"] = 1.0
         if options["temperature"]:
             require_one_process("--sample" if arguments.sample else "--temperature")
-        uppers = texts_to_read(arguments.texts)
-        model = load_for(self, arguments.model)
-        share_out(model, arguments, uppers, lambda: model.check(uppers))
 
-        def answer(numbered: list[tuple[int, str]]) -> list[tuple[list[str], list[str]]]:
+        def answer(model: Any, uppers: list[Line]) -> list[tuple[str, list[str]]]:
             found = model.search(
-                [upper for _, upper in numbered],
+                [upper.text for upper in uppers],
                 rules=arguments.rules,
                 beam_size=arguments.beam,
                 batch_size=arguments.batch_size,
@@ -86,15 +78,18 @@ class CoupletCommand(PairCommand):
                 **options,
             )
             return [
-                (_lines(arguments, number, upper, replies), _remarks(number, replies, model.known_share(upper)))
-                for (number, upper), replies in zip(numbered, found, strict=True)
+                (
+                    "".join(f"{line}\n" for line in _lines(arguments, upper.number, upper.text, replies)),
+                    _remarks(upper.number, replies, model.known_share(upper.text)),
+                )
+                for upper, replies in zip(uppers, found, strict=True)
             ]
 
-        answers = distributed.parallel_map(answer, list(enumerate(uppers, start=1)))
-        for _, remarks in answers:
-            for remark in remarks:
-                progress(remark)
-        write("".join(line + "\n" for lines, _ in answers for line in lines), arguments.output)
+        def blank(number: int) -> str:
+            return f"{number}\t\t\n" if arguments.n > 1 else "\n"
+
+        # The samples of a line depend on its place among all.
+        answer_lines(self, arguments, answer, blank, window=None if options["temperature"] else WINDOW)
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best lower lines and perplexities of the references; also by whether training has the upper."""
@@ -104,7 +99,8 @@ class CoupletCommand(PairCommand):
         rules = Rules.parse(model.settings.rules if arguments.rules is None else arguments.rules)
         pairs = self.pairs(arguments, model)
         uppers = [upper for upper, _ in pairs]
-        share_out(model, arguments, pairs, lambda: model.check_pairs(uppers, [lower for _, lower in pairs]))
+        model.check_pairs(uppers, [lower for _, lower in pairs])
+        share_out(model, arguments, pairs)
 
         def reply(uppers: list[str]) -> list[tuple[str, bool]]:
             found = model.search(uppers, rules=rules, beam_size=arguments.beam, batch_size=arguments.batch_size)

@@ -9,13 +9,10 @@ from transformer_jax.system import UserError
 from transformer_jax.tasks.command_line import (
     add_sampling,
     check_options,
-    checked_argument,
-    load_for,
     require_one_process,
-    share_out,
-    texts_to_read,
     write,
 )
+from transformer_jax.tasks.lines import WINDOW, Line, Refused, answer_lines, checked_windows
 from transformer_jax.tasks.pair_command import PairCommand, Pairs
 
 if TYPE_CHECKING:
@@ -52,7 +49,13 @@ class TranslateCommand(PairCommand):
             metavar="N",
             help="most tokens of a translation, its end included [the model's, usually input + 50]",
         )
-        parser.add_argument("--prefix", metavar="TEXT", help="beginning of every translation")
+        prefixes = parser.add_mutually_exclusive_group()
+        prefixes.add_argument("--prefix", metavar="TEXT", help="beginning of every translation")
+        prefixes.add_argument(
+            "--prefix-file",
+            metavar="FILE",
+            help="beginnings of the translations, one a line, blank where it is free; plain or gzip",
+        )
         parser.add_argument(
             "--no-repeat-ngram", type=int, default=0, metavar="N", help="never repeat a sequence of N tokens"
         )
@@ -72,8 +75,6 @@ class TranslateCommand(PairCommand):
 
     def run(self, arguments: argparse.Namespace) -> None:
         """Translate the texts, or the lines of standard input."""
-        from transformer_jax.system import distributed
-
         check_options(arguments)
         if arguments.stream:
             require_one_process("--stream")
@@ -88,8 +89,6 @@ class TranslateCommand(PairCommand):
                     raise UserError(f"--stream cannot be combined with {name}; drop one of them.")
         if arguments.temperature:
             require_one_process("--temperature")
-        texts = texts_to_read(arguments.texts)
-        model = load_for(self, arguments.model)
         options = {
             name: getattr(arguments, name)
             for name in (
@@ -103,31 +102,44 @@ class TranslateCommand(PairCommand):
                 "conventions",
             )
         }
-        options["prefix"] = None if arguments.prefix is None else checked_argument(arguments.prefix)
         if arguments.stream:
-            _stream(model, texts, options)
+            self._stream(arguments, options)
             return
-        share_out(model, arguments, texts, lambda: model.check(texts))
         render = (
             _as_json if arguments.alignment else _as_columns if arguments.scores or arguments.n_best > 1 else _as_text
         )
 
-        def lines_of(numbered: list[tuple[int, str]]) -> list[str]:
+        def answer(model: "Translator", lines: list[Line]) -> list[tuple[str, list[str]]]:
+            prefixes = [line.prefix for line in lines]
             found = model.search(
-                [text for _, text in numbered],
+                [line.text for line in lines],
                 beam_size=arguments.beam,
                 alpha=arguments.alpha,
                 batch_size=arguments.batch_size,
                 return_attention=arguments.alignment,
                 n_best=arguments.n_best,
+                prefix=prefixes if any(prefixes) else None,
                 **options,
             )
             return [
-                "".join(render(number, translation) + "\n" for translation in translations)
-                for (number, _), translations in zip(numbered, found, strict=True)
+                ("".join(render(line.number, translation) + "\n" for translation in translations), [])
+                for line, translations in zip(lines, found, strict=True)
             ]
 
-        write("".join(distributed.parallel_map(lines_of, list(enumerate(texts, start=1)))), arguments.output)
+        # The samples of a line depend on its place among all.
+        window = None if arguments.temperature else WINDOW
+        answer_lines(self, arguments, answer, lambda number: render(number, None) + "\n", window=window)
+
+    def _stream(self, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+        model, windows = checked_windows(self, arguments, 1)
+        refused = Refused()
+        for [line] in windows:
+            refused.count(line)
+            if not line.refusal:
+                for piece in model.stream(line.text, prefix=line.prefix, **options):
+                    write(piece)
+            write("\n")
+        refused.tell()
 
     def score(self, outputs: Sequence[str], references: Sequence[str], model: Any) -> dict[str, float | str]:
         """BLEU, as the target language is scored, chrF and exact matches."""
@@ -159,23 +171,20 @@ COMMAND = TranslateCommand(
 )
 
 
-def _stream(model: "Translator", texts: Sequence[str], options: dict[str, Any]) -> None:
-    model.check(texts)
-    for text in texts:
-        for piece in model.stream(text, **options):
-            write(piece)
-        write("\n")
+# The line of output for a translation; None: it could not be done.
 
 
-def _as_text(number: int, translation: "Translation") -> str:
-    return translation.text
+def _as_text(number: int, translation: "Translation | None") -> str:
+    return "" if translation is None else translation.text
 
 
-def _as_columns(number: int, translation: "Translation") -> str:
-    return f"{number}\t{translation.score:.4f}\t{translation.text}"
+def _as_columns(number: int, translation: "Translation | None") -> str:
+    return f"{number}\t\t" if translation is None else f"{number}\t{translation.score:.4f}\t{translation.text}"
 
 
-def _as_json(number: int, translation: "Translation") -> str:
+def _as_json(number: int, translation: "Translation | None") -> str:
+    if translation is None:
+        return json.dumps({"line": number, "score": None, "text": None})
     values: dict[str, Any] = {"line": number, "score": round(translation.score, 4), "text": translation.text}
     if translation.alignment is not None:
         source, target, weights = translation.alignment

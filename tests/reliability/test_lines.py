@@ -1,0 +1,110 @@
+"""Promises 11, 12, 15 and 17: as many lines out as in, whatever the bytes; files aligned; flat memory; nothing half."""
+
+import json
+import signal
+
+import pytest
+
+from tests.commands import classifier, couplet_writer, run, translator  # noqa: F401
+from tests.outcomes import as_lines, refused
+from tests.tasks.toys import TEXTS
+from transformer_jax.tasks import lines as bulk
+from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.translation.translator import Translator
+
+ODD = ["abc\r", "\r", "a\rb", "a\0b", "a\u2028b", "a\x85b", "\ufeffab", "\v", "e\u0301"]
+
+
+@pytest.fixture(autouse=True)
+def _no_progress(monkeypatch):
+    """Whatever the speed of the machine."""
+    monkeypatch.setattr(bulk, "PROGRESS_SECONDS", 1e9)
+
+
+@pytest.mark.parametrize("policy", ["stop", "blank"])
+def test_windows_change_nothing(run, translator, monkeypatch, policy):  # noqa: F811
+    monkeypatch.setattr("transformer_jax.tasks.translation.command.WINDOW", 2)
+    expected = as_lines(load(translator).translate(TEXTS))
+    assert run("translate", f"--bad-lines={policy}", stdin=as_lines(TEXTS).encode()) == (0, expected, "")
+    assert run("translate", f"--bad-lines={policy}", stdin=as_lines(TEXTS).encode()[:-1]) == (0, expected, "")
+
+
+@pytest.mark.parametrize("command", ["translate", "classify", "couplet"])
+def test_as_many_lines_as_in_whatever_the_bytes(run, command):  # noqa: F811
+    stdin = b"\xef\xbb\xbf" + as_lines(ODD).encode() + b"\xff\n" + b"a" * 1_000_000 + b"\n\nab\n\xe5\xa4"
+    status, out, err = run(command, "--bad-lines=blank", stdin=stdin)
+    assert status == 0
+    assert out.count("\n") == len(ODD) + 5
+    assert "lines could not be done, so their output is blank; the first: " in err
+    assert out.split("\n")[len(ODD)] == ""
+    assert out.split("\n")[-2] == ""
+
+
+def test_a_blank_answer_keeps_its_form(run):  # noqa: F811
+    stdin = b"abc\n\xff\n"
+    blank = json.loads(run("classify", "--json", "--bad-lines=blank", stdin=stdin)[1].split("\n")[1])
+    assert blank == {"line": 2, "label": None, "probabilities": None}
+    assert run("translate", "--scores", "--bad-lines=blank", stdin=stdin)[1].split("\n")[1] == "2\t\t"
+    assert run("translate", "--stream", "--bad-lines=blank", stdin=stdin)[1].count("\n") == 2
+
+
+def test_stop_is_known_before_the_work_begins(run, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setattr("transformer_jax.tasks.translation.command.WINDOW", 1)
+    monkeypatch.setattr(Translator, "search", None)
+    stdin = b"abc\n" + b"a" * 100_000 + b"\n"
+    refused(run("translate", "--output", tmp_path / "out", stdin=stdin), "Line 2 has 100,000 characters")
+    refused(run("translate", stdin=b"a\nb\n\xff\n"), "<stdin>, line 3, byte 1 (0xff)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prefix_for_each_line(run, translator, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("transformer_jax.tasks.translation.command.WINDOW", 2)
+    path = tmp_path / "prefixes"
+    path.write_text("d\n\nab\n", encoding="utf-8")
+    expected = load(translator).translate(["abc", "b", "c"], prefix=["d", None, "ab"])
+    assert run("translate", "--prefix-file", path, "abc", "b", "c") == (0, as_lines(expected), "")
+    refused(run("translate", "--prefix-file", path, "abc"), "has 3 lines, but the input has 1")
+    refused(run("translate", "--prefix-file", path, "--bad-lines=blank", stdin=b"a\n" * 4), "3 lines", "input has 4")
+    path.write_text("d\nab\nz\n", encoding="utf-8")
+    refused(run("translate", "--prefix-file", path, "abc", "b", "c"), "Prefix 3", "'z'")
+    status, out, err = run("translate", "--prefix-file", path, "--bad-lines=blank", "abc", "b", "c")
+    assert (status, out.split("\n")[2]) == (0, "")
+    assert "1 lines could not be done" in err
+
+
+def test_parallel_files_of_different_length(run, tmp_path):  # noqa: F811
+    (tmp_path / "source").write_bytes(b"a\nb\n")
+    (tmp_path / "reference").write_bytes(b"a\n")
+    arguments = [f"--source={tmp_path / 'source'}", f"--reference={tmp_path / 'reference'}"]
+    refused(run("evaluate", *arguments), "has 2 lines", "has 1;")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_finished_is_lost(run, translator, monkeypatch, tmp_path, number):  # noqa: F811
+    monkeypatch.setattr("transformer_jax.tasks.translation.command.WINDOW", 2)
+    real, calls = Translator.search, []
+
+    def search(self, texts, **options):
+        calls.append(texts)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return real(self, texts, **options)
+
+    expected = as_lines(load(translator).translate(TEXTS))
+    monkeypatch.setattr(Translator, "search", search)
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    status, out, err = run("translate", "--output", path, *TEXTS)
+    assert (status, out, err.count("\n")) == (128 + number, "", 1)
+    assert "The output of the first 4 lines is in" in err
+    assert path.read_bytes() == b"old"
+    kept = (tmp_path / "out.partial").read_text(encoding="utf-8")
+    assert kept == "".join(expected.splitlines(keepends=True)[:4])
+    assert run("translate", "--output", path, *TEXTS)[0] == 0
+    assert path.read_text(encoding="utf-8") == expected
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_options_that_name_nothing(run):  # noqa: F811
+    refused(run("translate", "--output=", "abc"), "--output is empty")
+    refused(run("translate", "abc", model=""), "--model is empty")
