@@ -1,10 +1,18 @@
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import new_folder, replace_folder, write_atomically
+from transformer_jax.system.files import (
+    find_damage,
+    new_folder,
+    replace_folder,
+    sha256,
+    write_atomically,
+    write_checksums,
+)
 
 OLD, NEW = {"a": b"old", "b": b"only the old has it"}, {"a": b"new\x00\xff", "c": b""}
 
@@ -151,3 +159,42 @@ def test_a_new_folder_that_fails_leaves_none_above(tmp_path, error):
     with pytest.raises((error, UserError)), new_folder(tmp_path / "empty" / "deep" / "deeper" / "new"):
         raise error
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+@pytest.fixture
+def summed(tmp_path):
+    (tmp_path / "inner" / "deep").mkdir(parents=True)
+    for name in ("a", "inner/b[1]*", "inner/deep/c"):
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+    (tmp_path / "empty").write_bytes(b"")
+    write_checksums(tmp_path)
+    return tmp_path
+
+
+def test_files_with_checksums_are_sound(summed):
+    assert find_damage(summed) is None
+    (summed / "later").write_bytes(b"ignored")
+    assert find_damage(summed) is None
+    assert sha256(summed / "empty") == hashlib.sha256(b"").hexdigest()
+
+
+@pytest.mark.parametrize("name", ["a", "empty", "inner/b[1]*", "inner/deep/c", "checksums.json"])
+@pytest.mark.parametrize("damage", ["delete", "truncate", "flip", "grow"])
+def test_damage_is_named(summed, name, damage):
+    content = bytearray((summed / name).read_bytes())
+    if damage == "delete":
+        (summed / name).unlink()
+    elif damage == "truncate" and content:
+        (summed / name).write_bytes(content[: len(content) // 2])
+    elif damage == "flip" and content:
+        content[len(content) // 2] ^= 1
+        (summed / name).write_bytes(content)
+    else:
+        (summed / name).write_bytes(bytes(content) + b"x")
+    if (name, damage) == ("checksums.json", "delete"):
+        with pytest.raises(FileNotFoundError):
+            find_damage(summed)
+    elif name == "checksums.json":
+        assert find_damage(summed) is not None
+    else:
+        assert find_damage(summed).startswith(f"{name} ")

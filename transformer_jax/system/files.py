@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import hashlib
 import itertools
+import json
 import logging
 import os
 import tempfile
@@ -15,6 +17,9 @@ from etils import epath
 from transformer_jax.system import UserError
 
 AnyPath: TypeAlias = Path | epath.Path
+
+CHECKSUMS_FILE = "checksums.json"
+_PIECE = 1 << 20  # bytes read at a time
 
 
 def as_path(path: str | os.PathLike[str]) -> AnyPath:
@@ -69,6 +74,63 @@ def os_errors(path: AnyPath) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO
         raise OSError(number, reason, str(path)) from error
+
+
+def sha256(path: AnyPath) -> str:
+    """The SHA-256 of a file in hexadecimal, read in pieces.
+
+    Raises:
+        OSError: if the file can't be read.
+    """
+    digest = hashlib.sha256()
+    with os_errors(path), path.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_checksums(folder: AnyPath) -> None:
+    """Write the SHA-256 of every file below `folder` into its `checksums.json`, by relative path.
+
+    Raises:
+        OSError: if that fails.
+    """
+    sums = {name: sha256(folder / name) for name in _files_below(folder) if name != CHECKSUMS_FILE}
+    write_atomically(folder / CHECKSUMS_FILE, (json.dumps(sums, indent=1) + "\n").encode())
+
+
+def find_damage(folder: AnyPath) -> str | None:
+    """What is wrong with the files that `write_checksums` recorded, or None; files that came later are ignored.
+
+    Raises:
+        FileNotFoundError: if there are no checksums.
+    """
+    try:
+        with os_errors(folder):
+            sums = json.loads((folder / CHECKSUMS_FILE).read_bytes())
+        expected = {str(name): str(value) for name, value in sums.items()}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, AttributeError):
+        return f"{CHECKSUMS_FILE} is damaged"
+    for name, value in expected.items():
+        try:
+            if sha256(folder / name) != value:
+                return f"{name} is not as it was written"
+        except OSError as error:
+            return f"{name} can't be read: {error.strerror}"
+    return None
+
+
+def _files_below(folder: AnyPath, prefix: str = "") -> Iterator[str]:
+    """Relative names of all files, in order; not by `glob`, to which some characters of remote names are wildcards."""
+    with os_errors(folder):
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files_below(entry, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:
