@@ -148,6 +148,10 @@ class RunLog:
         self._display.train(step, {**values, **timing})
         self._write("train", step, values, timing)
 
+    def nonfinite(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log a step whose loss or gradient was not finite, and what its batch was."""
+        self._line("log", {"step": step, "kind": "nonfinite", **values})
+
     def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         """Log scores on validation data; arguments as in `train`."""
         self._write("evaluation", step, values, timing)
@@ -228,6 +232,9 @@ class SilentLog(RunLog):
         """Take the arguments of `RunLog`."""
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        """Do nothing."""
+
+    def nonfinite(self, step: int, values: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
@@ -317,7 +324,7 @@ def _cut(path: Path, step: int) -> None:
 def _is_of_run(line: bytes, step: int) -> bool:
     try:
         record = json.loads(line)
-        return record["step"] < step or (record["step"] == step and record.get("kind") == "train")
+        return record["step"] < step or (record["step"] == step and record.get("kind") in ("train", "nonfinite"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
 

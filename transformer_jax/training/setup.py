@@ -19,6 +19,7 @@ from transformer_jax.nn.losses import Batch, Params, Sums
 from transformer_jax.sharding import check_heads, make_mesh, on_mesh, own_rows, row_shards, state_shardings
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, write_atomically
+from transformer_jax.system.ownership import Ownership
 from transformer_jax.tasks.base import Task
 from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.evaluation import Evaluator
@@ -26,6 +27,8 @@ from transformer_jax.training.step import TrainState, init_state, make_optimizer
 from transformer_jax.training.stopping import Clock, HostValues, StopFlags, StopSignal, mean_over_devices
 from transformer_jax.training.workdir import Origin, claim, find_origin, has_begun, task_from
 
+NONFINITE = ("stop", "skip")
+"""What a run may do with an update whose loss or gradient is not finite."""
 SHARED_SECONDS = 20.0
 """Network file systems may take this long to show a new file to other hosts."""
 
@@ -54,16 +57,26 @@ class Run:
     clock: Clock
     stop: StopSignal
     stop_flags: StopFlags
+    owner: Ownership
+    """Owns `workdir`, on the first process; asked before anything there is replaced."""
 
 
-def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal | None = None) -> Run:
+def setup(
+    config: Config,
+    workdir: AnyPath,
+    *,
+    started: float,
+    stop: StopSignal | None = None,
+    owner: Ownership | None = None,
+) -> Run:
     """Check the config, read the data, claim `workdir` and build the jitted functions.
 
     Args:
         config: the experiment.
         workdir: folder of the run.
         started: `time.monotonic()` at program start.
-        stop: handler of Ctrl-C and SIGTERM; default: one that never receives any.
+        stop: handler of signals; default: one that never receives any.
+        owner: has acquired `workdir`; default: one that owns nothing and never objects.
 
     Raises:
         UserError: for mistakes in config, data or work folder, on all processes alike; nothing is written before all
@@ -100,6 +113,7 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         seed=config.seed,
         accumulate_steps=optim.accumulate_steps,
         ema_decay=training.ema_decay,
+        skip_nonfinite=training.nonfinite == "skip",
     )
 
     def common_train_step(state: TrainState, batch: Batch, values: HostValues = None) -> tuple[TrainState, Sums]:
@@ -130,6 +144,7 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         clock=clock,
         stop=stop,
         stop_flags=StopFlags(stop, clock, mesh),
+        owner=owner or Ownership(workdir),
     )
 
 
@@ -215,6 +230,8 @@ def check(config: Config) -> None:
             value = getattr(getattr(config, group), name)
             if value < 1:
                 raise UserError(f"config.{group}.{name} is {value}, but must be at least 1.")
+    if config.training.nonfinite not in NONFINITE:
+        raise UserError(f"config.training.nonfinite is {config.training.nonfinite!r}, but must be one of stop, skip.")
     if config.tokenizer.max_texts < 0:
         raise UserError(f"config.tokenizer.max_texts is {config.tokenizer.max_texts}, but must be at least 0.")
 
