@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import (
+    CHECKSUMS_FILE,
     AnyPath,
     find_damage,
     is_remote,
@@ -190,8 +191,8 @@ class Checkpoints:
                 report(str(error))
         if steps:
             raise UserError(
-                f"{self._folder} has no sound checkpoint, all are damaged ({', '.join(map(str, steps))}); put back a copy "
-                "of one, or choose another --workdir to start anew."
+                f"{self._folder} has no sound checkpoint, all are damaged ({', '.join(map(str, steps))}); "
+                "put back a copy of one, or choose another --workdir to start anew."
             )
         return None
 
@@ -341,14 +342,12 @@ class Checkpoints:
 
     def _abandon(self) -> None:
         """Remove an unfinished checkpoint, and end Orbax's threads."""
-        orbax = vars(self).pop("_orbax", None)
         with suppress(Exception):
-            if orbax is not None:
-                orbax.close()
-        with suppress(OSError):
-            if distributed.is_main():
+            vars(self).pop("_orbax").close()
+        if distributed.is_main() and not is_remote(self._folder):
+            with suppress(OSError):
                 for entry in self._of_step(self._saving):
-                    if entry.name != str(self._saving) and not is_remote(entry):
+                    if entry.name != str(self._saving):
                         shutil.rmtree(str(entry), ignore_errors=True)
 
     def _stored(self, step: int) -> Any:
@@ -370,12 +369,9 @@ class Checkpoints:
         digest = custom_metadata.get(_DIGEST)
         try:
             damage = find_damage(self._folder / str(step))
-        except FileNotFoundError as error:
-            is_earlier_release = digest is None
-            return None if is_earlier_release else f"{error.filename or 'checksums.json'} is missing"
-        return (
-            damage if digest == _digest(custom_metadata[_METADATA]) else f"{_ORBAX_METADATA} is not as it was written"
-        )
+        except FileNotFoundError:
+            return None if digest is None else f"{CHECKSUMS_FILE} is missing"  # earlier releases had none
+        return damage if digest == _digest(custom_metadata[_METADATA]) else f"{_ORBAX_METADATA} is damaged"
 
     def _read(self, step: int, abstract: PyTree) -> Any:
         return self._guard(step, lambda: self._orbax.load(step, abstract, checkpointable_name=_STATE))

@@ -217,7 +217,7 @@ class RunLog:
             if isinstance(value, int | float) and math.isfinite(value):
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
-    def _line(self, name: str, record: Mapping[str, Value]) -> None:
+    def _line(self, name: str, record: Mapping[str, Any]) -> None:
         file = self._files[name]
         valid = {key: _valid(value) for key, value in record.items()}
         file.write(json.dumps(valid, ensure_ascii=False, allow_nan=False) + "\n")
@@ -329,7 +329,7 @@ def _is_of_run(line: bytes, step: int) -> bool:
         return False
 
 
-def _valid(value: Value) -> Value:
+def _valid(value: Any) -> Any:
     """JSON has neither NaN nor infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
