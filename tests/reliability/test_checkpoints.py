@@ -63,7 +63,7 @@ def damage(path, how):
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
     elif how == "truncate":
-        path.write_bytes(content[:-1])
+        path.write_bytes(content[: len(content) // 2])
     else:
         path.write_bytes(b"")
 

@@ -147,12 +147,9 @@ class Checkpoints:
                 f"What was saved in {self._folder} can't be read back; choose another --workdir. {error}"
             ) from error
         for name, leaf in leaves_by_name(params).items():
-            pairs = zip(leaf.addressable_shards, leaves_by_name(found)[name].addressable_shards, strict=True)
-            if not all(np.array_equal(np.asarray(saved.data), np.asarray(read.data)) for saved, read in pairs):
-                raise UserError(
-                    f"{name} comes back from {self._folder / str(step)} with other values than were saved; "
-                    "choose another --workdir."
-                )
+            shards = zip(leaf.addressable_shards, leaves_by_name(found)[name].addressable_shards, strict=True)
+            if not all(np.array_equal(saved.data, read.data) for saved, read in shards):
+                raise UserError(f"{name} comes back from {self._folder} with other values; choose another --workdir.")
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints that are not known to be damaged; waits for one that is being written."""
