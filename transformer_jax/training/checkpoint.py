@@ -36,12 +36,11 @@ Result = TypeVar("Result")
 _STATE = "state"
 _METADATA = "metadata"
 _DIGEST = "sha256"
-"""Stored beside our metadata: their digest. A checkpoint that has one has checksums of its files, too."""
+"""Stored beside our metadata: their digest. Where there is one, there are checksums of the files, too."""
 _ORBAX_METADATA = "_CHECKPOINT_METADATA"
 """The file of the metadata, to which Orbax adds times when it has written all else."""
 _PROTECTED = "protected.json"
-_PLAIN_PATH = re.compile(r"[\w/.+=,@ -]+")
-"""Paths in which nothing is a wildcard or an escape to Orbax and TensorStore."""
+_PLAIN_PATH = re.compile(r"[\w/.+=,@ -]+")  # nothing is a wildcard or an escape to Orbax and TensorStore
 _SMALLEST_SHARE = 1 << 20  # bytes
 """A replicated array is written by all its devices, a part each, unless the parts would be smaller than this."""
 _FORMER_NAMES = {"ema_params": "average"}
@@ -161,7 +160,7 @@ class Checkpoints:
         return [step for step in steps if step not in self._damaged_steps]
 
     def latest(self) -> int | None:
-        """The last of `steps()`, or None if there is none."""
+        """The last of `steps()`, or None."""
         return max(self.steps(), default=None)
 
     def restore_newest(
@@ -355,10 +354,8 @@ class Checkpoints:
         # Orbax only logs that it can't read the description of the arrays or our metadata.
         if stored.metadata is None or _METADATA not in (stored.custom_metadata or {}):
             raise self._damaged(step, "one of its files is missing or damaged")
-        damage = distributed.broadcast(
-            self._find_damage(step, stored.custom_metadata) if distributed.is_main() else None
-        )
-        if damage is not None:
+        damage = self._find_damage(step, stored.custom_metadata) if distributed.is_main() else None
+        if (damage := distributed.broadcast(damage)) is not None:
             raise self._damaged(step, damage)
         return stored
 
