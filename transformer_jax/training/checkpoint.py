@@ -322,7 +322,8 @@ class Checkpoints:
     def _of_step(self, step: int) -> list[AnyPath]:
         """The folder of a checkpoint, or the temporary one of an unfinished one."""
         with os_errors(self._folder):
-            return [entry for entry in self._folder.iterdir() if entry.name.partition(".")[0] == str(step)]
+            entries = self._folder.iterdir() if self._folder.exists() else ()
+            return [entry for entry in entries if entry.name.partition(".")[0] == str(step)]
 
     def _written(self, write: Callable[[], Any]) -> None:
         """Call a function of Orbax that raises errors of the background thread."""
@@ -341,10 +342,9 @@ class Checkpoints:
         with suppress(Exception):
             vars(self).pop("_orbax").close()
         if distributed.is_main() and not is_remote(self._folder):
-            with suppress(OSError):
-                for entry in self._of_step(self._saving):
-                    if entry.name != str(self._saving):
-                        shutil.rmtree(str(entry), ignore_errors=True)
+            for entry in self._of_step(self._saving):
+                if entry.name != str(self._saving):
+                    shutil.rmtree(str(entry), ignore_errors=True)
 
     def _stored(self, step: int) -> Any:
         if step not in self.steps():
