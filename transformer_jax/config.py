@@ -144,6 +144,8 @@ class TrainingConfig:
     """Above 0: evaluate and write an exponential moving average of the parameters instead."""
     patience: NotNegative = 0
     """Evaluations without a better validation score before stopping early; 0: never."""
+    nonfinite: Annotated[str, Choice("stop", "skip")] = "stop"
+    """What to do when a loss or gradient is NaN or infinite: stop, or skip the update."""
     metric: str = "bleu"
     """Validation score that selects the best checkpoint, such as bleu or exact_match."""
     num_samples: NotNegative = 3

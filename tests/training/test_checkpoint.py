@@ -225,8 +225,7 @@ def test_unusable_folder(tmp_path):
     with pytest.raises(UserError, match=r"keep_checkpoints is 0"):
         Checkpoints(tmp_path, keep=0)
     (tmp_path / "protected.json").write_text("{")
-    with pytest.raises(UserError, match=r"protected\.json is damaged"):
-        Checkpoints(tmp_path, keep=1)
+    Checkpoints(tmp_path, keep=1).close()  # the run protects its best checkpoint again
 
 
 def test_an_unfinished_checkpoint_is_never_seen(tmp_path):

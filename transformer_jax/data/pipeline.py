@@ -3,6 +3,7 @@
 import hashlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -18,6 +19,8 @@ Item = TypeVar("Item")
 
 
 BATCHINGS = ("pack", "bucket")
+RECENT = 16
+"""Number of batches whose records are remembered; more than are prefetched."""
 DIGESTED = 1000
 """Maximum number of examples in a digest."""
 
@@ -134,6 +137,7 @@ class Batches(Generic[Record, Batch]):
         self._num_windows = -(-len(records) // window_size)
         self._lengths_of_all: np.ndarray | None = None
         self._examples: dict[int, Example] = {}
+        self._recent: deque[tuple[Position, list[list[int]]]] = deque(maxlen=RECENT)
         self.skipped = 0
         """Number of examples skipped as too long so far in the current epoch."""
 
@@ -160,6 +164,7 @@ class Batches(Generic[Record, Batch]):
                 for number, rows in enumerate(own, start=first):
                     batch = self._collate([[examples[i] for i in row] for row in rows], plan[number][0], len(rows))
                     yielded += 1
+                    self._recent.append((Position(position.epoch, window, number), plan[number][1]))
                     yield batch, self._after(position.epoch, window, number, len(plan))
             if not yielded and position == (position.epoch, 0, 0):
                 raise UserError(
@@ -173,6 +178,10 @@ class Batches(Generic[Record, Batch]):
         if self._batching != "pack":
             return None
         return self._collate([], self._row_length, len(self._own_rows(self._row_length, [])))
+
+    def records_at(self, position: Position) -> list[int]:
+        """Numbers of the records in one of the last `RECENT` batches, over all processes; empty for any other."""
+        return sorted(record for at, rows in list(self._recent) if at == position for row in rows for record in row)
 
     def digest(self) -> str:
         """A hash of at most `DIGESTED` evenly spaced examples, to recognize the same data."""

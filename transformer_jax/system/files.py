@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn, TypeAlias
@@ -100,13 +100,17 @@ def sha256(path: AnyPath) -> str:
     return digest.hexdigest()
 
 
-def write_checksums(folder: AnyPath) -> None:
+def write_checksums(folder: AnyPath, leaving_out: Collection[str] = ()) -> None:
     """Write the SHA-256 of every file below `folder` into its `checksums.json`, by relative path.
+
+    Args:
+        folder: a folder that nobody changes meanwhile.
+        leaving_out: relative paths of files that will still change.
 
     Raises:
         OSError: if that fails.
     """
-    sums = {name: sha256(folder / name) for name in _files_below(folder) if name != CHECKSUMS_FILE}
+    sums = {name: sha256(folder / name) for name in _files_below(folder) if name not in (CHECKSUMS_FILE, *leaving_out)}
     write_atomically(folder / CHECKSUMS_FILE, (json.dumps(sums, indent=1) + "\n").encode())
 
 
@@ -195,6 +199,22 @@ def parse_json(content: bytes) -> Any:
         return json.loads(content.decode("utf-8"), parse_constant=refuse, object_pairs_hook=distinct)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+_STORAGE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO),
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why storage failed, in the words of the system if an error of a library or one of its causes has them."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    texts = " ".join(str(cause) for cause in causes)
+    known = next((os.strerror(number) for number in _STORAGE_ERRORS if os.strerror(number) in texts), None)
+    return known or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300]
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:

@@ -1,73 +1,62 @@
 """Checkpoints of a training run. The only module that uses Orbax."""
 
-import dataclasses
+import hashlib
 import json
-import math
+import os
+import re
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
-from transformer_jax.data.pipeline import Position
-from transformer_jax.system import UserError
-from transformer_jax.system.files import AnyPath, os_errors, resolved, write_atomically
+from transformer_jax.system import UserError, distributed
+from transformer_jax.system.files import (
+    CHECKSUMS_FILE,
+    AnyPath,
+    find_damage,
+    is_remote,
+    os_errors,
+    reason_of,
+    resolved,
+    write_atomically,
+    write_checksums,
+)
+from transformer_jax.training.step import JSON, Progress, leaves_by_name, require_same
 
-JSON = Any
-"""A value that `json` can write: a number, string, boolean, None, or a list or dict of such values."""
+__all__ = ["Checkpoints", "DamagedCheckpoint", "Progress"]
 Result = TypeVar("Result")
 
 _STATE = "state"
 _METADATA = "metadata"
+_DIGEST = "sha256"
+"""Stored beside our metadata: their digest. Where there is one, there are checksums of the files, too."""
+_ORBAX_METADATA = "_CHECKPOINT_METADATA"
+"""The file of the metadata, to which Orbax adds times when it has written all else."""
 _PROTECTED = "protected.json"
+_PLAIN_PATH = re.compile(r"[\w/.+=,@ -]+")  # nothing is a wildcard or an escape to Orbax and TensorStore
 _SMALLEST_SHARE = 1 << 20  # bytes
 """A replicated array is written by all its devices, a part each, unless the parts would be smaller than this."""
 _FORMER_NAMES = {"ema_params": "average"}
 """Fields of the state that release 0.1.0 stored under another name."""
 
 
-@dataclass
-class Progress:
-    """What a checkpoint stores beside the state, so that a resumed run equals an uninterrupted one."""
-
-    position: Position = field(default_factory=Position)
-    """Position of the next batch."""
-    best_score: float = -math.inf
-    best_tie: float = -math.inf
-    """`evaluation.tie_break` of the best evaluation."""
-    best_step: int = 0
-    stale: int = 0
-    """Evaluations since the best one."""
-    unlogged: dict[str, float] = field(default_factory=dict)
-    """Sums since the last line of the log."""
-    minutes: float = 0.0
-    """Wall-clock time up to the checkpoint, over all processes that worked on the run."""
-
-    def add(self, sums: dict[str, Any]) -> float:
-        """Add the sums of one step; returns its weight, the number of tokens predicted."""
-        for name, value in sums.items():
-            self.unlogged[name] = self.unlogged.get(name, 0.0) + float(value)
-        return float(sums["weight"])
-
-    def to_json(self) -> dict[str, JSON]:
-        """The fields as checkpoint metadata."""
-        return dataclasses.asdict(self) | {"position": list(self.position)}
-
-    @classmethod
-    def from_json(cls, metadata: dict[str, JSON]) -> "Progress":
-        """The inverse of `to_json`."""
-        return cls(**{**metadata, "position": Position(*metadata["position"])})
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is missing, or not as it was written."""
 
 
 class Checkpoints:
     """The checkpoints of one run, in folders named by step.
 
-    A checkpoint is written in the background under a temporary name and renamed when complete, so a killed run never
-    leaves a partial one. Older checkpoints are deleted only after that.
+    A checkpoint is written in the background under a temporary name, gets checksums of its files, and is renamed when
+    complete, so a killed run never leaves a partial one. Older checkpoints are deleted only after that. Reading one
+    compares the checksums; checkpoints of releases before 0.2.0 have none.
     """
 
     def __init__(
@@ -95,44 +84,113 @@ class Checkpoints:
         self._folder = resolved(folder)
         self._keep, self._is_scheduled, self._uninterrupted = keep, is_scheduled, uninterrupted
         self._protected: int | None = None
+        self._damaged_steps: set[int] = set()
+        self._saving = 0
+        self._resources = ExitStack()
+        if is_remote(folder) and not _PLAIN_PATH.fullmatch(str(folder).removeprefix("gs://")):
+            raise UserError(f"{folder} has characters that checkpoints can't have in a remote path; choose another.")
         try:
             with os_errors(folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 stored = (self._folder / _PROTECTED).read_bytes() if (self._folder / _PROTECTED).exists() else None
             if stored is not None:
-                self._protected = json.loads(stored)["step"]
+                with suppress(ValueError, KeyError, TypeError):  # damaged: the run protects its best one again
+                    self._protected = json.loads(stored)["step"]
         except OSError as error:
             raise UserError(f"{folder} can't hold checkpoints: {error.strerror}; choose another folder.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder / _PROTECTED} is damaged; delete that file.") from error
 
     def save(self, step: int, state: PyTree, metadata: dict[str, JSON]) -> None:
         """Write a checkpoint in the background; `state` may be donated or deleted as soon as this returns.
 
-        A step that is already saved is left alone: rewriting it would leave a moment without a checkpoint.
+        A step that is already saved, and not damaged, is left alone: rewriting it would leave a moment without a
+        checkpoint.
 
         Args:
             step: number of updates that made `state`.
             state: arrays in nested dicts, tuples and named tuples.
             metadata: what else a run needs to resume. Floats come back bit for bit, tuples as lists.
+
+        Raises:
+            UserError: if this checkpoint, or the one before, can't be written.
         """
-        if step not in self.steps():
-            with self._uninterrupted():
-                self._orbax.save_async(
-                    step, state, checkpointable_name=_STATE, force=True, custom_metadata={_METADATA: metadata}
-                )
+        if step in self.steps():
+            return
+        overwrite = step in self._damaged_steps
+        self._damaged_steps.discard(step)
+        self._saving = step
+        self._written(
+            lambda: self._orbax.save_async(
+                step,
+                state,
+                checkpointable_name=_STATE,
+                force=True,
+                overwrite=overwrite,
+                custom_metadata={_METADATA: metadata, _DIGEST: _digest(metadata)},
+            )
+        )
+
+    def read_back(self, step: int, params: PyTree) -> None:
+        """Require that a checkpoint just saved can be read, on the example of its parameters.
+
+        Raises:
+            UserError: if it can't, or the parameters are others.
+        """
+        self.wait()
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params
+        )
+        try:
+            found = self.restore_params(step, abstract)
+        except UserError as error:
+            raise UserError(
+                f"What was saved in {self._folder} can't be read back; choose another --workdir. {error}"
+            ) from error
+        for name, leaf in leaves_by_name(params).items():
+            shards = zip(leaf.addressable_shards, leaves_by_name(found)[name].addressable_shards, strict=True)
+            if not all(np.array_equal(saved.data, read.data) for saved, read in shards):
+                raise UserError(f"{name} comes back from {self._folder} with other values; choose another --workdir.")
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, in order; waits for one that is being written."""
-        if not self._is_open() and not any(self._folder.glob("[0-9]*")):
+        """Steps of all complete checkpoints that are not known to be damaged; waits for one that is being written."""
+        if not self._is_open() and not any(entry.name[0].isdecimal() for entry in self._folder.iterdir()):
             return []
         self.wait()
         with self._uninterrupted():
-            return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+            steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        return [step for step in steps if step not in self._damaged_steps]
 
     def latest(self) -> int | None:
-        """The last of `steps()`, or None if there is none."""
+        """The last of `steps()`, or None."""
         return max(self.steps(), default=None)
+
+    def restore_newest(
+        self, abstract_state: PyTree, report: Callable[[str], None]
+    ) -> tuple[PyTree, dict[str, JSON]] | None:
+        """Read the newest checkpoint that is sound, as `restore` does.
+
+        Args:
+            abstract_state: see `restore`.
+            report: called with a sentence about each newer one that is damaged.
+
+        Returns:
+            The state and the metadata, or None if there is no checkpoint.
+
+        Raises:
+            UserError: if there are some, but all are damaged, or the newest one holds another state.
+        """
+        steps = distributed.broadcast(self.steps())
+        for step in reversed(steps):
+            try:
+                return self.restore(step, abstract_state)
+            except DamagedCheckpoint as error:
+                self._damaged_steps.add(step)
+                report(str(error))
+        if steps:
+            raise UserError(
+                f"{self._folder} has no sound checkpoint, all are damaged ({', '.join(map(str, steps))}); "
+                "put back a copy of one, or choose another --workdir to start anew."
+            )
+        return None
 
     def restore(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, JSON]]:
         """Read a checkpoint.
@@ -146,17 +204,18 @@ class Checkpoints:
             The state, of the tree and types of `abstract_state`, and the metadata.
 
         Raises:
-            UserError: if the checkpoint is missing, can't be read, or holds a state other than `abstract_state`.
+            DamagedCheckpoint: if the checkpoint is missing, or not as it was written.
+            UserError: if it holds a state other than `abstract_state`.
         """
         stored = self._stored(step)
         names = {new: old for new, old in _FORMER_NAMES.items() if old in stored.metadata}
         if names:
             fields = {names.get(name, name): value for name, value in abstract_state._asdict().items()}
-            self._compare(step, stored.metadata, fields)
+            require_same(self._folder / str(step), stored.metadata, fields)
             read = self._read(step, fields)
             state = abstract_state._make(read[names.get(name, name)] for name in abstract_state._fields)
         else:
-            self._compare(step, stored.metadata, abstract_state)
+            require_same(self._folder / str(step), stored.metadata, abstract_state)
             state = self._read(step, abstract_state)
         return state, stored.custom_metadata[_METADATA]
 
@@ -173,7 +232,7 @@ class Checkpoints:
         stored = self._stored(step).metadata
         if not isinstance(stored, dict) or "params" not in stored:
             raise UserError(f"{self._folder / str(step)} has no params; it was written by another program.")
-        self._compare(step, {"params": stored["params"]}, {"params": abstract_params})
+        require_same(self._folder / str(step), {"params": stored["params"]}, {"params": abstract_params})
         from orbax.checkpoint import v1 as ocp  # type: ignore[import-untyped]
 
         # Orbax skips placeholders.
@@ -193,16 +252,23 @@ class Checkpoints:
             write_atomically(self._folder / _PROTECTED, json.dumps({"step": step}).encode())
 
     def wait(self) -> None:
-        """Wait until all checkpoints are written."""
+        """Wait until all checkpoints are written.
+
+        Raises:
+            UserError: if that fails.
+        """
         if self._is_open():
-            with self._uninterrupted():
-                self._orbax.wait()
+            self._written(lambda: self._orbax.wait())
 
     def close(self) -> None:
-        """Wait until all checkpoints are written, and end the background thread."""
-        if self._is_open():
-            with self._uninterrupted():
-                self._orbax.close()
+        """Wait until all checkpoints are written, and end the background thread.
+
+        Raises:
+            UserError: if that fails; not again if `save` or `wait` has raised it.
+        """
+        with self._resources:
+            if self._is_open():
+                self._written(lambda: self._orbax.close())
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -214,8 +280,9 @@ class Checkpoints:
 
     def preserved(self, steps: Sequence[int]) -> set[int]:
         """Those of `steps` to keep."""
-        latest = sorted(filter(self._is_scheduled, steps))[-self._keep :]
-        return {step for step in steps if step in latest or step in (max(steps), self._protected)}
+        sound = [step for step in steps if step not in self._damaged_steps]
+        latest = sorted(filter(self._is_scheduled, sound))[-self._keep :]
+        return {step for step in sound if step in latest or step in (max(sound), self._protected)}
 
     @cached_property
     def _orbax(self) -> Any:
@@ -224,22 +291,81 @@ class Checkpoints:
 
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = _SMALLEST_SHARE
+        # A function, since Orbax makes deep copies of its context, and thereby of the object of a method.
+        context.async_options.post_finalization_callback = lambda: self._add_checksums()
         return ocp.training.Checkpointer(
-            self._folder, preservation_policy=_Preservation(self), cleanup_tmp_directories=True, context=context
+            self._folder_for_orbax(),
+            preservation_policy=_Preservation(self),
+            cleanup_tmp_directories=True,
+            context=context,
         )
 
     def _is_open(self) -> bool:
         return "_orbax" in vars(self)
 
+    def _folder_for_orbax(self) -> AnyPath:
+        """The folder under a path without wildcards, which Orbax would expand: it would lose every checkpoint."""
+        if is_remote(self._folder) or _PLAIN_PATH.fullmatch(str(self._folder)):
+            return self._folder
+        link = type(self._folder)(self._resources.enter_context(tempfile.TemporaryDirectory())) / "checkpoints"
+        if not _PLAIN_PATH.fullmatch(str(link)):
+            raise UserError(f"{self._folder} can't hold checkpoints for its special characters; choose another.")
+        os.symlink(self._folder, link, target_is_directory=True)
+        return link
+
+    def _add_checksums(self) -> None:
+        """Called when all files are written, before the folder gets its name."""
+        if distributed.is_main():
+            for entry in self._of_step(self._saving):
+                write_checksums(entry, leaving_out=(_ORBAX_METADATA, "commit_success.txt"))
+
+    def _of_step(self, step: int) -> list[AnyPath]:
+        """The folder of a checkpoint, or the temporary one of an unfinished one."""
+        with os_errors(self._folder):
+            entries = self._folder.iterdir() if self._folder.exists() else ()
+            return [entry for entry in entries if entry.name.partition(".")[0] == str(step)]
+
+    def _written(self, write: Callable[[], Any]) -> None:
+        """Call a function of Orbax that raises errors of the background thread."""
+        try:
+            with self._uninterrupted():
+                write()
+        except Exception as error:  # Orbax and TensorStore raise many unrelated types
+            self._abandon()
+            raise UserError(
+                f"The checkpoint of step {self._saving} can't be written to {self._folder} ({reason_of(error)}); "
+                "earlier ones are intact: mend that, or make room, and rerun the command to resume."
+            ) from error
+
+    def _abandon(self) -> None:
+        """Remove an unfinished checkpoint, and end Orbax's threads."""
+        with suppress(Exception):
+            vars(self).pop("_orbax").close()
+        if distributed.is_main() and not is_remote(self._folder):
+            for entry in self._of_step(self._saving):
+                if entry.name != str(self._saving):
+                    shutil.rmtree(str(entry), ignore_errors=True)
+
     def _stored(self, step: int) -> Any:
         if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
-            raise UserError(f"{self._folder} has no checkpoint of step {step}; it has: {known}.")
+            raise DamagedCheckpoint(f"{self._folder} has no checkpoint of step {step}; it has: {known}.")
         stored = self._guard(step, lambda: self._orbax.metadata(step))
         # Orbax only logs that it can't read the description of the arrays or our metadata.
         if stored.metadata is None or _METADATA not in (stored.custom_metadata or {}):
             raise self._damaged(step, "one of its files is missing or damaged")
+        damage = self._find_damage(step, stored.custom_metadata) if distributed.is_main() else None
+        if (damage := distributed.broadcast(damage)) is not None:
+            raise self._damaged(step, damage)
         return stored
+
+    def _find_damage(self, step: int, custom_metadata: dict[str, JSON]) -> str | None:
+        digest = custom_metadata.get(_DIGEST)
+        try:
+            damage = find_damage(self._folder / str(step))
+        except FileNotFoundError:
+            return None if digest is None else f"{CHECKSUMS_FILE} is missing"  # earlier releases had none
+        return damage if digest == _digest(custom_metadata[_METADATA]) else f"{_ORBAX_METADATA} is damaged"
 
     def _read(self, step: int, abstract: PyTree) -> Any:
         return self._guard(step, lambda: self._orbax.load(step, abstract, checkpointable_name=_STATE))
@@ -252,27 +378,11 @@ class Checkpoints:
         except Exception as error:
             raise self._damaged(step, type(error).__name__) from error
 
-    def _damaged(self, step: int, reason: str) -> UserError:
-        return UserError(
+    def _damaged(self, step: int, reason: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
             f"{self._folder / str(step)} can't be read as a checkpoint ({reason}); "
             "delete that folder to resume from the checkpoint before."
         )
-
-    def _compare(self, step: int, stored: PyTree, abstract: PyTree) -> None:
-        have, want = _leaves(stored), _leaves(abstract)
-        folder = self._folder / str(step)
-        remedy = "train with the configuration it was made with, or into another workdir."
-        missing = sorted(set(want) - set(have))
-        if missing:
-            raise UserError(f"{folder} lacks {missing[0]}, which this configuration needs; {remedy}")
-        foreign = sorted(set(have) - set(want))
-        if foreign:
-            raise UserError(f"{folder} holds {foreign[0]}, which this configuration does not have; {remedy}")
-        for name, leaf in want.items():
-            if _kind(have[name]) != _kind(leaf):
-                raise UserError(
-                    f"{name} is {_kind(have[name])} in {folder}, but {_kind(leaf)} in this configuration; {remedy}"
-                )
 
 
 class _Preservation:
@@ -287,10 +397,5 @@ class _Preservation:
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
-
-
-def _kind(leaf: Any) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+def _digest(metadata: dict[str, JSON]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()

@@ -13,10 +13,10 @@ from transformer_jax.data.pipeline import Batches
 from transformer_jax.nn import stack_layers, unstack_layers
 from transformer_jax.nn.losses import Params, eval_step
 from transformer_jax.sharding import on_mesh, shard_batch, state_shardings
-from transformer_jax.system import distributed
+from transformer_jax.system import UserError, distributed
 from transformer_jax.tasks.base import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
-from transformer_jax.training.step import TrainState
+from transformer_jax.training.step import TrainState, all_finite
 from transformer_jax.training.stopping import Clock
 
 
@@ -84,16 +84,20 @@ def choose(
     evaluate: Callable[[Params], Evaluation],
     rank: Callable[[Evaluation], float],
     clock: Clock,
-    report: Callable[[str, Evaluation | None], None],
+    report: Callable[[str, Evaluation | str | None], None],
 ) -> Choice:
     """The candidate that ranks highest, the first among equals.
 
     Args:
-        candidates: functions that return parameters, by name. All but the first are skipped when time is short.
+        candidates: functions that return parameters, by name. All but the first are skipped when time is short; those
+            that raise a `UserError`, since a checkpoint is gone or damaged, and those not finite are left out.
         evaluate: evaluates parameters.
         rank: rank of an evaluation; higher is better.
         clock: clock of the run.
-        report: called with each name and its evaluation, or None if it was skipped.
+        report: called with each name and its evaluation, the reason why it was left out, or None if time was short.
+
+    Raises:
+        UserError: if no candidate is left.
     """
     best: Choice | None = None
     seconds = 0.0
@@ -102,13 +106,21 @@ def choose(
             report(name, None)
             continue
         started = time.monotonic()
-        params = params_of()
+        try:
+            params = params_of()
+        except UserError as error:
+            report(name, str(error))
+            continue
+        if not all_finite(params):
+            report(name, "a parameter is not finite")
+            continue
         candidate = Choice(name, params, evaluate(params))
         seconds = time.monotonic() - started
         report(name, candidate.evaluation)
         if best is None or rank(candidate.evaluation) > rank(best.evaluation):
             best = candidate
-    assert best is not None
+    if best is None:
+        raise UserError("There are no sound parameters left to write as a model; train in another --workdir.")
     return best
 
 

@@ -149,6 +149,10 @@ class RunLog:
         self._display.train(step, {**values, **timing})
         self._write("train", step, values, timing)
 
+    def nonfinite(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log a step whose loss or gradient was not finite, and what its batch was."""
+        self._line("log", {"step": step, "kind": "nonfinite", **values})
+
     def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         """Log scores on validation data; arguments as in `train`."""
         self._write("evaluation", step, values, timing)
@@ -214,7 +218,7 @@ class RunLog:
             if isinstance(value, int | float) and math.isfinite(value):
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
-    def _line(self, name: str, record: Mapping[str, Value]) -> None:
+    def _line(self, name: str, record: Mapping[str, Any]) -> None:
         file = self._files[name]
         valid = {key: _valid(value) for key, value in record.items()}
         file.write(json.dumps(valid, ensure_ascii=False, allow_nan=False) + "\n")
@@ -229,6 +233,9 @@ class SilentLog(RunLog):
         """Take the arguments of `RunLog`."""
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        """Do nothing."""
+
+    def nonfinite(self, step: int, values: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
@@ -318,12 +325,12 @@ def _cut(path: Path, step: int) -> None:
 def _is_of_run(line: bytes, step: int) -> bool:
     try:
         record = json.loads(line)
-        return record["step"] < step or (record["step"] == step and record.get("kind") == "train")
+        return record["step"] < step or (record["step"] == step and record.get("kind") in ("train", "nonfinite"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _valid(value: Value) -> Value:
+def _valid(value: Any) -> Any:
     """JSON has neither NaN nor infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

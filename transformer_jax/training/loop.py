@@ -2,21 +2,23 @@
 
 import contextlib
 import dataclasses
+import errno
 import math
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
 from transformer_jax.config import Config, from_config_dict
-from transformer_jax.data.pipeline import Prefetched
+from transformer_jax.data.pipeline import Position, Prefetched
 from transformer_jax.nn.losses import Batch, Params
 from transformer_jax.sharding import shard_batch
 from transformer_jax.system import UserError, distributed
@@ -28,10 +30,16 @@ from transformer_jax.training.checkpoint import Progress
 from transformer_jax.training.evaluation import choose, mean_of, params_to_evaluate, rank, tie_break
 from transformer_jax.training.logging import RunLog, SilentLog
 from transformer_jax.training.setup import Run, is_checkpoint_step, setup
-from transformer_jax.training.step import TrainState
+from transformer_jax.training.step import TrainState, all_finite
 from transformer_jax.training.stopping import FINAL_EVALUATIONS, StopSignal, host_values, stop_on_signals
 from transformer_jax.training.usage import Rate, batch_stats, describe, traced, usage
-from transformer_jax.training.workdir import params_of_origin
+from transformer_jax.training.workdir import owned, params_of_origin
+
+MAX_SKIPPED = 100
+"""A run that skips as many steps in a row, for their loss or gradient is not finite, ends."""
+SHOWN_RECORDS = 10
+"""Number of records of a batch that a sentence names."""
+_REMEDY = "lower config.optim.lr, raise config.optim.warmup_steps or set config.optim.clip_norm"
 
 
 class Outcome(NamedTuple):
@@ -71,10 +79,13 @@ def run(
     """
     started = time.monotonic() if started is None else started
     config = config if isinstance(config, Config) else from_config_dict(config)
+    workdir = as_path(workdir)
     with stop_on_signals() as stop:
         try:
-            outcome = train(setup(config, as_path(workdir), started=started, stop=stop), notes=notes, profile=profile)
-            distributed.barrier()
+            with owned(workdir) as owner, _storage_errors(workdir):
+                made = setup(config, workdir, started=started, stop=stop, owner=owner)
+                outcome = train(made, notes=notes, profile=profile)
+                distributed.barrier()
         except BaseException as error:
             if not stop.explains(error):
                 raise
@@ -82,10 +93,26 @@ def run(
     return outcome
 
 
+@contextlib.contextmanager
+def _storage_errors(workdir: AnyPath) -> Iterator[None]:
+    """A context that turns errors of writing to `workdir`, such as that the disk is full, into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        is_there = error.filename is not None and str(error.filename).startswith(str(workdir))
+        if not is_there and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{workdir} can't be written ({error.strerror}); its checkpoints are intact: mend that, or make room, and "
+            "rerun the command to resume."
+        ) from error
+
+
 def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outcome:
     """Train from the last checkpoint, or from the start, to the end; arguments as in `run`."""
     training = run.config.training
-    saved, progress = _restore(run)
+    damages: list[str] = []
+    saved, progress = _restore(run, damages.append)
     step = first_step = 0 if saved is None else int(saved.step)
     is_over = step >= training.num_steps or _out_of_patience(run, progress)
     with (
@@ -98,12 +125,13 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
         ) as train_step,
         distributed.exit_if_peer_lost(),
     ):
-        _greet(run, log, step, notes)
+        _greet(run, log, step, [*damages, *notes])
         state, program = _start(run, saved)
         if step and step % training.eval_every == 0:
             _evaluate(run, log, state, step, progress)  # the interruption may have come between saving and evaluating
-        rate, unread = Rate(), None
+        rate, unread, position, is_read_back = Rate(), None, progress.position, saved is not None
         while step < training.num_steps and not _out_of_patience(run, progress):
+            before, position = position, progress.position
             batch, progress.position = next(batches)
             stats = batch_stats(batch, run.task.flops(batch))
             run.stop.mark_unsaved()
@@ -115,20 +143,22 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
                 if program is not None:
                     log.program(step, describe(program))
             if unread is not None:  # a step late, so that devices do not wait for their host
-                rate.tokens += progress.add(run.stop_flags.read(unread))
+                rate.tokens += _read(run, log, unread, step - 1, before, progress)
             unread = stats | sums
             logs, evaluates = step % training.log_every == 0, step % training.eval_every == 0
             ends = step == training.num_steps or run.stop_flags.must_stop()
             saves = is_checkpoint_step(training, step) or ends
             if logs or saves:
-                rate.tokens += progress.add(run.stop_flags.read(unread))
+                rate.tokens += _read(run, log, unread, step, position, progress)
                 unread = None
-                _require_finite(progress, step)
             if logs:
                 _log(run, log, step, progress, rate.take())
             if saves:
                 log.flush()
                 _save(run, state, step, progress)
+                if not is_read_back:  # the first of a run
+                    run.checkpoints.read_back(step, state.params)
+                    is_read_back = True
                 run.stop.mark_saved(step)
             if evaluates:
                 with rate.paused():
@@ -139,21 +169,27 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
         return _finish(run, log, state, step, progress)
 
 
-def _restore(run: Run) -> tuple[TrainState | None, Progress]:
-    """The last checkpoint, or None and the progress of a new run."""
-    latest = distributed.broadcast(run.checkpoints.latest())
-    if latest is None:
+def _restore(run: Run, report: Callable[[str], None] = print) -> tuple[TrainState | None, Progress]:
+    """The last sound checkpoint, or None and the progress of a new run."""
+    restored = run.checkpoints.restore_newest(run.abstract_state, report)
+    if restored is None:
         return None, Progress()
-    state, metadata = run.checkpoints.restore(latest, run.abstract_state)
+    state, metadata = restored
     progress = Progress.from_json(metadata)
     if progress.best_step in run.checkpoints.steps():
         run.checkpoints.protect(progress.best_step)  # the run may have been killed just before it did so
     run.clock.minutes_before = progress.minutes
-    run.stop.mark_saved(latest)
+    run.stop.mark_saved(int(state.step))
     return state, progress
 
 
 def _save(run: Run, state: TrainState, step: int, progress: Progress) -> None:
+    run.owner.check()
+    if not all_finite(state):
+        raise UserError(
+            f"A parameter is not finite after step {step:,}, which is not saved; {_REMEDY}, and train in another "
+            "--workdir."
+        )
     progress.minutes = run.clock.minutes()
     run.checkpoints.save(step, state, progress.to_json())
 
@@ -207,28 +243,59 @@ def _greet(run: Run, log: RunLog, step: int, notes: Sequence[str]) -> None:
 def _log(run: Run, log: RunLog, step: int, progress: Progress, tokens_per_second: float) -> None:
     if run.batches.skipped:
         log.say_once("skipped", f"Left out {run.batches.skipped:,} examples longer than config.data.max_length so far")
-    sums, progress.unlogged = progress.unlogged, {}
+    sums, progress.unlogged = defaultdict(float, progress.unlogged), {}
+    steps = max(sums["steps"], 1.0)
     values = {
         "loss": sums["loss"] / max(sums["weight"], 1.0),
         "lr": float(run.schedule(step - 1)),
-        "grad_norm": sums["grad_norm"] / sums["steps"],
+        "grad_norm": sums["grad_norm"] / steps,
         "tokens": sums["weight"],
-        "fill": sums["fill"] / sums["steps"],
+        "fill": sums["fill"] / steps,
         "epoch": progress.position.epoch,
     }
+    if "skipped" in sums:
+        values["skipped"] = sums["skipped"]
     timing = {"tokens_per_second": tokens_per_second, "minutes": run.clock.minutes()}
     log.train(step, values, timing | usage(sums, tokens_per_second, run.mesh))
 
 
-def _require_finite(progress: Progress, step: int) -> None:
-    """Stop before a checkpoint of NaN replaces a good one."""
-    for name, what in (("loss", "loss"), ("grad_norm", "gradient")):
-        value = progress.unlogged[name]
-        if not math.isfinite(value):
-            raise UserError(
-                f"The {what} became {value} by step {step:,}; lower config.optim.lr, raise config.optim.warmup_steps "
-                "or set config.optim.clip_norm, and train in another --workdir."
-            )
+def _read(run: Run, log: RunLog, values: Mapping[str, Any], step: int, position: Position, progress: Progress) -> float:
+    """Add what a step returned to `progress`; returns its weight.
+
+    Args:
+        run: the run.
+        log: its log.
+        values: statistics and sums of the step.
+        step: number of the step, from 1.
+        position: where its batch was taken from.
+        progress: progress of the run.
+
+    Raises:
+        UserError: if the loss or the gradient is not finite, unless the config says to skip such a step.
+    """
+    sums = run.stop_flags.read(values)
+    if not sums["nonfinite"]:
+        return progress.add(sums)
+    what = "gradient" if math.isfinite(sums["loss"]) else "loss"
+    value = float(sums["grad_norm"] if what == "gradient" else sums["loss"])
+    records = run.batches.records_at(position)
+    # JSON has neither NaN nor infinity.
+    log.nonfinite(step, {"what": what, "value": str(value), "epoch": position.epoch, "records": records})
+    shown = ", ".join(map(str, records[:SHOWN_RECORDS])) + (" and others" if len(records) > SHOWN_RECORDS else "")
+    batch = f"its batch, of epoch {position.epoch}, had the records {shown} (all are in log.jsonl, counted from 0)"
+    weight = progress.add(sums)
+    if run.config.training.nonfinite == "stop":
+        raise UserError(
+            f"The {what} became {value} by step {step:,}; {_REMEDY}, and train in another --workdir, or set "
+            f"config.training.nonfinite to 'skip'; {batch}."
+        )
+    if progress.nonfinite >= MAX_SKIPPED:
+        raise UserError(
+            f"The {what} became {value} by step {step:,}, as in each of the last {MAX_SKIPPED} steps; {_REMEDY}, and "
+            "train in another --workdir."
+        )
+    log.say(f"Step {step:,} is skipped, for its {what} is {value}; {batch}")
+    return weight
 
 
 def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
@@ -252,9 +319,11 @@ def _finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progr
     """Choose among the last, the best and the averaged parameters on validation data, and write the model."""
     training, task = run.config.training, run.task
 
-    def report(name: str, evaluation: Evaluation | None) -> None:
+    def report(name: str, evaluation: Evaluation | str | None) -> None:
         if evaluation is None:
             log.say(f"{name} is skipped for lack of time")
+        elif isinstance(evaluation, str):
+            log.say(f"{name} is left out: {evaluation}")
         else:
             log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
 
@@ -272,6 +341,7 @@ def _finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progr
     scores = choice.evaluation.scores | {"parameters": choice.name, "steps": step, "minutes": minutes}
     path = run.workdir / "model"
     params = distributed.local_copy(choice.params)
+    run.owner.check()
     if distributed.is_main():
         model_folder.save(
             path,

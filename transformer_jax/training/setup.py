@@ -19,6 +19,7 @@ from transformer_jax.nn.losses import Batch, Params, Sums
 from transformer_jax.sharding import check_heads, make_mesh, on_mesh, own_rows, row_shards, state_shardings
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, write_atomically
+from transformer_jax.system.ownership import Ownership
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import check_savable
 from transformer_jax.tasks.registry import task_class
@@ -64,16 +65,26 @@ class Run:
     clock: Clock
     stop: StopSignal
     stop_flags: StopFlags
+    owner: Ownership
+    """Owns `workdir`, on the first process; asked before anything there is replaced."""
 
 
-def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal | None = None) -> Run:
+def setup(
+    config: Config,
+    workdir: AnyPath,
+    *,
+    started: float,
+    stop: StopSignal | None = None,
+    owner: Ownership | None = None,
+) -> Run:
     """Check the config, read the data, claim `workdir` and build the jitted functions.
 
     Args:
         config: the experiment.
         workdir: folder of the run.
         started: `time.monotonic()` at program start.
-        stop: handler of Ctrl-C and SIGTERM; default: one that never receives any.
+        stop: handler of signals; default: one that never receives any.
+        owner: has acquired `workdir`; default: one that owns nothing and never objects.
 
     Raises:
         UserError: for mistakes in config, data or work folder, on all processes alike; nothing is written before all
@@ -113,6 +124,7 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         seed=config.seed,
         accumulate_steps=optim.accumulate_steps,
         ema_decay=training.ema_decay,
+        skip_nonfinite=training.nonfinite == "skip",
     )
 
     def common_train_step(state: TrainState, batch: Batch, values: HostValues = None) -> tuple[TrainState, Sums]:
@@ -143,6 +155,7 @@ def setup(config: Config, workdir: AnyPath, *, started: float, stop: StopSignal 
         clock=clock,
         stop=stop,
         stop_flags=StopFlags(stop, clock, mesh),
+        owner=owner or Ownership(workdir),
     )
 
 

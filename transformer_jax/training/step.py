@@ -1,17 +1,26 @@
-"""One update of the parameters as a pure function, and the optimizer and schedule that it takes (section 5.3)."""
+"""One update of the parameters, its optimizer and schedule (section 5.3), and what a run carries between updates."""
 
+import dataclasses
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from transformer_jax.config import OptimConfig
+from transformer_jax.data.pipeline import Position
 from transformer_jax.nn.losses import Batch, LossFn, Params, Sums
 from transformer_jax.sharding import gathered, standard_numerics
 from transformer_jax.system import UserError
+from transformer_jax.system.files import AnyPath
+
+JSON = Any
+"""A value that `json` can write: a number, string, boolean, None, or a list or dict of such values."""
 
 PRNG = "threefry2x32"
 """Generator of random numbers, whatever `jax_default_prng_impl` says."""
@@ -117,6 +126,7 @@ def train_step(
     seed: int,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Sums]:
     """One update. All arguments but `state` and `batch` are static: bind them, then jit.
 
@@ -130,9 +140,11 @@ def train_step(
         seed: seed of dropout.
         accumulate_steps: number of parts to process in turn to save memory; without dropout the update is the same.
         ema_decay: decay of the moving average; at first (1 + step) / (10 + step), to forget the initial parameters.
+        skip_nonfinite: whether to leave all but `step` unchanged if the loss or the gradient is not finite.
 
     Returns:
-        The new state, and the sums of `loss_fn` with the `grad_norm` of the mean gradient added.
+        The new state, and the sums of `loss_fn` with two values added: the `grad_norm` of the mean gradient, and
+        `nonfinite`, 1 if that or the loss is not finite, else 0.
 
     Raises:
         UserError: if the rows of the batch do not divide into `accumulate_steps` parts.
@@ -169,4 +181,97 @@ def train_step(
     if ema_params is not None:
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema_params = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema_params, params)
-    return TrainState(state.step + 1, params, opt_state, ema_params), sums | {"grad_norm": optax.tree.norm(grads)}
+    grad_norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums["loss"])
+    updated = TrainState(state.step + 1, params, opt_state, ema_params)
+    if skip_nonfinite:
+        kept = state._replace(step=state.step + 1)
+        updated = jax.tree.map(partial(jnp.where, is_finite), updated, kept)
+    return updated, sums | {"grad_norm": grad_norm, "nonfinite": 1.0 - is_finite.astype(jnp.float32)}
+
+
+@jax.jit
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether no number in a tree of arrays is NaN or infinite."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+@dataclass
+class Progress:
+    """What a checkpoint stores beside the state, so that a resumed run equals an uninterrupted one."""
+
+    position: Position = field(default_factory=Position)
+    """Position of the next batch."""
+    best_score: float = -math.inf
+    best_tie: float = -math.inf
+    """`evaluation.tie_break` of the best evaluation."""
+    best_step: int = 0
+    stale: int = 0
+    """Evaluations since the best one."""
+    unlogged: dict[str, float] = field(default_factory=dict)
+    """Sums since the last line of the log."""
+    nonfinite: int = 0
+    """Updates skipped in a row because of a loss or gradient that was not finite."""
+    minutes: float = 0.0
+    """Wall-clock time up to the checkpoint, over all processes that worked on the run."""
+
+    def add(self, sums: dict[str, Any]) -> float:
+        """Add the sums of one step; returns its weight, the number of tokens predicted.
+
+        Of a step that was skipped, see `step.train_step`, only that is added.
+        """
+        if sums.get("nonfinite"):
+            self.nonfinite += 1
+            sums = {"skipped": 1.0, "weight": 0.0}
+        else:
+            self.nonfinite = 0
+        for name, value in sums.items():
+            if name == "nonfinite":
+                continue
+            self.unlogged[name] = self.unlogged.get(name, 0.0) + float(value)
+        return float(sums["weight"])
+
+    def to_json(self) -> dict[str, JSON]:
+        """The fields as checkpoint metadata."""
+        return dataclasses.asdict(self) | {"position": list(self.position)}
+
+    @classmethod
+    def from_json(cls, metadata: dict[str, JSON]) -> "Progress":
+        """The inverse of `to_json`."""
+        return cls(**{**metadata, "position": Position(*metadata["position"])})
+
+
+def require_same(folder: AnyPath, stored: PyTree, expected: PyTree) -> None:
+    """Require that a checkpoint holds what a configuration needs.
+
+    Args:
+        folder: the checkpoint.
+        stored: its arrays, or their descriptions.
+        expected: the arrays needed, as `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        UserError: naming the first array that differs.
+    """
+    have, want = leaves_by_name(stored), leaves_by_name(expected)
+    remedy = "train with the configuration it was made with, or into another workdir."
+    missing = sorted(set(want) - set(have))
+    if missing:
+        raise UserError(f"{folder} lacks {missing[0]}, which this configuration needs; {remedy}")
+    foreign = sorted(set(have) - set(want))
+    if foreign:
+        raise UserError(f"{folder} holds {foreign[0]}, which this configuration does not have; {remedy}")
+    for name, leaf in want.items():
+        if _kind(have[name]) != _kind(leaf):
+            raise UserError(
+                f"{name} is {_kind(have[name])} in {folder}, but {_kind(leaf)} in this configuration; {remedy}"
+            )
+
+
+def leaves_by_name(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree, by names such as `params.encoder.embedding`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

@@ -1,4 +1,4 @@
-"""When a run stops before its last step: Ctrl-C, SIGTERM or `max_minutes`, on all processes at the same step.
+"""When a run stops before its last step: a signal of `SIGNALS` or `max_minutes`, on all processes at the same step.
 
 Each process passes its stop flags into the training step, which averages them over all devices; the loop reads the
 means a step late, together with the metrics.
@@ -21,6 +21,8 @@ from transformer_jax.nn.losses import Sums
 from transformer_jax.system import distributed
 from transformer_jax.system.runtime import show_error
 
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""Ctrl-C, what schedulers send, and what a terminal sends that is closed."""
 TIME_RESERVE = 0.04
 """Safety margin, as a fraction of `max_minutes`."""
 FINAL_EVALUATIONS = 8
@@ -67,7 +69,7 @@ class Interrupted(BaseException):
 
 
 class StopSignal:
-    """Ctrl-C or SIGTERM, deferred while the run has unsaved updates."""
+    """A signal of `SIGNALS`, deferred while the run has unsaved updates."""
 
     number: int | None = None
     """The signal received, if any."""
@@ -148,12 +150,16 @@ def _is_swallowed(frame: FrameType | None) -> bool:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopSignal]:
-    """A context in which the yielded object handles Ctrl-C and SIGTERM; outside the main thread it changes nothing."""
+    """A context in which the yielded object handles `SIGNALS`; outside the main thread it changes nothing.
+
+    A SIGHUP that is ignored, as under nohup, stays so.
+    """
     stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop.handle) for number in handled}
     try:
         yield stop
     finally:
@@ -163,7 +169,7 @@ def stop_on_signals() -> Iterator[StopSignal]:
 
 BATCH_STATS = ("fill", "flops")
 """Statistics of a process's batch that are averaged over processes; see `usage.batch_stats`."""
-FLAGS = ("is_late", *(number.name for number in (signal.SIGINT, signal.SIGTERM)))
+FLAGS = ("is_late", *(number.name for number in SIGNALS))
 """Stop flags: the process is out of time, or received a signal."""
 
 HostValues = Float[Array, "devices values"] | None
@@ -213,7 +219,7 @@ class StopFlags:
         """Whether the run stops after the current step; the same on all processes."""
         if distributed.process_count() == 1:
             return self._stop.number is not None or self._clock.is_late()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             if self._means[number.name]:
                 self._stop.set_common(number)
         return any(self._means.values())

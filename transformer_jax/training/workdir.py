@@ -14,8 +14,9 @@ from transformer_jax.config import Config, build, upgraded
 from transformer_jax.data.readers import digest
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer
 from transformer_jax.nn.losses import Params
-from transformer_jax.system import UserError, package_version
+from transformer_jax.system import UserError, distributed, package_version
 from transformer_jax.system.files import AnyPath, os_errors, replace_folder, write_atomically
+from transformer_jax.system.ownership import Ownership
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import checked_settings, load, task_of
 from transformer_jax.tasks.registry import make_task, registered, registered_names
@@ -28,6 +29,7 @@ MAY_CHANGE = (
     "training.num_samples",
     "training.max_minutes",
     "training.keep_checkpoints",
+    "training.nonfinite",
     "data.manual_dir",
     "data.data_dir",
     "decoding.",
@@ -314,6 +316,23 @@ def claim(
         write_atomically(path, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
+@contextlib.contextmanager
+def owned(workdir: AnyPath) -> Iterator[Ownership]:
+    """A context that owns `workdir`, on the first process; on the others nothing is owned.
+
+    Raises:
+        UserError: if another run owns the folder, or it can't be used.
+    """
+    owner = Ownership(workdir)
+    try:
+        if distributed.is_main():
+            with _usable(workdir):
+                owner.acquire()
+        yield owner
+    finally:
+        owner.release()
+
+
 def has_begun(workdir: AnyPath) -> bool:
     """Whether there is a checkpoint or a model; what a run leaves before that may be overwritten.
 
@@ -321,7 +340,10 @@ def has_begun(workdir: AnyPath) -> bool:
         UserError: if the folder can't be read.
     """
     with _usable(workdir):
-        return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
+        if (workdir / "model").exists():
+            return True
+        checkpoints = workdir / "checkpoints"
+        return checkpoints.exists() and any(entry.name[0].isdecimal() for entry in checkpoints.iterdir())
 
 
 @contextlib.contextmanager

@@ -1,0 +1,153 @@
+"""Promise: a folder has one owner at a time; one that is dead locks nobody out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from transformer_jax.system import UserError, ownership
+from transformer_jax.system.files import as_path
+from transformer_jax.system.ownership import Ownership
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(ownership, "DEAD_SECONDS", 0.6)
+    monkeypatch.setattr(ownership, "SETTLING_SECONDS", 0.01)
+
+
+def owner_file(folder):
+    return json.loads((folder / "owner.json").read_bytes())
+
+
+def elsewhere(folder, **changes):
+    """An owner on another machine."""
+    (folder / "owner.json").write_text(json.dumps({**IDENTITY, **changes}))
+
+
+IDENTITY = {"host": "node7", "machine": "other", "pid": 5, "started": "1", "since": "noon", "token": "t", "beats": 1}
+
+
+def test_the_second_is_told_who_is_the_first(tmp_path):
+    first, second = Ownership(tmp_path / "run"), Ownership(tmp_path / "run")
+    first.acquire()
+    with pytest.raises(UserError, match=rf"run is in use by process {os.getpid()} on .*, since .*; wait for its end"):
+        second.acquire()
+    second.release()
+    first.check()
+    assert owner_file(tmp_path / "run")["pid"] == os.getpid()
+    first.release()
+    assert not (tmp_path / "run").exists(), "nothing was written"
+    second = Ownership(tmp_path / "run")
+    second.acquire()
+    second.release()
+
+
+OWN = """
+import pathlib, sys, time
+from transformer_jax.system.ownership import Ownership
+Ownership(pathlib.Path(sys.argv[1])).acquire()
+print("owns", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_owner_on_this_machine_is_replaced_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(ownership, "DEAD_SECONDS", 1e9)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", OWN, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "owns\n"
+        with pytest.raises(UserError, match=f"process {process.pid} on"):
+            Ownership(tmp_path).acquire()
+        process.send_signal(signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not yet reaped
+        owner = Ownership(tmp_path)
+        owner.acquire()
+        owner.release()
+
+
+def test_an_owner_elsewhere_that_gives_no_sign_of_life_is_replaced(tmp_path):
+    elsewhere(tmp_path)
+    owner = Ownership(tmp_path)
+    owner.acquire()
+    owner.check()
+    owner.release()
+
+
+def test_an_owner_elsewhere_that_lives_stays(tmp_path):
+    elsewhere(tmp_path)
+    timer = threading.Timer(0.2, elsewhere, [tmp_path], {"beats": 2})
+    timer.start()
+    with pytest.raises(UserError, match="process 5 on node7, since noon"):
+        Ownership(tmp_path).acquire()
+    timer.join()
+    assert owner_file(tmp_path)["beats"] == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_an_unreadable_file_locks_nobody_out(tmp_path, content):
+    (tmp_path / "owner.json").write_bytes(content)
+    owner = Ownership(tmp_path)
+    owner.acquire()
+    owner.release()
+
+
+def test_whoever_loses_a_folder_finds_out(tmp_path):
+    owner = Ownership(tmp_path)
+    owner.acquire()
+    elsewhere(tmp_path)
+    with pytest.raises(UserError, match="was taken over by process 5 on node7"):
+        owner.check()
+    owner.release()
+    assert owner_file(tmp_path)["token"] == "t", "the file of the other stays"
+
+
+def test_signs_of_life(tmp_path):
+    owner = Ownership(tmp_path)
+    owner.acquire()
+    for _ in range(200):
+        if owner_file(tmp_path)["beats"] > 1:
+            break
+        threading.Event().wait(0.05)
+    assert owner_file(tmp_path)["beats"] > 1
+    (tmp_path / "owner.json").unlink()
+    owner.check()
+    assert owner_file(tmp_path)["pid"] == os.getpid()
+    owner.release()
+
+
+def test_a_bucket(bucket):
+    first, second = (Ownership(as_path("gs://bucket/run")) for _ in range(2))
+    first.acquire()
+    with pytest.raises(UserError, match="gs://bucket/run is in use by process"):
+        second.acquire()
+    first.check()
+    first.release()
+    assert bucket() == {}
+
+
+def test_of_many_at_once_one_becomes_owner(tmp_path, monkeypatch):
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 60.0)
+    owners, won, refused = [Ownership(tmp_path) for _ in range(6)], [], []
+
+    def try_to(owner):
+        try:
+            owner.acquire()
+            won.append(owner)
+        except UserError:
+            refused.append(owner)
+
+    threads = [threading.Thread(target=try_to, args=[owner]) for owner in owners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    won[0].check()
+    won[0].release()

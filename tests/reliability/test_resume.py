@@ -1,0 +1,200 @@
+"""Promises: a run that is killed at any moment and resumed equals one that is not; no example twice or left out."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from transformer_jax.config import from_config_dict
+from transformer_jax.data.packing import collate_texts
+from transformer_jax.data.pipeline import Batches, Position
+from transformer_jax.system import UserError
+from transformer_jax.tasks.base import Evaluation
+from transformer_jax.training import loop
+from transformer_jax.training.evaluation import Evaluator, choose
+from transformer_jax.training.setup import setup
+from transformer_jax.training.step import init_state, train_step
+from transformer_jax.training.stopping import Clock
+
+RUN = """
+import pathlib, sys
+from configs import numerals
+from transformer_jax.system.runtime import prepare
+from transformer_jax.tasks.translation import task as translation
+from transformer_jax.training import run
+load_pairs = translation.load_pairs
+translation.load_pairs = lambda config, split: load_pairs(config, split)[: {"train": 60, "validation": 2}[split]]
+config = numerals.get_config()
+config.model.update(d_model=8, num_heads=2, d_ff=8, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)
+config.tokenizer.vocab_size = 60
+config.data.update(max_length=32, row_length=32, tokens_per_batch=256)
+config.decoding.update(beam_size=1, max_extra_tokens=1)
+config.training.update(num_steps=60, log_every=7, eval_every=60, checkpoint_every=1, keep_checkpoints=1)
+if __name__ == "__main__":
+    prepare()
+    run(config, pathlib.Path(sys.argv[1]))
+"""
+
+
+def start(workdir, cache):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+    }
+    return subprocess.Popen([sys.executable, "-c", RUN, str(workdir)], env=environment, stdout=subprocess.DEVNULL)
+
+
+def newest(workdir):
+    folder = workdir / "checkpoints"
+    return (
+        max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0) if folder.exists() else 0
+    )
+
+
+def kill_at_random_moments(tmp_path, kills):
+    """Kill a run within a fraction of a second after it has saved something new, often while it saves."""
+    cache, whole, killed = (tmp_path / name for name in ("cache", "whole", "killed"))
+    assert start(whole, cache).wait() == 0
+    seen = 0
+    for _ in range(kills):
+        process = start(killed, cache)
+        while newest(killed) <= seen and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0.0, 0.02))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() != -signal.SIGKILL:
+            break  # it was done
+        seen = newest(killed)
+    assert start(killed, cache).wait() == 0
+    for name in ("log.jsonl", "model/model.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not (killed / "owner.json").exists()
+
+
+def test_a_run_killed_at_three_moments_goes_on_exactly(tmp_path):
+    kill_at_random_moments(tmp_path, 3)
+
+
+@pytest.mark.soak
+def test_a_run_killed_at_fifty_moments_goes_on_exactly(tmp_path):
+    kill_at_random_moments(tmp_path, 50)
+
+
+def batches_of(count=100):
+    encode = lambda records: [(np.arange(1 + record % 7, dtype=np.int32), np.zeros(1, np.int32)) for record in records]  # noqa: E731
+    options = {"batching": "pack", "tokens_per_batch": 32, "row_length": 8, "bucket_lengths": (), "max_length": 8}
+    return Batches(list(range(count)), encode, collate_texts, **options, window_size=40)
+
+
+def test_no_example_is_repeated_or_left_out_across_resumes():
+    """Whatever the batches after which it stops; the records of each batch are those that are told of."""
+    position, seen = Position(), []
+    while position.epoch < 2:
+        batches = batches_of()
+        for _, (_, following) in zip(range(random.randint(1, 5)), batches.iterate(position, epochs=2), strict=False):
+            seen.append((position.epoch, batches.records_at(position)))
+            position = following
+    for epoch in (0, 1):
+        assert sorted(record for at, records in seen if at == epoch for record in records) == list(range(100))
+
+
+def loss_of(params, batch, key):
+    return {"loss": jnp.sum(params["a"] * batch), "weight": jnp.asarray(1.0)}
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_step_that_is_not_finite_is_skipped(bad):
+    optimizer = optax.adam(0.1)
+    state = init_state({"a": jnp.ones(2)}, optimizer, ema=True)
+    update = jax.jit(
+        lambda state, batch: train_step(
+            state, batch, loss_fn=loss_of, optimizer=optimizer, seed=0, ema_decay=0.9, skip_nonfinite=True
+        )
+    )
+    after, sums = update(state, jnp.asarray([1.0, bad]))
+    assert int(after.step) == 1
+    assert float(sums["nonfinite"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, after[1:], state[1:])
+    after, sums = update(state, jnp.ones(2))
+    assert float(sums["nonfinite"]) == 0
+    assert not np.array_equal(after.params["a"], state.params["a"])
+
+
+def evaluation(value):
+    return Evaluation({"loss": value}, [])
+
+
+def test_a_candidate_that_is_gone_or_not_finite_is_left_out():
+    def gone():
+        raise UserError("It is gone.")
+
+    reported = []
+    candidates = {"gone": gone, "bad": lambda: {"a": jnp.asarray(jnp.nan)}, "good": lambda: {"a": jnp.asarray(1.0)}}
+    choice = choose(
+        candidates, lambda _: evaluation(1.0), lambda _: 1.0, Clock(0.0, 0.0), lambda *told: reported.append(told)
+    )
+    assert choice.name == "good"
+    assert [told[1] for told in reported[:2]] == ["It is gone.", "a parameter is not finite"]
+    with pytest.raises(UserError, match="no sound parameters left"):
+        choose({"gone": gone}, lambda _: evaluation(1.0), lambda _: 1.0, Clock(0.0, 0.0), lambda *told: None)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_numbers_that_are_not_finite_are_told_and_never_saved(tmp_path, monkeypatch, policy):
+    """From the third step on. A parameter that is not finite is noticed before any loss is."""
+    namespace = {"__name__": "config"}
+    exec(RUN, namespace)  # the config, and few records
+    monkeypatch.setattr("transformer_jax.training.loop.MAX_SKIPPED", 2)
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, params, final: evaluation(1.0))
+    config = namespace["config"]
+    config.training.update(num_steps=20, nonfinite=policy, metric="loss", patience=0, log_every=20, checkpoint_every=5)
+    made = setup(from_config_dict(config), tmp_path, started=0.0)
+    real, calls = made.train_step, []
+
+    def breaking(state, batch, values):
+        state, sums = real(state, batch, values)
+        calls.append(batch)
+        return state, sums | ({"nonfinite": 1.0, "loss": jnp.nan} if len(calls) >= 3 else {})
+
+    breaking.lower = real.lower
+    made.train_step = breaking
+    expected = {
+        "stop": r"The loss became nan by step 3; lower .* records",
+        "skip": r"by step 4, as in each of the last 2",
+    }
+    with pytest.raises(UserError, match=expected[policy]):
+        loop.train(made)
+    told = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in told if line["kind"] == "nonfinite"] == ([3] if policy == "stop" else [3, 4])
+    assert all(line["records"] for line in told)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_parameter_that_is_not_finite_is_not_saved(tmp_path):
+    """As after an update that was too large, before any loss tells of it."""
+    namespace = {"__name__": "config"}
+    exec(RUN, namespace)
+    config = namespace["config"]
+    config.training.update(num_steps=1, eval_every=1)
+    made = setup(from_config_dict(config), tmp_path, started=0.0)
+    real = made.train_step
+
+    def breaking(state, batch, values):
+        state, sums = real(state, batch, values)
+        return state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.inf, state.params)), sums
+
+    breaking.lower = real.lower
+    made.train_step = breaking
+    with pytest.raises(UserError, match="A parameter is not finite after step 1, which is not saved"):
+        loop.train(made)
+    assert newest(tmp_path) == 0

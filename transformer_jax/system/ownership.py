@@ -1,0 +1,211 @@
+"""One owner of a folder at a time, on shared disks and in buckets too."""
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformer_jax.system import UserError
+from transformer_jax.system.files import AnyPath, os_errors, write_atomically
+
+OWNER_FILE = "owner.json"
+BEAT_SECONDS = 10.0
+"""Time between two signs of life of an owner."""
+DEAD_SECONDS = 60.0
+"""An owner on another machine that gives none for so long is taken for dead."""
+SETTLING_SECONDS = 0.2
+"""After this, a file that two programs replaced at once has its final content; ten times as long in buckets."""
+
+
+class Ownership:
+    """The right to write into a folder, which one program has at a time.
+
+    The owner keeps a file `owner.json` in the folder and rewrites it every `BEAT_SECONDS`. Another program takes over
+    at once if the owner ran on this machine and is gone; if it ran elsewhere, once the file has not changed for
+    `DEAD_SECONDS` by the watch of the waiting program, so that clocks need not agree. It relies on neither locks nor
+    renaming, so that network file systems and buckets will do: whoever takes over reads back what it wrote, and an
+    owner that was only slow finds out by `check`.
+    """
+
+    def __init__(self, folder: AnyPath) -> None:
+        """Owns nothing yet."""
+        self._folder, self._path = folder, folder / OWNER_FILE
+        self._made: list[Path] = []
+        self._beats = 0
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._identity = {
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "started": _start_of(os.getpid()),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            "token": secrets.token_hex(8),
+        }
+
+    def acquire(self) -> None:
+        """Become the owner; creates the folder. Waits while it is unclear whether the present owner is alive.
+
+        Raises:
+            UserError: if another program is the owner.
+            OSError: if the folder can't be written.
+        """
+        if isinstance(self._folder, Path):
+            missing = itertools.takewhile(lambda parent: not parent.exists(), (self._folder, *self._folder.parents))
+            self._made = list(missing)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        while not self._create():
+            self._watch()
+            self._write()
+            time.sleep(SETTLING_SECONDS if isinstance(self._folder, Path) else 10 * SETTLING_SECONDS)
+            if self._is_mine(self._read()):
+                break
+        _held.add(str(self._identity["token"]))
+        self._thread = threading.Thread(target=self._beat, name="owner", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Require that the folder, if this has acquired it, still belongs to this.
+
+        Raises:
+            UserError: if it belongs to another program, or is gone.
+        """
+        if self._thread is None:
+            return
+        try:
+            owner = self._read()
+            if owner is None:
+                self._write()  # somebody deleted the file, but did not start anything
+        except OSError as error:
+            raise UserError(
+                f"{self._folder} can't be written any more ({error.strerror}); rerun the command."
+            ) from error
+        if owner is not None and not self._is_mine(owner):
+            raise UserError(f"{self._folder} was taken over by {_named(owner)}; stop that, or choose another folder.")
+
+    def release(self) -> None:
+        """Give the folder back; one that `acquire` created, and nobody filled, is removed."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            with contextlib.suppress(OSError):
+                if self._is_mine(self._read()):
+                    with os_errors(self._folder):
+                        self._path.unlink()
+        _held.discard(str(self._identity["token"]))
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
+
+    def _create(self) -> bool:
+        """Write the file unless there is one."""
+        if not isinstance(self._path, Path):
+            if self._read() is not None:
+                return False
+            self._write()
+            time.sleep(10 * SETTLING_SECONDS)
+            return self._is_mine(self._read())
+        try:
+            with self._path.open("xb") as stream:
+                stream.write(self._content())
+        except FileExistsError:
+            return False
+        return True
+
+    def _watch(self) -> None:
+        """Return when the present owner is gone."""
+        first, deadline = self._read(), time.monotonic() + DEAD_SECONDS
+        while (owner := self._read()) is not None:
+            is_alive = _is_alive(owner)
+            if is_alive is None and owner != first and first:
+                is_alive = True
+            if is_alive:
+                raise UserError(
+                    f"{self._folder} is in use by {_named(owner)}; wait for its end, stop it, or choose another folder."
+                )
+            if is_alive is False or time.monotonic() > deadline:
+                return
+            first = first or owner
+            time.sleep(min(1.0, DEAD_SECONDS / 4))
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # tried again; `check` tells
+                if self._is_mine(self._read()):
+                    self._beats += 1
+                    self._write()
+
+    def _is_mine(self, owner: dict[str, Any] | None) -> bool:
+        return owner is not None and owner.get("token") == self._identity["token"]
+
+    def _content(self) -> bytes:
+        return (json.dumps({**self._identity, "beats": self._beats}, indent=1) + "\n").encode()
+
+    def _write(self) -> None:
+        write_atomically(self._path, self._content())
+
+    def _read(self) -> dict[str, Any] | None:
+        """What the file says: None if there is none, and empty if it is unreadable, as while it is being written."""
+        try:
+            with os_errors(self._path):
+                owner = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}
+        return owner if isinstance(owner, dict) else {}
+
+
+_held: set[str] = set()
+"""Tokens of the owners in this process."""
+
+
+def _named(owner: Mapping[str, Any]) -> str:
+    if "pid" not in owner:
+        return "another program"
+    return f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}"
+
+
+def _is_alive(owner: Mapping[str, Any]) -> bool | None:
+    """Whether the owner runs; None if it may be on another machine, so that one can't tell."""
+    if owner.get("machine") != _machine() or not isinstance(owner.get("pid"), int):
+        return None
+    if owner["pid"] == os.getpid():
+        return owner.get("token") in _held
+    return _start_of(owner["pid"]) is not None and _start_of(owner["pid"]) == owner.get("started")
+
+
+def _machine() -> str:
+    """What tells apart machines, boots of one, and containers with process ids of their own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()} {uuid.getnode()}"
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process of this machine started, so that a later one of the same id is known; None if it does not run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "unknown"
