@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
+from transformer_jax.nn.attention import sinusoidal_positions
 from transformer_jax.nn.losses import smoothed_cross_entropy
-from transformer_jax.nn.positions import sinusoidal_positions
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[peers]'")
 

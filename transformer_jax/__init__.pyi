@@ -58,7 +58,7 @@ from .nn.losses import (
     chunked_cross_entropy as chunked_cross_entropy,
     smoothed_cross_entropy as smoothed_cross_entropy,
 )
-from .nn.positions import sinusoidal_positions as sinusoidal_positions
+from .nn.attention import sinusoidal_positions as sinusoidal_positions
 from .system import UserError as UserError
 from .tasks.base import (
     Evaluation as Evaluation,

@@ -8,7 +8,7 @@ from flax import nnx
 
 from transformer_jax.interop.marian_layout import permute_width, sines_first
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
-from transformer_jax.nn.positions import sinusoidal_positions
+from transformer_jax.nn.attention import sinusoidal_positions
 
 SMALL = {
     "d_model": 8,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.nn.positions import sinusoidal_positions
+from transformer_jax.nn.attention import sinusoidal_positions
 
 
 def formula(length, d_model):

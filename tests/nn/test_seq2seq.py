@@ -7,9 +7,8 @@ import pytest
 from flax import nnx
 
 from transformer_jax.nn import ModelConfig, Seq2Seq, split
-from transformer_jax.nn.attention import causal_mask, segment_mask
+from transformer_jax.nn.attention import causal_mask, segment_mask, sinusoidal_positions
 from transformer_jax.nn.losses import smoothed_cross_entropy
-from transformer_jax.nn.positions import sinusoidal_positions
 from transformer_jax.system import UserError
 
 VOCAB = 13

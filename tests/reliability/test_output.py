@@ -11,7 +11,8 @@ import pytest
 
 from tests.commands import classifier, couplet_writer, run, translator  # noqa: F401
 from transformer_jax.system import UserError
-from transformer_jax.system.files import Output, as_path, new_folder, write_output
+from transformer_jax.system.files import as_path, new_folder
+from transformer_jax.system.output import Output, write_output
 from transformer_jax.system.runtime import Shown, run_program
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -11,9 +11,9 @@ from configs import numerals
 from transformer_jax.config import from_config_dict
 from transformer_jax.tasks.translation import task as translation
 from transformer_jax.training import loop
-from transformer_jax.training.checkpoint import Progress
 from transformer_jax.training.evaluation import params_to_evaluate
 from transformer_jax.training.setup import setup
+from transformer_jax.training.step import Progress
 
 DEVICES = jax.devices()
 

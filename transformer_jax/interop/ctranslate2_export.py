@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from transformer_jax.data import PAD
 from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, longest_output, packages_of, tokenizer_snippet
+from transformer_jax.nn.attention import sinusoidal_positions
 from transformer_jax.nn.layers import LAYER_NORM_EPSILON
-from transformer_jax.nn.positions import sinusoidal_positions
 from transformer_jax.system import UserError
 from transformer_jax.system.files import new_folder
 from transformer_jax.tasks.model_folder import load

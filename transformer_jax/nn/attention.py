@@ -1,4 +1,4 @@
-"""Attention as pure functions of arrays (section 3.2), and its masks.
+"""Attention (section 3.2), its masks, and positional encoding (section 3.5), as pure functions of arrays.
 
 Shapes follow `jax.nn`: B batch, T query length, S key length, N heads, H head width, D = N * H.
 Masks are boolean, and True where a query may attend to a key.
@@ -152,3 +152,28 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     else:
         bits = jax.random.bits(key, x.shape, jnp.uint8)
     return jnp.where(bits >= threshold, x * (256 / (256 - threshold)), 0).astype(x.dtype)
+
+
+def sinusoidal_positions(
+    positions: Int[Array, "*batch"], d_model: int, layout: str = "interleaved"
+) -> Float[Array, "*batch {d_model}"]:
+    """PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos of the same angle.
+
+    Args:
+        positions: positions of tokens in their sentences, from 0.
+        d_model: width of the encoding; even.
+        layout: "interleaved", alternating sines and cosines as in the paper, or "concatenated", all sines before all
+            cosines as in tensor2tensor and Marian. They differ by a permutation of columns.
+
+    Raises:
+        ValueError: if `d_model` is odd or `layout` is unknown.
+    """
+    if d_model % 2:
+        raise ValueError(f"d_model is {d_model}, but sinusoids need an even width.")
+    wavelengths = 10000.0 ** (jnp.arange(0, d_model, 2) / d_model)
+    angles = positions[..., None] / wavelengths
+    if layout == "interleaved":
+        return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, d_model)
+    if layout == "concatenated":
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    raise ValueError(f"layout is {layout!r}, but must be 'interleaved' or 'concatenated'.")

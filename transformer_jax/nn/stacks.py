@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from transformer_jax.nn.attention import dropout
+from transformer_jax.nn.attention import dropout, sinusoidal_positions
 from transformer_jax.nn.layers import DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm, split_key
 from transformer_jax.nn.losses import Params
 from transformer_jax.nn.model_config import REMATS, ModelConfig
-from transformer_jax.nn.positions import sinusoidal_positions
 from transformer_jax.sharding import gathered
 
 Layer = TypeVar("Layer", EncoderLayer, DecoderLayer)

@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, on this machine and in Google Cloud Storage, and files named for output."""
+"""Paths, atomic writes and checksums of files and folders, on this machine and in Google Cloud Storage."""
 
 import contextlib
 import errno
@@ -7,14 +7,10 @@ import itertools
 import json
 import logging
 import os
-import re
-import shutil
-import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from etils import epath
 
@@ -233,7 +229,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def replace_folder(folder: AnyPath, files: Mapping[str, bytes]) -> None:
@@ -254,7 +250,7 @@ def replace_folder(folder: AnyPath, files: Mapping[str, bytes]) -> None:
         new.mkdir()
         for file, content in files.items():
             _write(new / file, content)
-        _sync_folder(new)
+        sync_folder(new)
         if folder.exists():
             folder.rename(old)
         try:
@@ -263,7 +259,7 @@ def replace_folder(folder: AnyPath, files: Mapping[str, bytes]) -> None:
             if old.exists():
                 old.rename(folder)
             raise
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def _replace_files(folder: epath.Path, files: Mapping[str, bytes]) -> None:
@@ -301,209 +297,15 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             new = Path(name) / "new"
             new.mkdir()
             yield new
-            _sync_folder(new)
+            sync_folder(new)
             new.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); make room, or name another folder.") from error
     finally:
         with contextlib.suppress(OSError):  # not empty if the new folder is there
             for parent in missing:
                 parent.rmdir()
-
-
-class Output:
-    """A file that a person named for output, written bit by bit.
-
-    What is not a regular file (a pipe, a device, `/dev/stdout`) is written to as it is. A regular file is replaced when
-    all is written: until then the content lies in `NAME.partial` beside it, and stays there if the work is interrupted.
-    Symbolic links are followed; mode, owner and attributes of a file that is replaced stay, as far as the system lets
-    us; other hard links keep the old content. Where nothing can be created beside a file, or it cannot be renamed over,
-    the finished content is copied into it.
-    """
-
-    def __init__(self, path: str) -> None:
-        """Find out whether `path` can be written, and leave it as it is.
-
-        Raises:
-            UserError: if it cannot.
-        """
-        self._name = path
-        self._stream: BinaryIO | None = None
-        self._target = self._unfinished = as_path(path)
-        self.kept: Path | None = None
-        """After work that failed: the file with what was written before, if there is any."""
-        with self._user_errors():
-            self._is_stream = isinstance(self._target, Path) and self._check(self._target)
-
-    def _check(self, path: Path) -> bool:
-        """Whether the path is no regular file; raises an OSError if it can't be written."""
-        self._descriptor = _descriptor(path)
-        if self._descriptor is not None:
-            os.fstat(self._descriptor)
-            return True
-        self._target = path = Path(os.path.realpath(path))
-        if path.is_symlink():  # to itself
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        mode = path.stat().st_mode if path.exists() else None
-        if mode is not None and stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if mode is not None and not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if mode is not None and not stat.S_ISREG(mode):
-            return True
-        if not path.parent.is_dir():
-            number = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
-            raise OSError(number, os.strerror(number))
-        folder = path.parent
-        try:
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError:
-            if mode is None:
-                raise
-            folder = Path(tempfile.gettempdir())
-        name = os.fsdecode(os.fsencode(path.name)[:240])  # a name has at most 255 bytes
-        self._unfinished = folder / f"{name}.partial"
-        return False
-
-    def write(self, content: bytes) -> None:
-        """Append; when this returns, the content is in the file that `kept` will name.
-
-        Raises:
-            UserError: if that fails.
-            BrokenPipeError: if nobody reads the pipe any more.
-        """
-        with self._user_errors():
-            if self._stream is None:
-                self._stream = self._open()
-            self._stream.write(content)
-            self._stream.flush()
-            self.kept = self._unfinished if content and isinstance(self._unfinished, Path) else self.kept
-
-    def _open(self) -> BinaryIO:
-        if not isinstance(self._target, Path):
-            return tempfile.TemporaryFile()
-        if self._is_stream:
-            if self._descriptor is not None:  # opened anew, a file would be written from its beginning
-                return os.fdopen(os.dup(self._descriptor), "wb")
-            return os.fdopen(os.open(self._target, os.O_WRONLY), "wb")
-        assert isinstance(self._unfinished, Path)
-        old = self._target.stat() if self._target.exists() else None
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0)
-        # Nobody may read what will be private.
-        descriptor = os.open(self._unfinished, flags, 0o666 if old is None else 0o600)
-        stream = os.fdopen(descriptor, "wb")
-        try:
-            _lock(descriptor)
-            os.truncate(descriptor, 0)
-            if old is not None:
-                with contextlib.suppress(OSError):
-                    os.fchown(descriptor, old.st_uid, old.st_gid)
-                shutil.copystat(self._target, self._unfinished)
-                os.utime(self._unfinished)
-        except BaseException:
-            stream.close()
-            raise
-        return stream
-
-    def __enter__(self) -> "Output":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._is_stream:
-            self.kept = None
-        if error is None:
-            self.write(b"")  # an empty output is a file too
-            self._finish()
-            self.kept = None
-        elif self._stream is not None:
-            with contextlib.suppress(OSError):
-                self._stream.close()
-            if self.kept is None and not self._is_stream and isinstance(self._unfinished, Path):
-                self._unfinished.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
-        assert self._stream is not None
-        with self._user_errors(), self._stream as stream:
-            if not isinstance(self._target, Path):
-                stream.seek(0)
-                with os_errors(self._target):
-                    self._target.write_bytes(stream.read())
-            elif not self._is_stream:
-                assert isinstance(self._unfinished, Path)
-                os.fsync(stream.fileno())
-                _move(self._unfinished, self._target)
-
-    @contextlib.contextmanager
-    def _user_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise UserError(f"{self._name} cannot be written ({reason}); name another file.") from error
-
-
-def write_output(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write the whole content of a file that a person named for output, see `Output`.
-
-    Raises:
-        UserError: if that fails.
-    """
-    with Output(os.fspath(path)) as output:
-        output.write(content)
-
-
-def _descriptor(path: Path) -> int | None:
-    """The number of the open file of this process that a path such as `/dev/stdout` or `/dev/fd/63` stands for."""
-    for _ in range(40):  # as many links as Linux follows
-        place = f"{os.path.realpath(path.parent)}/{path.name}"
-        if path.name in ("stdin", "stdout", "stderr") and place == f"/dev/{path.name}":
-            return ("stdin", "stdout", "stderr").index(path.name)
-        if found := re.fullmatch(rf"(?:/dev/fd|/proc/(?:self|{os.getpid()})(?:/task/\d+)?/fd)/(\d{{1,9}})", place):
-            return int(found[1])
-        if not path.is_symlink():
-            return None
-        path = path.parent / path.readlink()
-    return None
-
-
-def _lock(descriptor: int) -> None:
-    """Keep other commands from writing the same file, as long as it is open.
-
-    Raises:
-        OSError: if another one writes it.
-    """
-    if os.name == "posix":
-        import fcntl
-
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(errno.EBUSY, "another command is writing it") from error
-        except OSError:  # a disk without locks
-            return
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename a file over another or, where that cannot be, copy its content into the other."""
-    if source.parent == target.parent:
-        try:
-            os.replace(source, target)
-            _sync_folder(target.parent)
-            return
-        except OSError as error:  # another's file in a sticky folder, a mount point
-            if error.errno not in (errno.EPERM, errno.EACCES, errno.EBUSY) or not target.is_file():
-                raise
-    with source.open("rb") as content, target.open("r+b") as stream:
-        shutil.copyfileobj(content, stream)
-        stream.truncate()
-        stream.flush()
-        os.fsync(stream.fileno())
-    source.unlink()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -513,7 +315,8 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of files in a local folder are on disk."""
     if os.name == "posix":  # other systems cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import Output
+from transformer_jax.system.output import Output
 from transformer_jax.system.runtime import stdout_bytes
 from transformer_jax.tasks.command_line import checked_argument, load_for, progress, share_out
 from transformer_jax.tasks.registry import Command

@@ -28,9 +28,8 @@ from transformer_jax.system.files import (
     write_atomically,
     write_checksums,
 )
-from transformer_jax.training.step import JSON, Progress, leaves_by_name, require_same
+from transformer_jax.training.step import JSON, leaves_by_name, require_same
 
-__all__ = ["Checkpoints", "DamagedCheckpoint", "Progress"]
 Result = TypeVar("Result")
 
 _STATE = "state"

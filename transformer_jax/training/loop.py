@@ -26,11 +26,10 @@ from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.system.runtime import show
 from transformer_jax.tasks import model_folder
 from transformer_jax.tasks.base import Evaluation
-from transformer_jax.training.checkpoint import Progress
 from transformer_jax.training.evaluation import choose, mean_of, params_to_evaluate, rank, tie_break
 from transformer_jax.training.logging import RunLog, SilentLog
 from transformer_jax.training.setup import Run, is_checkpoint_step, setup
-from transformer_jax.training.step import TrainState, all_finite
+from transformer_jax.training.step import Progress, TrainState, all_finite
 from transformer_jax.training.stopping import FINAL_EVALUATIONS, StopSignal, host_values, stop_on_signals
 from transformer_jax.training.usage import Rate, batch_stats, describe, traced, usage
 from transformer_jax.training.workdir import owned, params_of_origin

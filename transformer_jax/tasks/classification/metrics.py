@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from rich.cells import cell_len
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import Output, as_path, write_output
+from transformer_jax.system.files import as_path
+from transformer_jax.system.output import Output, write_output
 
 CALIBRATION_BINS = 15
 
