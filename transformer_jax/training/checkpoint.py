@@ -36,8 +36,7 @@ _STATE = "state"
 _METADATA = "metadata"
 _DIGEST = "sha256"
 """Stored beside our metadata: their digest. Where there is one, there are checksums of the files, too."""
-_ORBAX_METADATA = "_CHECKPOINT_METADATA"
-"""The file of the metadata, to which Orbax adds times when it has written all else."""
+_ORBAX_METADATA = "_CHECKPOINT_METADATA"  # Orbax adds times to this file when it has written all else
 _PROTECTED = "protected.json"
 _PLAIN_PATH = re.compile(r"[\w/.+=,@ -]+")  # nothing is a wildcard or an escape to Orbax and TensorStore
 _SMALLEST_SHARE = 1 << 20  # bytes
