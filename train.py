@@ -24,7 +24,8 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
 def main(argv: list[str]) -> int:
     """Read the command line and train.
 
-    Returns 0 on success or after SIGTERM, 2 for mistakes in the arguments, the config or the data, 130 after Ctrl-C.
+    Returns 0 on success or after SIGTERM or SIGHUP during the run, 2 for mistakes in the arguments, the config or the
+    data, 130 after Ctrl-C.
     Output that cannot be shown changes nothing: everything is in the logs of the run.
     With several processes, if one of them fails it does not return, but exits with 2, or with 75 where another process
     is gone.
@@ -69,8 +70,9 @@ def _run(argv: list[str], started: float) -> int:
 
 def _workdir_of(config: str) -> str:
     """The folder of a run without `--workdir`."""
-    if config.endswith(".json"):
-        return config.rpartition("/")[0] or "."
+    folder, slash, name = config.rpartition("/")
+    if name == "config.json":
+        return folder or slash or "."
     file, _, argument = config.partition(":")
     return str(Path("runs", "-".join(filter(None, [Path(file).stem, argument]))))
 

@@ -42,6 +42,7 @@ from .nn.attention import (
     padding_mask as padding_mask,
     scaled_dot_product_attention as scaled_dot_product_attention,
     segment_mask as segment_mask,
+    sinusoidal_positions as sinusoidal_positions,
     split_heads as split_heads,
 )
 from .nn.layers import (
@@ -58,7 +59,6 @@ from .nn.losses import (
     chunked_cross_entropy as chunked_cross_entropy,
     smoothed_cross_entropy as smoothed_cross_entropy,
 )
-from .nn.attention import sinusoidal_positions as sinusoidal_positions
 from .system import UserError as UserError
 from .tasks.base import (
     Evaluation as Evaluation,

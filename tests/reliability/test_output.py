@@ -129,6 +129,17 @@ def test_a_file_in_a_folder_that_takes_no_others(tmp_path, monkeypatch):
     assert (path.read_bytes(), names(tmp_path)) == (b"new", ["out"])
 
 
+def test_what_an_interrupted_command_left_stays(tmp_path):
+    left = tmp_path / "out.partial"
+    left.write_bytes(b"hours of work")
+    with pytest.raises(UserError, match=r"out\.partial exists, perhaps .* move it away or delete it"):
+        Output(str(tmp_path / "out"))
+    assert (left.read_bytes(), names(tmp_path)) == (b"hours of work", ["out.partial"])
+    left.write_bytes(b"")
+    write_output(tmp_path / "out", b"new")
+    assert ((tmp_path / "out").read_bytes(), names(tmp_path)) == (b"new", ["out"])
+
+
 def test_two_commands_do_not_write_one_file(tmp_path):
     path = tmp_path / "out"
     with Output(str(path)) as first:

@@ -8,7 +8,7 @@ import pytest
 from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.training.checkpoint import Checkpoints
-from transformer_jax.training.evaluation import Choice, Evaluator, choose, mean_of, params_to_evaluate, rank, tie_break
+from transformer_jax.training.evaluation import Choice, Evaluator, choose, mean_of, params_to_evaluate, rank
 from transformer_jax.training.step import TrainState
 from transformer_jax.training.stopping import Clock
 
@@ -46,15 +46,26 @@ def chosen(values, clock=NO_LIMIT):
 
 
 def test_equal_ranks_are_told_apart_by_the_loss():
-    low, high = Evaluation({"bleu": 0.0, "loss": 1.0}, []), Evaluation({"bleu": 0.0, "loss": 2.0}, [])
-    assert tie_break(low) > tie_break(high)
-    assert tie_break(Evaluation({"bleu": 0.0}, [])) == 0.0
+    def ranked(**scores):
+        return rank(Known(), "bleu", Evaluation(scores, []))
+
+    assert ranked(bleu=0.0, loss=1.0) > ranked(bleu=0.0, loss=2.0)
+    assert ranked(bleu=1.0, loss=2.0) > ranked(bleu=0.0, loss=1.0)
+    assert ranked(bleu=0.0) == (0.0, 0.0)
+
+
+def test_a_score_that_is_not_a_number_is_the_worst():
+    def ranked(**scores):
+        return rank(Known(), "bleu", Evaluation(scores, []))
+
+    assert ranked(bleu=0.0, loss=float("nan")) > ranked(bleu=float("nan"), loss=1.0)
+    assert ranked(bleu=0.0, loss=9.0) > ranked(bleu=0.0, loss=float("nan"))
 
 
 def test_more_is_better_unless_the_task_says_otherwise():
-    assert rank(Known(), "bleu", EVALUATOR({"a": 2.0}, final=False)) == 2.0
+    assert rank(Known(), "bleu", EVALUATOR({"a": 2.0}, final=False)).score == 2.0
     evaluation = EVALUATOR({"a": 2.0}, final=True)
-    assert rank(Known(), "loss", evaluation) == -2.0
+    assert rank(Known(), "loss", evaluation).score == -2.0
     assert evaluation.scores == {"loss": 2.0, "bleu": 2.0, "final": 1.0}
 
 

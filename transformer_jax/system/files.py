@@ -280,9 +280,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """
     if not str(path):
         raise UserError("The folder to write has an empty name; name one that does not exist.")
-    if is_remote(as_path(path)):
+    folder = as_path(path)
+    if not isinstance(folder, Path):
         raise UserError(f"{path} is not on this machine; write to a local folder, and copy it there afterwards.")
-    folder = Path(os.path.expanduser(path)).absolute()
+    folder = folder.absolute()
     if os.path.lexists(folder):
         raise UserError(f"{path} exists; name a folder that does not, or remove it.")
     missing = list(itertools.takewhile(lambda parent: not os.path.lexists(parent), folder.parents))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -59,15 +60,17 @@ class Output:
         if not path.parent.is_dir():
             number = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
             raise OSError(number, os.strerror(number))
-        folder = path.parent
         try:
-            tempfile.TemporaryFile(dir=folder).close()
+            tempfile.TemporaryFile(dir=path.parent).close()
         except OSError:
             if mode is None:
                 raise
-            folder = Path(tempfile.gettempdir())
-        name = os.fsdecode(os.fsencode(path.name)[:240])  # a name has at most 255 bytes
-        self._unfinished = folder / f"{name}.partial"
+            # A name that nobody else can guess.
+            self._unfinished = Path(tempfile.gettempdir(), f"transformer-jax-{secrets.token_hex(8)}.partial")
+        else:
+            name = os.fsdecode(os.fsencode(path.name)[:240])  # a name has at most 255 bytes
+            self._unfinished = path.with_name(f"{name}.partial")
+            _require_unused(self._unfinished)
         return False
 
     def write(self, content: bytes) -> None:
@@ -93,13 +96,16 @@ class Output:
             return os.fdopen(os.open(self._target, os.O_WRONLY), "wb")
         assert isinstance(self._unfinished, Path)
         old = self._target.stat() if self._target.exists() else None
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         # Nobody may read what will be private.
         descriptor = os.open(self._unfinished, flags, 0o666 if old is None else 0o600)
         stream = os.fdopen(descriptor, "wb")
         try:
             _lock(descriptor)
-            os.truncate(descriptor, 0)
+            found = os.fstat(descriptor)
+            if found.st_size or not self._unfinished.exists() or not os.path.samestat(found, self._unfinished.stat()):
+                # Between opening and locking, another command has written it, or renamed it to its output.
+                raise OSError(errno.EBUSY, "another command has just written it")
             if old is not None:
                 with contextlib.suppress(OSError):
                     os.fchown(descriptor, old.st_uid, old.st_gid)
@@ -159,6 +165,18 @@ def write_output(path: str | os.PathLike[str], content: bytes) -> None:
     """
     with Output(os.fspath(path)) as output:
         output.write(content)
+
+
+def _require_unused(path: Path) -> None:
+    """Refuse to write over what an interrupted command has left, or another one is writing."""
+    if not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and not path.stat().st_size):
+        return
+    if path.is_file():
+        with path.open("rb") as stream:
+            _lock(stream.fileno())
+    raise UserError(
+        f"{path} exists, perhaps with what a command wrote before it was interrupted; move it away or delete it."
+    )
 
 
 def _descriptor(path: Path) -> int | None:

@@ -4,13 +4,12 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, package_version
 from transformer_jax.system.runtime import show_error, stdout_bytes
 from transformer_jax.tasks.registry import Command, Registration, registered, registered_names
 
@@ -124,11 +123,7 @@ def command_for(task: str, path: str) -> Command:
 
 def add_version(parser: argparse.ArgumentParser) -> None:
     """Add `--version`."""
-    try:
-        version = importlib.metadata.version("transformer-jax")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        version = "unknown"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=package_version())
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

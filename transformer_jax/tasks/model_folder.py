@@ -187,9 +187,12 @@ def checked_settings(task: str, values: Any, where: str) -> Any:
 def _may_be_replaced(folder: AnyPath) -> bool:
     try:
         with os_errors(folder):
-            if not folder.exists() or (folder / CONFIG_FILE).is_file():
+            if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
                 return True
-            return folder.is_dir() and not any(folder.iterdir())
+            values = parse_json((folder / CONFIG_FILE).read_bytes()) if (folder / CONFIG_FILE).is_file() else None
+            return isinstance(values, dict) and "format_version" in values  # which a run does not have
+    except ValueError:
+        return False
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder.") from error
 
@@ -299,8 +302,8 @@ def _check_unchanged(folder: AnyPath, config: _FolderConfig, *names: str) -> Non
             content = f'"{name}": "'.encode().join(content.rsplit(f'"{name}": "{checksum}'.encode(), 1))
         if hashlib.sha256(content).hexdigest() != checksum:
             raise UserError(
-                f"{folder / name} is damaged or was changed (its sha256 differs); copy it again from its origin, or "
-                f"delete the entry {name} of sha256 in {CONFIG_FILE} if you changed it yourself."
+                f"{folder / name} is damaged or was changed (its sha256 differs); copy it again from its origin, "
+                f"or delete {CARD_FILE} and {CONFIG_FILE} from sha256 in {CONFIG_FILE} if you changed it yourself."
             )
 
 

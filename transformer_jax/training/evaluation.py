@@ -1,5 +1,6 @@
 """Evaluating parameters on the validation data, and choosing those that a run leaves behind."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -60,15 +61,24 @@ class Evaluator:
         return totals
 
 
-def rank(task: Task, metric: str, evaluation: Evaluation) -> float:
+class Rank(NamedTuple):
+    """How good an evaluation is; higher is better, and NaN is worst."""
+
+    score: float
     """The metric that a run goes by, negated if lower is better."""
-    value = float(evaluation.scores[metric])
-    return -value if metric in task.lower_is_better else value
+    tie: float
+    """The loss, negated: BLEU may be 0 for long while a model learns. 0 for tasks without a loss."""
 
 
-def tie_break(evaluation: Evaluation) -> float:
-    """What decides between equal ranks: the loss, negated, where the task has one."""
-    return -float(evaluation.scores.get("loss", 0.0))
+def rank(task: Task, metric: str, evaluation: Evaluation) -> Rank:
+    """The rank of an evaluation."""
+
+    def value(name: str, sign: float) -> float:
+        number = sign * float(evaluation.scores[name])
+        return -math.inf if math.isnan(number) else number
+
+    tie = value("loss", -1.0) if "loss" in evaluation.scores else 0.0
+    return Rank(value(metric, -1.0 if metric in task.lower_is_better else 1.0), tie)
 
 
 class Choice(NamedTuple):
@@ -82,7 +92,7 @@ class Choice(NamedTuple):
 def choose(
     candidates: Mapping[str, Callable[[], Params]],
     evaluate: Callable[[Params], Evaluation],
-    rank: Callable[[Evaluation], float],
+    rank: Callable[[Evaluation], Rank],
     clock: Clock,
     report: Callable[[str, Evaluation | str | None], None],
 ) -> Choice:

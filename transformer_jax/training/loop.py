@@ -26,7 +26,7 @@ from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.system.runtime import show
 from transformer_jax.tasks import model_folder
 from transformer_jax.tasks.base import Evaluation
-from transformer_jax.training.evaluation import choose, mean_of, params_to_evaluate, rank, tie_break
+from transformer_jax.training.evaluation import choose, mean_of, params_to_evaluate, rank
 from transformer_jax.training.logging import RunLog, SilentLog
 from transformer_jax.training.setup import Run, is_checkpoint_step, setup
 from transformer_jax.training.step import Progress, TrainState, all_finite
@@ -304,11 +304,9 @@ def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Pro
     seconds = run.clock.evaluation_seconds = time.monotonic() - started
     log.evaluation(step, evaluation.scores, {"seconds": seconds, "minutes": run.clock.minutes()})
     log.samples(step, evaluation.samples[: run.config.training.num_samples])
-    score = rank(run.task, run.config.training.metric, evaluation)
-    # By the loss where the metric stays the same: BLEU may be 0 for long while a model learns.
-    tie = tie_break(evaluation)
-    if not progress.best_step or (score, tie) > (progress.best_score, progress.best_tie):
-        progress.best_score, progress.best_tie, progress.best_step, progress.stale = score, tie, step, 0
+    found = rank(run.task, run.config.training.metric, evaluation)
+    if not progress.best_step or found > (progress.best_score, progress.best_tie):
+        (progress.best_score, progress.best_tie), progress.best_step, progress.stale = found, step, 0
         run.checkpoints.protect(step)
     else:
         progress.stale += 1

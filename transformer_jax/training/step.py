@@ -204,7 +204,7 @@ class Progress:
     """Position of the next batch."""
     best_score: float = -math.inf
     best_tie: float = -math.inf
-    """`evaluation.tie_break` of the best evaluation."""
+    """The second part of its `evaluation.Rank`."""
     best_step: int = 0
     stale: int = 0
     """Evaluations since the best one."""

@@ -21,7 +21,7 @@ from transformer_jax.nn.losses import Sums
 from transformer_jax.system import distributed
 from transformer_jax.system.runtime import show_error
 
-SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+SIGNALS = tuple(filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None), signal.SIGINT)))
 """Ctrl-C, what schedulers send, and what a terminal sends that is closed."""
 TIME_RESERVE = 0.04
 """Safety margin, as a fraction of `max_minutes`."""

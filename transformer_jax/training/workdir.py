@@ -298,7 +298,8 @@ def claim(
     """
     path = workdir / "config.json"
     with _usable(workdir):
-        if path.exists() and "training" not in _read_json(path):
+        values = _read_json(path) if path.exists() else None
+        if values is not None and not (isinstance(values, dict) and "training" in values):
             raise UserError(f"{workdir} holds a config.json that is not of a run; choose another --workdir.")
         workdir.mkdir(parents=True, exist_ok=True)
         tokenizer_files = origin.tokenizer_files
