@@ -175,6 +175,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    check_options(arguments)
     _chosen("--from", arguments.kind, _IMPORTS)(arguments)
     show_error(f"{arguments.out}: a model folder; {Path(arguments.out, 'README.md')} describes it")
 

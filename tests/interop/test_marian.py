@@ -194,7 +194,7 @@ class TestRefusals:
             ({"activation_function": "gelu_new"}, "'gelu_new'"),
             ({"scale_embedding": 1}, "scale_embedding"),
             ({"encoder_layers": "2"}, "encoder_layers"),
-            ({"encoder_layers": 9_999_999}, "too few"),
+            ({"encoder_layers": 9_999_999}, "config.json: encoder_layers is 9999999"),
             ({"encoder_layers": 2**30}, "encoder_layers"),
             ({"d_model": 2**30}, "d_model"),
             ({"d_model": 9_999_998}, "tensors of another shape"),

@@ -75,24 +75,27 @@ def model_config_of(path: Path, config: Mapping[str, Any]) -> ModelConfig:
     shares = flag(path, config, "share_encoder_decoder_embeddings", True)
     vocab_size = whole(path, config, "vocab_size", smallest=1)
     tied = flag(path, config, "tie_word_embeddings", True)
-    return ModelConfig(
-        d_model=d_model,
-        num_heads=num_heads,
-        d_ff=_both(path, config, "ffn_dim"),
-        num_encoder_layers=whole(path, config, "encoder_layers", smallest=0),
-        num_decoder_layers=whole(path, config, "decoder_layers", smallest=0),
-        dropout_rate=number(path, config, "dropout", 0.1, 0.0, 0.99),
-        attention_dropout_rate=number(path, config, "attention_dropout", 0.0, 0.0, 0.99),
-        activation=_ACTIVATIONS[activation],
-        # Untied tables may still be equal, which only the weights show.
-        tie_embeddings=("all" if shares else "output") if tied else "none",
-        output_bias=True,
-        scale_embeddings=flag(path, config, "scale_embedding", False),
-        source_vocab_size=vocab_size,
-        target_vocab_size=vocab_size
-        if shares or config.get("decoder_vocab_size") is None
-        else whole(path, config, "decoder_vocab_size", smallest=1),
-    )
+    try:
+        return ModelConfig(
+            d_model=d_model,
+            num_heads=num_heads,
+            d_ff=_both(path, config, "ffn_dim"),
+            num_encoder_layers=whole(path, config, "encoder_layers", smallest=0),
+            num_decoder_layers=whole(path, config, "decoder_layers", smallest=0),
+            dropout_rate=number(path, config, "dropout", 0.1, 0.0, 0.99),
+            attention_dropout_rate=number(path, config, "attention_dropout", 0.0, 0.0, 0.99),
+            activation=_ACTIVATIONS[activation],
+            # Untied tables may still be equal, which only the weights show.
+            tie_embeddings=("all" if shares else "output") if tied else "none",
+            output_bias=True,
+            scale_embeddings=flag(path, config, "scale_embedding", False),
+            source_vocab_size=vocab_size,
+            target_vocab_size=vocab_size
+            if shares or config.get("decoder_vocab_size") is None
+            else whole(path, config, "decoder_vocab_size", smallest=1),
+        )
+    except FieldError as error:
+        raise error.named(lambda name: f"{path}: {name.removeprefix('num_')}") from None
 
 
 def _both(path: Path, config: Mapping[str, Any], name: str) -> int:

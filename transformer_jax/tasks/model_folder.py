@@ -45,9 +45,6 @@ _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "setting
 _UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|```")
 """Characters that would let an untrusted title write more than a heading into READMEs."""
 
-_MAY_BE_ZERO = ("num_encoder_layers", "num_decoder_layers", "source_vocab_size", "target_vocab_size", "num_classes")
-"""Sizes that not every kind of model has; the model checks its own."""
-
 _LARGEST_SETTINGS = {"beam_size": 10_000, "max_extra_tokens": 100_000, "max_length": 1_000_000}
 """Bounds of the settings by which a search allocates memory, so that a folder alone cannot use up a machine."""
 
@@ -250,12 +247,10 @@ def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
             f"{path}: task is {values['task']!r}, but must be one of {', '.join(registered_names())}, or one that the "
             "caller has registered (register_task)."
         )
-    model = build(ModelConfig, values["model"], f"{path}: model")
-    model = dataclasses.replace(model, **_AS_STORED)
-    for name, value in dataclasses.asdict(model).items():
-        smallest = 0 if name in _MAY_BE_ZERO else 1
-        if type(value) is int and not smallest <= value < 2**31:
-            raise UserError(f"{path}: model.{name} is {value}, but must be a size of at least {smallest}.")
+    sizes = values["model"]
+    if isinstance(sizes, dict):  # options of another machine may not go with those of this one
+        sizes = sizes | {name: value for name, value in _AS_STORED.items() if name in sizes}
+    model = dataclasses.replace(build(ModelConfig, sizes, f"{path}: model"), **_AS_STORED)
     _check_numbers(values["settings"], f"{path}: settings")
     settings = checked_settings(values["task"], values["settings"], f"{path}: settings")
     if _UNFIT_FOR_TITLE.search(settings.title):
