@@ -227,7 +227,7 @@ BROKEN = {
     "no divisor": (in_config(lambda c: c["model"].update(num_heads=3)), ["model.num_heads", "3"]),
     "endless layers": (
         in_config(lambda c: c["model"].update(num_encoder_layers=10**9)),
-        ["model.num_encoder_layers is 1000000000, but must be from 0 to 1,000"],
+        ["num_encoder_layers is 1000000000"],
     ),
     "giant width": (in_config(lambda c: c["model"].update(d_model=2**30)), ["model.safetensors", "1073741824"]),
     "ill-typed setting": (in_config(lambda c: c["settings"].update(lowercase=1)), ["settings.lowercase", "bool"]),

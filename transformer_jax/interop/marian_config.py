@@ -9,6 +9,7 @@ from transformer_jax.data import SpecialTokens
 from transformer_jax.interop.marian_layout import Numbering
 from transformer_jax.interop.reading import flag, number, unlike, whole
 from transformer_jax.nn import ModelConfig
+from transformer_jax.system import FieldError
 from transformer_jax.tasks.seq2seq_model import Seq2SeqSettings
 
 ARCHITECTURES = {"marian": "MarianMTModel", "pegasus": "PegasusForConditionalGeneration"}
