@@ -43,6 +43,7 @@ def echo(model, lines):
 def test_no_more_than_a_window_is_held(monkeypatch, tmp_path, policy):
     monkeypatch.setattr(bulk, "load_for", lambda command, path: Echo())
     monkeypatch.setattr(bulk, "PROGRESS_SECONDS", 1e9)
+    monkeypatch.setattr(bulk, "WINDOW", 256)
     source, written = tmp_path / "in", tmp_path / "out"
 
     def peak_of(count):
@@ -52,7 +53,7 @@ def test_no_more_than_a_window_is_held(monkeypatch, tmp_path, policy):
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream, encoding="ascii"))
             tracemalloc.start()
             try:
-                bulk.answer_lines(COMMAND, arguments, echo, window=256)
+                bulk.answer_lines(COMMAND, arguments, echo)
                 _, peak = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()

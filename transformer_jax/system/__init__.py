@@ -50,6 +50,26 @@ class FieldError(UserError):
         return FieldError(*self._parts, where=where)
 
 
+class LineError(UserError):
+    """One of several texts that cannot be done."""
+
+    def __init__(self, number: int, reason: str, what: str = "Line") -> None:
+        """Make the sentence, such as: Line 3 is blank; leave it out.
+
+        Args:
+            number: the text's, from 1.
+            reason: what is wrong and the remedy: the rest of the sentence.
+            what: what texts are called.
+        """
+        self.number = number
+        self._parts = reason, what
+        super().__init__(f"{what} {number:,} {reason}")
+
+    def numbered(self, number: int) -> "LineError":
+        """The same error of the text as it is numbered elsewhere, such as in the file that it comes from."""
+        return LineError(number, *self._parts)
+
+
 @dataclass(frozen=True)
 class Range:
     """Numbers from `least` to `most`, both included, strictly between `above` and `below`, or equal to `also`.
