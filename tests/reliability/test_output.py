@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import classifier, couplet_writer, run, translator  # noqa: F401
+from transformer_jax.cli import main
 from transformer_jax.system import UserError
 from transformer_jax.system.files import as_path, new_folder
 from transformer_jax.system.output import Output, write_output
@@ -173,6 +174,24 @@ def test_what_is_shown_never_fails(stream, monkeypatch):
     assert run_program("train.py", lambda: 0, needs_output=False) == 0
     if stream is not None:
         assert run_program("transformer-jax", lambda: 0) == 2
+
+
+ODD_NAME = "no\x1b[31m\x07\x9b\u202esuch"
+ESCAPED = r"no\x1b[31m\x07\x9b\u202esuch"
+
+
+def test_an_error_cannot_control_the_terminal(run, capfdbinary):  # noqa: F811
+    for arguments in (["--prefix-file", ODD_NAME, "a"], ["--conventions", ODD_NAME, "a"]):
+        status, out, err = run("translate", *arguments)
+        assert (status, out) == (2, "")
+        assert ESCAPED in err
+        assert err.removesuffix("\n").isprintable()
+    for arguments in (["translate", "--model=x", f"--{ODD_NAME}"], [ODD_NAME], ["classify", f"--bad-lines={ODD_NAME}"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        err = capfdbinary.readouterr().err.decode()
+        assert ESCAPED.removeprefix("no") in err.replace("\\\\", "\\")  # argparse shows some by `repr`
+        assert err.replace("\n", "").isprintable()
 
 
 def shell(command, **environment):

@@ -43,7 +43,8 @@ class FieldError(UserError):
             where: how fields are called, such as "config.optim.{}".format.
         """
         self._parts = name, value, remedy, other
-        super().__init__(f"{where(name)} is {value!r}, but must be {remedy.replace('{other}', where(other))}.")
+        remedy = remedy.replace("{other}", where(other)) if other else remedy
+        super().__init__(f"{where(name)} is {value!r}, but must be {remedy}.")
 
     def named(self, where: Callable[[str], str]) -> "FieldError":
         """The same error with its fields called as they are elsewhere, such as options of a command."""
