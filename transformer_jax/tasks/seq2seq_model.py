@@ -127,7 +127,10 @@ class Seq2SeqModel(Generic[Settings]):
 
     @property
     def normalization(self) -> str:
-        """`_normalised` as a Python expression of `text`, for the READMEs of exported folders."""
+        """`_normalised` as a Python expression of `text`, for the READMEs of exported folders.
+
+        It may use the modules regex and unicodedata, which are imported there.
+        """
         return "text"
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Score]:

@@ -12,7 +12,7 @@ from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.system import LineError
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
-from transformer_jax.tasks.couplets.rules import Rules, characters, plain
+from transformer_jax.tasks.couplets.rules import HIDDEN, Rules, characters, plain
 from transformer_jax.tasks.couplets.sources import without_spaces
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
 
@@ -115,7 +115,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
 
     settings_type = CoupletWriterSettings
     not_exported = "The rules of couplets are not in this folder; its lines may break them."
-    normalization = '"".join(text.split())'
+    normalization = f'unicodedata.normalize("NFC", regex.sub(r"{HIDDEN.pattern}", "", "".join(text.split())))'
 
     @overload
     def reply(self, uppers: Sequence[str], *, n_best: Literal[1] = 1, **search: Any) -> list[str]: ...

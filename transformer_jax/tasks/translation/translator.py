@@ -147,7 +147,8 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             batch_size: sentences at a time with a beam of 4, and as many hypotheses with any other; it changes speed
                 and memory, not results.
             prefix: beginning of every translation, which stands as typed (lower-cased if the model lower-cases);
-                or a list of one for each text, None where it is free.
+                or a list of one for each text, None where it is free. White space at its end stands, but most
+                tokenizers have no token for it, so what follows may be the rest of a word.
             return_attention: whether translations come with their `Alignment`.
             places: from 0, that of each text among all, where these are a part; samples depend on it.
             options: further fields of `SearchOptions`.
