@@ -68,25 +68,25 @@ def test_no_more_than_a_window_is_held(monkeypatch, tmp_path, policy):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize(
     "options",
-    [[], ["--output"], ["--bad-lines=blank"], ["--temperature=1", "--beam=1"]],
-    ids=["stdin", "output", "blank", "sampled"],
+    [[], ["--output=named", "--bad-lines=blank"], ["--temperature=1"]],
+    ids=["stdin", "output", "sampled"],
 )
 def test_memory_of_200_000_translations(translator, tmp_path, options):  # noqa: F811
-    output = [f"--output={tmp_path / 'named'}"] if options == ["--output"] else options
+    options = [option.replace("named", str(tmp_path / "named")) for option in options]
     peaks = {}
     for count in (2_000, 200_000):
         source, written, peak = tmp_path / "in", tmp_path / "out", tmp_path / "peak"
         source.write_bytes(b"".join(b"%s\n" % bytes(97 + i // 5**k % 5 for k in range(7)) for i in range(count)))
         with source.open("rb") as stdin, written.open("wb") as stdout:
             subprocess.run(
-                [sys.executable, "-c", MEASURED, peak, "translate", "--model", translator, *output],
+                [sys.executable, "-c", MEASURED, peak, "translate", "--model", translator, *options],
                 cwd=ROOT,
                 stdin=stdin,
                 stdout=stdout,
                 check=True,
                 timeout=1800,
             )
-        result = tmp_path / "named" if options == ["--output"] else written
+        result = tmp_path / "named" if (tmp_path / "named").exists() else written
         assert result.read_bytes().count(b"\n") == count
         peaks[count] = int(peak.read_text())
     print(", ".join(f"{count:,} lines: {peak / 1024:,.0f} MiB" for count, peak in peaks.items()))
