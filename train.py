@@ -3,7 +3,6 @@
 The same command resumes a run that was interrupted.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from transformer_jax.system import UserError
 from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.task_groups import moved_fields
-from transformer_jax.tasks.command_line import add_processes, add_version, beside_others, refuse_empty_names
+from transformer_jax.tasks.command_line import Parser, add_processes, add_version, beside_others, refuse_empty_names
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "numerals.py"
 
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str], started: float) -> int:
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="train.py", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--config",
         default=str(DEFAULT_CONFIG),

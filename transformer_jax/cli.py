@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from transformer_jax.system import UserError
 from transformer_jax.system.runtime import prepare, run_program, show_error
 from transformer_jax.tasks.command_line import (
+    Parser,
     add_model,
     add_task_command,
     add_version,
@@ -46,7 +47,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="transformer-jax",
         description="Use a trained Transformer: one command for each task; score, import and export models.",
         allow_abbrev=False,

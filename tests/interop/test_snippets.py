@@ -10,7 +10,7 @@ from tests.interop.readmes import code_of
 from tests.tasks.toys import tiny_config, tiny_params, tiny_tokenizer, write_bundle, write_couplet_writer
 from transformer_jax.data.tokenizers import train_pair
 from transformer_jax.interop.marian import import_marian
-from transformer_jax.interop.snippets import tokenizer_snippet
+from transformer_jax.interop.snippets import imports_of, tokenizer_snippet
 from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
@@ -44,8 +44,11 @@ def test_a_text_is_cut_as_marians_tokenizer_cuts_it(folder, pieces):
 )
 def test_normalization_is_that_of_the_model(tmp_path, write, settings):
     model = load(write(tmp_path / "model", **settings))
-    for text in ("Ab C\t", "", " 春 风\n", "\u3000É"):
-        assert eval(model.normalization, {"text": text}) == model._normalised(text)
+    names = {}
+    exec("\n".join(imports_of(model.normalization)), names)
+    odd = ("e\u0301", "葛\U000e0100", "❤\ufe0f", "\u200d春\u00ad风\x1b", "e\u034f\u0301 \u2800", "\u1100\u1161", "\x1c")
+    for text in ("Ab C\t", "", " 春 风\n", "\u3000É", *odd):
+        assert eval(model.normalization, names | {"text": text}) == model._normalised(text)
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,24 @@ def _no_progress(monkeypatch):
 
 @pytest.mark.parametrize("policy", ["stop", "blank"])
 def test_windows_change_nothing(run, translator, monkeypatch, policy):  # noqa: F811
-    monkeypatch.setattr("transformer_jax.tasks.translation.command.WINDOW", 2)
+    monkeypatch.setattr("transformer_jax.tasks.lines.WINDOW", 2)
     expected = as_lines(load(translator).translate(TEXTS))
     assert run("translate", f"--bad-lines={policy}", stdin=as_lines(TEXTS).encode()) == (0, expected, "")
     assert run("translate", f"--bad-lines={policy}", stdin=as_lines(TEXTS).encode()[:-1]) == (0, expected, "")
+
+
+def test_windows_and_lines_that_cannot_be_done_change_no_sample(run, translator, couplet_writer, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("transformer_jax.tasks.lines.WINDOW", 2)
+    translations = load(translator).translate(TEXTS, temperature=2.0, seed=3)
+    options = ["--temperature=2", "--seed=3", "--bad-lines=blank"]
+    assert run("translate", *options, stdin=as_lines(TEXTS).encode())[1] == as_lines(translations)
+    stdin = as_lines(TEXTS).encode().replace(b"cab ab", b"\xff")
+    translations[TEXTS.index("cab ab")] = ""
+    assert run("translate", *options, stdin=stdin)[1] == as_lines(translations)
+    replies = load(couplet_writer).search(["天地", "春", "花草", "山水"], temperature=2.0, seed=3)
+    expected = [f"{best.text}\t{best.score:.4f}" for best, *_ in replies]
+    expected[1] = ""
+    assert run("couplet", *options, stdin="天地\n \n花草\n山水\n".encode())[1] == as_lines(expected)
 
 
 @pytest.mark.parametrize("command", ["translate", "classify", "couplet"])
@@ -49,7 +63,7 @@ def test_a_blank_answer_keeps_its_form(run):  # noqa: F811
 
 
 def test_stop_is_known_before_the_work_begins(run, monkeypatch, tmp_path):  # noqa: F811
-    monkeypatch.setattr("transformer_jax.tasks.translation.command.WINDOW", 1)
+    monkeypatch.setattr("transformer_jax.tasks.lines.WINDOW", 1)
     monkeypatch.setattr(Translator, "search", None)
     stdin = b"abc\n" + b"a" * 100_000 + b"\n"
     refused(run("translate", "--output", tmp_path / "out", stdin=stdin), "Line 2 has 100,000 characters")
@@ -58,7 +72,7 @@ def test_stop_is_known_before_the_work_begins(run, monkeypatch, tmp_path):  # no
 
 
 def test_a_prefix_for_each_line(run, translator, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("transformer_jax.tasks.translation.command.WINDOW", 2)
+    monkeypatch.setattr("transformer_jax.tasks.lines.WINDOW", 2)
     path = tmp_path / "prefixes"
     path.write_text("d\n\nab\n", encoding="utf-8")
     expected = load(translator).translate(["abc", "b", "c"], prefix=["d", None, "ab"])
@@ -81,7 +95,7 @@ def test_parallel_files_of_different_length(run, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_nothing_finished_is_lost(run, translator, monkeypatch, tmp_path, number):  # noqa: F811
-    monkeypatch.setattr("transformer_jax.tasks.translation.command.WINDOW", 2)
+    monkeypatch.setattr("transformer_jax.tasks.lines.WINDOW", 2)
     real, calls = Translator.search, []
 
     def search(self, texts, **options):

@@ -1,6 +1,8 @@
 """What a person names as output is written as it is, and output that fails ends nothing but what needs it."""
 
+import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import classifier, couplet_writer, run, translator  # noqa: F401
+from transformer_jax.cli import main
 from transformer_jax.system import UserError
 from transformer_jax.system.files import as_path, new_folder
 from transformer_jax.system.output import Output, write_output
@@ -186,6 +189,24 @@ def test_what_is_shown_never_fails(stream, monkeypatch):
         assert run_program("transformer-jax", lambda: 0) == 2
 
 
+ODD_NAME = "no\x1b[31m\x07\x9b\u202esuch"
+ESCAPED = r"no\x1b[31m\x07\x9b\u202esuch"
+
+
+def test_an_error_cannot_control_the_terminal(run, capfdbinary):  # noqa: F811
+    for arguments in (["--prefix-file", ODD_NAME, "a"], ["--conventions", ODD_NAME, "a"]):
+        status, out, err = run("translate", *arguments)
+        assert (status, out) == (2, "")
+        assert ESCAPED in err
+        assert err.removesuffix("\n").isprintable()
+    for arguments in (["translate", "--model=x", f"--{ODD_NAME}"], [ODD_NAME], ["classify", f"--bad-lines={ODD_NAME}"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        err = capfdbinary.readouterr().err.decode()
+        assert ESCAPED.removeprefix("no") in err.replace("\\\\", "\\")  # argparse shows some by `repr`
+        assert err.replace("\n", "").isprintable()
+
+
 def shell(command, **environment):
     return subprocess.run(
         ["/bin/bash", "-c", command],
@@ -224,3 +245,31 @@ def test_a_translation_that_cannot_be_written(translator, redirect):  # noqa: F8
     assert found.returncode == 2
     assert found.stderr.startswith("transformer-jax: error: Standard output cannot be written (")
     assert found.stderr.count("\n") == 1
+
+
+def test_standard_input_that_is_closed():
+    found = shell(f"{CLI} translate --model none <&-")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("transformer-jax: error: Standard input is closed; ")
+    assert found.stderr.count("\n") == 1
+
+
+@linux
+@pytest.mark.parametrize("redirect", ["> /dev/full 2>&-", pytest.param(">&- 2> /dev/full", marks=pytest.mark.slow)])
+def test_output_that_fails_ends_no_training(tmp_path, redirect):
+    lines = [(f"{i % 10} {i % 7}\n", f"{i % 7} {i % 10}\n") for i in range(70)]
+    arguments = [f"--workdir={tmp_path / 'run'}", "--config.data.name=text", "--config.tokenizer.kind=char"]
+    for split in ("train", "validation"):
+        for side, written in zip(("source", "target"), zip(*lines, strict=True), strict=True):
+            path = tmp_path / f"{split}.{side}"
+            path.write_text("".join(written), encoding="utf-8")
+            arguments.append(f"--config.data.{split}_{side}={path}")
+    arguments += [f"--config.model.{name}=8" for name in ("d_model", "d_ff")]
+    arguments += [f"--config.model.{name}=1" for name in ("num_heads", "num_encoder_layers", "num_decoder_layers")]
+    arguments += [f"--config.data.{name}=16" for name in ("max_length", "row_length")]
+    arguments += ["--config.data.tokens_per_batch=64", "--config.decoding.max_extra_tokens=1"]
+    arguments += [f"--config.training.{name}=2" for name in ("num_steps", "eval_every", "log_every")]
+    command = shlex.join([sys.executable, "train.py", *arguments])
+    assert shell(f"{command} {redirect}", PYTHONIOENCODING="ascii").returncode == 0
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()

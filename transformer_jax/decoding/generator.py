@@ -110,6 +110,7 @@ class Generator:
         prefixes: Sequence[Sequence[int]] | None = None,
         *,
         constraints: SentenceConstraints | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """The `options.n_best` best hypotheses of each sentence, best first, or as many samples.
 
@@ -120,6 +121,7 @@ class Generator:
             prefixes: token ids that the outputs must begin with, one prefix per sentence; PAD where any token may
                 stand.
             constraints: further constraints, sentence by sentence.
+            places: from 0, that of each sentence among all, where these are a part; samples depend on it.
 
         Raises:
             UserError: if the model's outputs are not numbers, or a prefix is longer than its table of positions.
@@ -141,8 +143,9 @@ class Generator:
             keys = None
             if options.temperature > 0:
                 # A sentence draws by its place among all, not by its row.
-                places = np.array([*numbers, *[0] * (rows - len(numbers))], np.int32)
-                keys = _keys(jax.random.key(options.seed), places, search.num_hypotheses)
+                drawn = np.zeros(rows, np.int32)
+                drawn[: len(numbers)] = [i if places is None else places[i] for i in numbers]
+                keys = _keys(jax.random.key(options.seed), drawn, search.num_hypotheses)
             inputs = jax.device_put((source, prefix, max_lengths, min_lengths))
             memory, state, cache = start(self.graphdef, search, params, *inputs, keys)
             return Batch([*numbers, *[None] * (rows - len(numbers))], memory, jax.device_put(own), state, cache)

@@ -33,7 +33,7 @@ class TextModel(Protocol):
 
     @property
     def normalization(self) -> str:
-        """What precedes tokenization, as a Python expression of `text`."""
+        """What precedes tokenization, as a Python expression of `text`; see `imports_of`."""
 
 
 class Snippet(NamedTuple):
@@ -59,11 +59,19 @@ def tokenizer_snippet(model: TextModel, *, pieces: bool) -> Snippet:
     """
     tokenizer, text = model.tokenizer, model.normalization
     if not isinstance(tokenizer, TokenizerPair):
-        return _side(tokenizer, "tokenizer", "", text, pieces)
-    if tokenizer.source is tokenizer.target:
-        return _side(tokenizer.source, "tokenizer", "", text, pieces)
-    source, target = (_side(getattr(tokenizer, name), name, f"{name}.", text, pieces) for name in ("source", "target"))
-    return Snippet(source.imports, source.setup + target.setup, source.encode, target.decode)
+        snippet = _side(tokenizer, "tokenizer", "", text, pieces)
+    elif tokenizer.source is tokenizer.target:
+        snippet = _side(tokenizer.source, "tokenizer", "", text, pieces)
+    else:
+        sides = (_side(getattr(tokenizer, name), name, f"{name}.", text, pieces) for name in ("source", "target"))
+        source, target = sides
+        snippet = Snippet(source.imports, source.setup + target.setup, source.encode, target.decode)
+    return snippet._replace(imports=list(dict.fromkeys([*snippet.imports, *imports_of(text)])))
+
+
+def imports_of(normalization: str) -> list[str]:
+    """The lines that import what a normalization uses."""
+    return [f"import {name}" for name in ("regex", "unicodedata") if f"{name}." in normalization]
 
 
 def packages_of(snippet: Snippet) -> str:

@@ -43,11 +43,32 @@ class FieldError(UserError):
             where: how fields are called, such as "config.optim.{}".format.
         """
         self._parts = name, value, remedy, other
-        super().__init__(f"{where(name)} is {value!r}, but must be {remedy.replace('{other}', where(other))}.")
+        remedy = remedy.replace("{other}", where(other)) if other else remedy
+        super().__init__(f"{where(name)} is {value!r}, but must be {remedy}.")
 
     def named(self, where: Callable[[str], str]) -> "FieldError":
         """The same error with its fields called as they are elsewhere, such as options of a command."""
         return FieldError(*self._parts, where=where)
+
+
+class LineError(UserError):
+    """One of several texts that cannot be done."""
+
+    def __init__(self, number: int, reason: str, what: str = "Line") -> None:
+        """Make the sentence, such as: Line 3 is blank; leave it out.
+
+        Args:
+            number: the text's, from 1.
+            reason: what is wrong and the remedy: the rest of the sentence.
+            what: what texts are called.
+        """
+        self.number = number
+        self._parts = reason, what
+        super().__init__(f"{what} {number:,} {reason}")
+
+    def numbered(self, number: int) -> "LineError":
+        """The same error of the text as it is numbered elsewhere, such as in the file that it comes from."""
+        return LineError(number, *self._parts)
 
 
 @dataclass(frozen=True)

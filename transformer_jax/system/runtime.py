@@ -177,8 +177,15 @@ def show(text: str) -> None:
 
 
 def show_error(text: str) -> None:
-    """Print a line to standard error, if that can be."""
-    print(text, file=Shown(sys.stderr), flush=True)
+    """Print text to standard error, if that can be; what it quotes cannot control the terminal."""
+    print(printable(text), file=Shown(sys.stderr), flush=True)
+
+
+def printable(text: str) -> str:
+    """Escape as `repr` does what does not print, such as ESC or a mark that reverses the direction; not line feeds."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode("ascii") for each in text
+    )
 
 
 def stdout_bytes(content: bytes) -> None:

@@ -7,14 +7,22 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformer_jax.system import UserError, package_version
-from transformer_jax.system.runtime import show_error, stdout_bytes
+from transformer_jax.system.runtime import printable, show_error, stdout_bytes
 from transformer_jax.tasks.registry import Command, Registration, registered, registered_names
 
 if TYPE_CHECKING:
     from transformer_jax.config import Config
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a command line, and its subcommands those of theirs."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with a message, in which an argument cannot control the terminal."""
+        super().error(printable(message))
 
 
 def checked_argument(text: str) -> str:

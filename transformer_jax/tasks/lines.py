@@ -6,7 +6,6 @@ written.
 
 import argparse
 import contextlib
-import re
 import shutil
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from transformer_jax.system import UserError
+from transformer_jax.system import LineError, UserError
 from transformer_jax.system.output import Output
 from transformer_jax.system.runtime import stdout_bytes
 from transformer_jax.tasks.command_line import checked_argument, load_for, progress, share_out
@@ -118,8 +117,6 @@ def answer_lines(
     arguments: argparse.Namespace,
     answer: Callable[[Any, list[Line]], Sequence[Answer]],
     blank: Callable[[int], str] = lambda number: "\n",
-    *,
-    window: int | None = WINDOW,
 ) -> None:
     """Write the answers to all lines.
 
@@ -128,7 +125,6 @@ def answer_lines(
         arguments: parsed, those of `add_lines` and `add_model` among them.
         answer: the answers of a model to some lines; all processes share in the work.
         blank: the output for a line that cannot be done, by its number.
-        window: lines at a time; None: all.
 
     Raises:
         UserError: if the output cannot be written, or a line cannot be done and `--bad-lines` says stop.
@@ -141,7 +137,7 @@ def answer_lines(
     began = told = time.monotonic()
     try:
         with output or contextlib.nullcontext():
-            model, windows = checked_windows(command, arguments, window)
+            model, windows = checked_windows(command, arguments, WINDOW)
             for lines in windows:
                 if done and time.monotonic() - told >= PROGRESS_SECONDS:
                     told = time.monotonic()
@@ -185,10 +181,8 @@ class Refused:
             progress(f"{self._number:,} lines could not be done, so their output is blank; the first: {self._first}")
 
 
-def checked_windows(
-    command: Command, arguments: argparse.Namespace, window: int | None = WINDOW
-) -> tuple[Any, Iterator[list[Line]]]:
-    """The model, and the lines in windows, with the refusals of the model if `--bad-lines` says blank.
+def checked_windows(command: Command, arguments: argparse.Namespace, window: int) -> tuple[Any, Iterator[list[Line]]]:
+    """The model, and the lines in windows of that many, with the refusals of the model if `--bad-lines` says blank.
 
     Raises:
         UserError: if a line cannot be done and it says stop, or the processes were given different lines.
@@ -221,20 +215,21 @@ def _refusal(model: Any, lines: list[Line]) -> str:
     prefixes = [line.prefix for line in lines]
     try:
         model.check([line.text for line in lines], **({"prefix": prefixes} if any(prefixes) else {}))
+    except LineError as error:  # a model counts from the first text that it is given
+        return str(error.numbered(lines[error.number - 1].number))
     except UserError as error:
-        # A model counts from the first text that it is given.
-        return re.sub(r"\b(Line|Prefix) 1\b", rf"\1 {lines[0].number:,}", str(error), count=1)
+        return str(error)
     return ""
 
 
-def _grouped(lines: Iterator[Line] | Lines, size: int | None) -> Iterator[list[Line]]:
+def _grouped(lines: Iterator[Line] | Lines, size: int) -> Iterator[list[Line]]:
     """Groups of at most `size` lines, and not many more than `WINDOW_CHARACTERS` characters."""
     group: list[Line] = []
     characters = 0
     for line in lines:
         group.append(line)
         characters += len(line.text)
-        if size is not None and (len(group) >= size or characters >= WINDOW_CHARACTERS):
+        if len(group) >= size or characters >= WINDOW_CHARACTERS:
             yield group
             group, characters = [], 0
     if group:

@@ -124,7 +124,7 @@ class PairCommand(Command):
         Raises:
             UserError: if neither is named, or they cannot be read.
         """
-        from transformer_jax.data.readers import read_pairs
+        from transformer_jax.data.readers import is_blank, read_pairs
 
         files, experiment = (arguments.source, arguments.reference), (arguments.config, arguments.split)
         if all(files) and not any((*experiment, arguments.manual_dir)):
@@ -133,7 +133,7 @@ class PairCommand(Command):
             pairs = list(self.load_split(config_of(arguments), arguments.split, model))
         else:
             raise UserError("evaluate needs either --source and --reference, or --config and --split.")
-        if not any(reference for _, reference in pairs):
+        if all(is_blank(reference) for _, reference in pairs):
             raise UserError(f"{arguments.reference or arguments.split} has no reference text to score against.")
         return pairs
 

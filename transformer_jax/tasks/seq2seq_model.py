@@ -18,7 +18,7 @@ from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer, abstract_params
-from transformer_jax.system import Positive, UserError, check_fields, check_value
+from transformer_jax.system import LineError, Positive, UserError, check_fields, check_value
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -127,7 +127,10 @@ class Seq2SeqModel(Generic[Settings]):
 
     @property
     def normalization(self) -> str:
-        """`_normalised` as a Python expression of `text`, for the READMEs of exported folders."""
+        """`_normalised` as a Python expression of `text`, for the READMEs of exported folders.
+
+        It may use the modules regex and unicodedata, which are imported there.
+        """
         return "text"
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Score]:
@@ -196,15 +199,13 @@ class Seq2SeqModel(Generic[Settings]):
         for number, text in enumerate(texts, start=1):
             # sentencepiece makes one token of any run of unknown characters, so tokens alone would not bound a line.
             if len(text) > longest * CHARACTERS_PER_TOKEN:
-                raise UserError(
-                    f"{what} {number:,} has {len(text):,} characters, but the limit is "
-                    f"{longest * CHARACTERS_PER_TOKEN:,}; {remedy}."
-                )
+                limit = longest * CHARACTERS_PER_TOKEN
+                raise LineError(number, f"has {len(text):,} characters, but the limit is {limit:,}; {remedy}.", what)
         end = tokenizer.special_tokens.eos
         encoded = [[*ids, end] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
         for number, ids in enumerate(encoded, start=1):
             if len(ids) > longest:
-                raise UserError(f"{what} {number:,} has {len(ids):,} tokens, but the limit is {longest:,}; {remedy}.")
+                raise LineError(number, f"has {len(ids):,} tokens, but the limit is {longest:,}; {remedy}.", what)
         return encoded
 
 

@@ -70,7 +70,7 @@ def test_an_empty_line_has_no_class(run, stdin):
 def test_bad_input(run):
     refused(run("classify", stdin=b"abc\na\xffb\n"), "<stdin>, line 2", "0xff", "UTF-8")
     refused(run("classify", "\udcff"), "UTF-8")
-    refused(run("classify", "--batch-size", 0, "abc"), "batch_size is 0")
+    refused(run("classify", "--batch-size", 0, "abc"), "--batch-size is 0")
 
 
 def test_a_text_of_100_000_characters_is_cut(run):

@@ -111,5 +111,5 @@ def test_bad_input(run):
     refused(run("couplet", "\udcff"), "UTF-8")
     refused(run("couplet", "天" * 1024), "Line 1 has 1,025 tokens, but the limit is 1,024")
     refused(run("couplet", "天" * 100_000), "Line 1 has 100,000 characters, but the limit is 32,768")
-    refused(run("couplet", "--n", 0, "天"), "--n is 0", "at least 1")
-    refused(run("couplet", "--beam", 0, "天"), "beam_size is 0")
+    refused(run("couplet", "--n", 0, "天"), "--n is 0", "from 1")
+    refused(run("couplet", "--beam", 0, "天"), "--beam is 0")

@@ -76,7 +76,7 @@ def test_output_file(run, translator, tmp_path):
     assert run("translate", "--output", path, *TEXTS) == (0, "", "")
     assert path.read_text(encoding="utf-8") == as_lines(load(translator).translate(TEXTS))
     refused(run("translate", "--output", tmp_path / "no" / "out.txt", "abc"), "out.txt", "cannot be written")
-    refused(run("translate", "--output", path, "--beam", 0, "abc"), "beam_size")
+    refused(run("translate", "--output", path, "--beam", 0, "abc"), "--beam")
     assert [each.name for each in tmp_path.iterdir()] == ["out.txt"]
 
 

@@ -109,7 +109,7 @@ def test_files_that_cannot_be_read(run, files, tmp_path):
     refused(run("evaluate", *arguments), "reference", "does not exist")
 
 
-@pytest.mark.parametrize("references", [[], ["", ""]])
+@pytest.mark.parametrize("references", [[], ["", ""], [" ", "\u200b"]])
 def test_nothing_to_score_against(run, files, references):
     refused(run("evaluate", *files([""] * len(references), references)), "reference", "no reference text")
 

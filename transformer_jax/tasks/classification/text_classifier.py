@@ -14,7 +14,7 @@ from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
 from transformer_jax.decoding.scheduler import batches_by_length, padded
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
-from transformer_jax.system import Positive, UserError, check_fields
+from transformer_jax.system import LineError, Positive, UserError, check_fields
 from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, TEXT_AND_LABEL
 from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
 
@@ -181,4 +181,4 @@ class TextClassifier:
         check_texts(texts)
         for number, text in enumerate(texts, start=1):
             if is_blank(text):
-                raise UserError(f"Line {number:,} is blank, so it has no class; leave it out.")
+                raise LineError(number, "is blank, so it has no class; leave it out.")

@@ -14,7 +14,7 @@ from transformer_jax.tasks.command_line import (
     samples,
     share_out,
 )
-from transformer_jax.tasks.lines import WINDOW, Line, add_lines, answer_lines
+from transformer_jax.tasks.lines import Line, add_lines, answer_lines
 from transformer_jax.tasks.pair_command import PairCommand, Pairs, perplexities, score_references
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class CoupletCommand(PairCommand):
                 beam_size=arguments.beam,
                 batch_size=arguments.batch_size,
                 n_best=arguments.n,
+                places=[upper.number - 1 for upper in uppers],
                 **options,
             )
             return [
@@ -88,8 +89,7 @@ class CoupletCommand(PairCommand):
         def blank(number: int) -> str:
             return f"{number}\t\t\n" if arguments.n > 1 else "\n"
 
-        # The samples of a line depend on its place among all.
-        answer_lines(self, arguments, answer, blank, window=None if options["temperature"] else WINDOW)
+        answer_lines(self, arguments, answer, blank)
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best lower lines and perplexities of the references; also by whether training has the upper."""

@@ -9,10 +9,10 @@ from transformer_jax.data.readers import on_one_line
 from transformer_jax.data.tokenizers import Tokenizer
 from transformer_jax.decoding.generator import Generator, SentenceConstraints
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.system import UserError
+from transformer_jax.system import LineError
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
-from transformer_jax.tasks.couplets.rules import Rules, characters, plain
+from transformer_jax.tasks.couplets.rules import HIDDEN, Rules, characters, plain
 from transformer_jax.tasks.couplets.sources import without_spaces
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
 
@@ -36,19 +36,21 @@ def write(
     uppers: Sequence[str],
     options: SearchOptions,
     rules: Rules,
+    places: Sequence[int] | None = None,
 ) -> list[list[Reply]]:
     """The `options.n_best` best lower lines to each upper line, best first, or as many samples.
 
     Where the rules allow fewer lines there are fewer, but at least one. Every line keeps the hard rules except those
     that it gave up. Rules take precedence over options: with any rules, lines may repeat n-grams; with one of length,
-    it alone bounds the length. Without rules the model alone decides.
+    it alone bounds the length. Without rules the model alone decides. Samples depend on the places of the lines among
+    all, by default from 0.
 
     Raises:
         UserError: if the tokens are not characters.
     """
     sources = [[*tokenizer.encode(plain(upper)), EOS] for upper in uppers]
     if rules == Rules.parse("none"):
-        outputs = generator.generate(params, sources, options)
+        outputs = generator.generate(params, sources, options, places=places)
         return [
             [Reply(on_one_line(tokenizer.decode(h.tokens)), h.score, h.log_prob, ()) for h in found]
             for found in outputs
@@ -62,7 +64,8 @@ def write(
         # An output is then at most as long as its source, which keeps the cache small: a character is a token or more.
         options = replace(options, max_extra_tokens=0)
     constraints = SentenceConstraints(keep_rules, vocabulary, [plan.line for plan in plans])
-    outputs = generator.generate(params, sources, options, [plan.forced for plan in plans], constraints=constraints)
+    forced = [plan.forced for plan in plans]
+    outputs = generator.generate(params, sources, options, forced, constraints=constraints, places=places)
     return [
         [Reply(_text(h.tokens, plan, tokenizer), h.score, h.log_prob, plan.gave_up) for h in found]
         for plan, found in zip(plans, outputs, strict=True)
@@ -112,7 +115,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
 
     settings_type = CoupletWriterSettings
     not_exported = "The rules of couplets are not in this folder; its lines may break them."
-    normalization = '"".join(text.split())'
+    normalization = f'unicodedata.normalize("NFC", regex.sub(r"{HIDDEN.pattern}", "", "".join(text.split())))'
 
     @overload
     def reply(self, uppers: Sequence[str], *, n_best: Literal[1] = 1, **search: Any) -> list[str]: ...
@@ -144,6 +147,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         beam_size: int | None = None,
         alpha: float | None = None,
         batch_size: int | None = None,
+        places: Sequence[int] | None = None,
         **options: Any,
     ) -> list[list[Reply]]:
         """The best lower lines to each upper line, best first, with the rules that they gave up.
@@ -156,6 +160,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
             alpha: exponent of the length penalty, which matters only without a rule of length.
             batch_size: lines at a time with a beam of 4, and as many hypotheses with any other; it changes speed and
                 memory, not results.
+            places: from 0, that of each line among all, where these are a part; samples depend on it.
             options: further fields of `SearchOptions`.
 
         Raises:
@@ -167,7 +172,8 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         search_options = self._search_options(beam_size=beam_size, alpha=alpha, **options)
         self.check(uppers)
         lines = [without_spaces(upper) for upper in uppers]
-        return write(self._generator(batch_size), self.params, self.tokenizer.target, lines, search_options, rules)
+        generator = self._generator(batch_size)
+        return write(generator, self.params, self.tokenizer.target, lines, search_options, rules, places)
 
     def check(self, uppers: Sequence[str]) -> None:
         """Refuse lines that `search` does not accept.
@@ -179,7 +185,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         self._encode(self.tokenizer.source, uppers, "Line")
         for number, upper in enumerate(uppers, start=1):
             if not self._normalised(upper):
-                raise UserError(f"Line {number:,} is blank; write an upper line of at least one character.")
+                raise LineError(number, "is blank; write an upper line of at least one character.")
 
     def known_share(self, upper: str) -> float:
         """Share of the characters of a line, which is not blank, that are in the model's vocabulary."""

@@ -18,7 +18,8 @@ from transformer_jax.tasks.metrics import check_aligned, exact_match
 _ATTACHED = r"[\p{Default_Ignorable_Code_Point}--\p{Grapheme_Cluster_Break=Control}--\p{L}]"
 _INVISIBLE = r"[[\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]--\s]"
 _ATTACHED_FIRST = regex.compile(rf"(?V1)^{_ATTACHED}+")
-_HIDDEN = regex.compile(rf"(?V1){_INVISIBLE}+")
+HIDDEN = regex.compile(rf"(?V1){_INVISIBLE}+")
+"""What is invisible, but white space."""
 _HIDDEN_APART = regex.compile(rf"(?V1)[{_INVISIBLE}--{_ATTACHED}]+")
 _SIMPLE = regex.compile(r"[\u3001-\u3029\u4e00-\u9fff\uff01-\uff5e]*")  # a code point is a character, fast to tell
 _CLUSTER = regex.compile(r"\X")
@@ -40,7 +41,7 @@ def characters(line: str) -> list[str]:
 
 def plain(line: str) -> str:
     """A line, or a character, in NFC without anything invisible: 葛 for each of its variants."""
-    return unicodedata.normalize("NFC", _HIDDEN.sub("", line))
+    return unicodedata.normalize("NFC", HIDDEN.sub("", line))
 
 
 class Tone(IntFlag):

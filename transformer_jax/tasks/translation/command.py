@@ -12,7 +12,7 @@ from transformer_jax.tasks.command_line import (
     require_one_process,
     write,
 )
-from transformer_jax.tasks.lines import WINDOW, Line, Refused, answer_lines, checked_windows
+from transformer_jax.tasks.lines import Line, Refused, answer_lines, checked_windows
 from transformer_jax.tasks.pair_command import PairCommand, Pairs
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class TranslateCommand(PairCommand):
                 return_attention=arguments.alignment,
                 n_best=arguments.n_best,
                 prefix=prefixes if any(prefixes) else None,
+                places=[line.number - 1 for line in lines],
                 **options,
             )
             return [
@@ -126,9 +127,7 @@ class TranslateCommand(PairCommand):
                 for line, translations in zip(lines, found, strict=True)
             ]
 
-        # The samples of a line depend on its place among all.
-        window = None if arguments.temperature else WINDOW
-        answer_lines(self, arguments, answer, lambda number: render(number, None) + "\n", window=window)
+        answer_lines(self, arguments, answer, lambda number: render(number, None) + "\n")
 
     def _stream(self, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
         model, windows = checked_windows(self, arguments, 1)

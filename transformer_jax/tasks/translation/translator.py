@@ -10,7 +10,7 @@ from jaxtyping import Float
 from transformer_jax.data.readers import is_blank, on_one_line
 from transformer_jax.data.tokenizers import WordTokenizer
 from transformer_jax.decoding.generator import Generator, Hypothesis
-from transformer_jax.system import UserError
+from transformer_jax.system import LineError, UserError
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings, check_texts
 
 
@@ -135,6 +135,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
         batch_size: int | None = None,
         prefix: str | Sequence[str | None] | None = None,
         return_attention: bool = False,
+        places: Sequence[int] | None = None,
         **options: Any,
     ) -> list[list[Translation]]:
         """The best translations of each text, best first.
@@ -146,8 +147,10 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             batch_size: sentences at a time with a beam of 4, and as many hypotheses with any other; it changes speed
                 and memory, not results.
             prefix: beginning of every translation, which stands as typed (lower-cased if the model lower-cases);
-                or a list of one for each text, None where it is free.
+                or a list of one for each text, None where it is free. White space at its end stands, but most
+                tokenizers have no token for it, so what follows may be the rest of a word.
             return_attention: whether translations come with their `Alignment`.
+            places: from 0, that of each text among all, where these are a part; samples depend on it.
             options: further fields of `SearchOptions`.
 
         Raises:
@@ -162,7 +165,13 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
         # The output for an empty source is not a translation.
         filled = [i for i, text in enumerate(texts) if not is_blank(text)]
         prefixes = None if prefix is None else [beginnings[i].ids for i in filled]
-        outputs = generator.generate(self.params, [sources[i] for i in filled], search_options, prefixes)
+        outputs = generator.generate(
+            self.params,
+            [sources[i] for i in filled],
+            search_options,
+            prefixes,
+            places=filled if places is None else [places[i] for i in filled],
+        )
         found = [[Translation("", 0.0, 0.0)] for _ in sources]
         for i, hypotheses in zip(filled, outputs, strict=True):
             found[i] = [
@@ -236,15 +245,13 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             zip(prefixes, self._encode(tokenizer, prefixes, "Prefix", "shorten it"), strict=True), start=1
         ):
             if on_one_line(typed) != typed:
-                raise UserError(f"Prefix {number:,} ({typed!r:.60}) has a line break; write it on one line.")
+                raise LineError(number, f"({typed!r:.60}) has a line break; write it on one line.", "Prefix")
             if is_blank(typed):
                 found.append(_Beginning())
                 continue
             if tokenizer.special_tokens.unk in ids:
-                raise UserError(
-                    f"Prefix {number:,} ({typed!r:.60}) has {self._unknown(typed)!r}, which the model's vocabulary "
-                    "cannot express; begin otherwise."
-                )
+                reason = f"has {self._unknown(typed)!r}, which the model's vocabulary cannot express; begin otherwise."
+                raise LineError(number, f"({typed!r:.60}) {reason}", "Prefix")
             found.append(_Beginning(self._normalised(typed), tuple(ids), on_one_line(tokenizer.decode(ids))))
         return found * count if isinstance(prefix, str) else found
 
