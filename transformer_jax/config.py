@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import ml_collections
 
-from transformer_jax.data.marian_tokenizer import NORMALIZATIONS
 from transformer_jax.data.pipeline import BATCHINGS
+from transformer_jax.data.sentencepiece_tokenizers import NORMALIZATIONS
 from transformer_jax.data.tokenizers import KINDS
 from transformer_jax.decoding.options import Alpha, ConventionsName, NumHypotheses
 from transformer_jax.nn import ModelConfig
