@@ -110,7 +110,7 @@ class OptimConfig:
     """adam, adamw or another of `training.step.OPTIMIZERS`."""
     schedule: Annotated[str, Choice("noam", "rsqrt", "cosine", "linear", "constant")] = "noam"
     """noam (section 5.3), rsqrt, cosine, linear, constant."""
-    lr: Annotated[float, Range(above=0)] = 1.0
+    lr: Annotated[float, Range(0)] = 1.0
     """noam: factor before the paper's formula; otherwise the peak learning rate."""
     warmup_steps: NotNegative = 4000
     beta1: Fraction = 0.9
