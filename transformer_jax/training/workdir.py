@@ -344,7 +344,7 @@ def has_begun(workdir: AnyPath) -> bool:
             return True
         try:
             return any(entry.name[0].isdecimal() for entry in (workdir / "checkpoints").iterdir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
 
