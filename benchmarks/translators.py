@@ -69,7 +69,7 @@ class Found(NamedTuple):
 def export_all(model: Path, folder: Path) -> Callable[[], tuple[float, int]]:
     """Export `model` to the installed systems; the measurement returns its `alpha` and `max_extra_tokens`."""
     import transformer_jax
-    from transformer_jax.data.tokenizers import SentencePieceTokenizer
+    from transformer_jax.data.sentencepiece_tokenizers import SentencePieceTokenizer
     from transformer_jax.interop.ctranslate2_export import export_ctranslate2
     from transformer_jax.interop.marian import export_marian
     from transformer_jax.system import UserError
@@ -245,7 +245,7 @@ def uncached(work: Work, sentences: int) -> Callable[[], Found]:
     import numpy as np
     from flax import nnx
 
-    from transformer_jax.data.tokenizers import SPECIAL_TOKENS
+    from transformer_jax.data import SPECIAL_TOKENS
 
     translator = _loaded(work)
     tokenizer = translator.tokenizer

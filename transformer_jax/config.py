@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import ml_collections
 
-from transformer_jax.data.marian_tokenizer import NORMALIZATIONS
 from transformer_jax.data.pipeline import BATCHINGS
+from transformer_jax.data.sentencepiece_tokenizers import NORMALIZATIONS
 from transformer_jax.data.tokenizers import KINDS
 from transformer_jax.decoding.options import Alpha, ConventionsName, NumHypotheses
 from transformer_jax.nn import ModelConfig
@@ -110,7 +110,7 @@ class OptimConfig:
     """adam, adamw or another of `training.step.OPTIMIZERS`."""
     schedule: Annotated[str, Choice("noam", "rsqrt", "cosine", "linear", "constant")] = "noam"
     """noam (section 5.3), rsqrt, cosine, linear, constant."""
-    lr: Annotated[float, Range(above=0)] = 1.0
+    lr: Annotated[float, Range(0)] = 1.0
     """noam: factor before the paper's formula; otherwise the peak learning rate."""
     warmup_steps: NotNegative = 4000
     beta1: Fraction = 0.9

@@ -26,7 +26,8 @@ from tests.tasks.toys import write_bundle
 from transformer_jax import cli
 from transformer_jax.config import config_from_dict, default_config, from_config_dict, upgraded
 from transformer_jax.data.readers import read_lines
-from transformer_jax.data.tokenizers import MarianTokenizer, tokenizer_from_files, train_tokenizer
+from transformer_jax.data.sentencepiece_tokenizers import MarianTokenizer
+from transformer_jax.data.tokenizers import tokenizer_from_files, train_tokenizer
 from transformer_jax.interop import reading
 from transformer_jax.interop.marian_config import model_config_of
 from transformer_jax.nn import abstract_params

@@ -1,5 +1,6 @@
 """Promise 7: a run resumes only on the config, classes, vocabulary, data and version that it began with."""
 
+import dataclasses
 import gzip
 import json
 import time
@@ -10,6 +11,7 @@ from transformer_jax import run
 from transformer_jax.config import default_config, from_config_dict
 from transformer_jax.data.readers import MappedRecords, digest, read_pairs
 from transformer_jax.system import UserError
+from transformer_jax.tasks.classification.sources import load_texts
 from transformer_jax.training.setup import setup
 from transformer_jax.training.workdir import IDENTITY_FILE, check_identity, claim, find_origin, identity_of, task_from
 
@@ -194,13 +196,39 @@ def test_a_damaged_identity_is_named(news, tmp_path, content):
     refused(news, tmp_path / "run", r"identity\.json is (damaged; delete it if|not valid JSON)")
 
 
-def test_every_record_in_memory_counts_and_a_sample_of_others():
+@pytest.mark.parametrize("read", [list, lambda records: MappedRecords(records, tuple)], ids=["in memory", "mapped"])
+def test_every_record_counts(read):
     records = [(str(number), number) for number in range(10_000)]
-    assert digest(records) == digest([list(record) for record in records])
-    assert len({digest(records), digest(records[:-1]), digest(records[::-1]), digest([*records[:-1], ("", 1)])}) == 4
-    mapped = MappedRecords(records, lambda record: record)
-    assert digest(mapped) == digest(MappedRecords(records, tuple)) != digest(records)
+    others = [records[:-1], records[::-1]]
+    others += [[*records[:place], ("", 1), *records[place + 1 :]] for place in (0, 1, 1024, 5001, 9999)]
+    assert digest(read(records)) == digest([list(record) for record in records])
+    assert len({digest(read(records)) for records in (records, *others)}) == 8
+
+
+def test_of_very_many_records_that_must_be_read_a_part_counts():
+    read = []
+    records = MappedRecords(range(1_000_001), lambda number: read.append(number) or number)
+    assert digest(records) == digest(records) != digest(MappedRecords(range(1_000_000), int))
+    assert len(read) == 2 * 4082
+
+
+def test_records_that_are_no_plain_data_have_no_digest():
     assert digest([object()]) is None
+
+
+def test_a_prepared_set_is_the_same_wherever_it_stands(tmp_path):
+    def identify(place, rows, compress=bytes):
+        manual = tmp_path / place / "files"
+        manual.mkdir(parents=True)
+        (manual / ("train.csv.gz" if compress is gzip.compress else "train.csv")).write_bytes(compress(rows.encode()))
+        config = from_config_dict(small("classification")).data
+        config = dataclasses.replace(config, name="ag_news", manual_dir=str(manual), data_dir=str(tmp_path / place))
+        return digest(load_texts(config, "train")[0])
+
+    rows = "".join(f'"{number % 4 + 1}","title {number}","text"\n' for number in range(20))
+    first = identify("one", rows)
+    assert first == identify("two", rows) == identify("compressed", rows, gzip.compress)
+    assert first != identify("changed", rows.replace("title 7", "title 9"))
 
 
 def test_the_digest_of_multi30k_takes_less_than_a_second(data_dir):

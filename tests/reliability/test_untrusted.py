@@ -27,7 +27,9 @@ from transformer_jax.interop.stablehlo_reader import ExportError
 from transformer_jax.interop.torch_transformer import import_torch
 from transformer_jax.nn import ModelConfig
 from transformer_jax.system import UserError
+from transformer_jax.system.files import CHECKSUMS_FILE, write_checksums
 from transformer_jax.tasks.model_folder import check_savable, load
+from transformer_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 
 FILES = ("config.json", "characters.txt", "model.safetensors", "README.md")
 
@@ -57,10 +59,7 @@ DAMAGE = {
     "truncated": lambda content: content[:-1],
     "half": lambda content: content[: len(content) // 2],
     "longer": lambda content: content + b"\n",
-    **{
-        f"bit at {place:.0%}": lambda content, place=place: flipped(content, place)
-        for place in (0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1)
-    },
+    **{f"bit at {place:.0%}": lambda content, place=place: flipped(content, place) for place in (0, 0.2, 0.5, 0.8, 1)},
 }
 
 
@@ -163,7 +162,7 @@ def test_a_model_of_many_classes_is_loaded_as_it_was_saved(tmp_path):
 UNSAVABLE = {
     "too many classes": ({"classes": ["x" * 400] * 45_000}, r"config\.json may have 16,000,000; use fewer classes"),
     "a class that ends a block": ({"classes": ["a```", "b"]}, r"fence \(```\)"),
-    "NaN": ({"classes": CLASSES, "max_length": 2**32}, r"max_length is 4294967296, but must be at"),
+    "out of range": ({"classes": CLASSES, "max_length": 2**32}, r"max_length is 4294967296, but must be .*at most"),
 }
 
 
@@ -262,6 +261,49 @@ def test_no_pickle_is_opened(folder, tmp_path, name):
     assert not mark.exists()
     pickle.loads(plain)
     assert mark.exists(), "the canary sings when its cage is opened"
+
+
+@pytest.fixture(scope="module")
+def checkpoints_of_a_stranger(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.save(1, {"params": jax.numpy.zeros(9)}, {})
+    return folder
+
+
+def restore(folder):
+    with Checkpoints(folder, keep=2) as checkpoints:
+        return checkpoints.restore(1, {"params": jax.ShapeDtypeStruct((9,), np.float32)})
+
+
+def entries(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_no_link_in_a_checkpoint_is_followed(checkpoints_of_a_stranger, tmp_path):
+    for number, name in enumerate(entries(checkpoints_of_a_stranger / "1")):
+        folder = tmp_path / str(number)
+        shutil.copytree(checkpoints_of_a_stranger, folder / "checkpoints")
+        (folder / "checkpoints" / "1" / name).rename(folder / "elsewhere")
+        (folder / "checkpoints" / "1" / name).symlink_to(folder / "elsewhere")
+        with pytest.raises(
+            DamagedCheckpoint, match=re.escape(f"checkpoints/1 can't be read as a checkpoint ({name} is a link")
+        ):
+            restore(folder / "checkpoints")
+
+
+def test_no_pickle_in_a_checkpoint_is_opened(checkpoints_of_a_stranger, tmp_path):
+    mark = tmp_path / "mark"
+    for number, name in enumerate(entries(checkpoints_of_a_stranger / "1")):
+        folder = tmp_path / str(number)
+        shutil.copytree(checkpoints_of_a_stranger, folder)
+        if (folder / "1" / name).is_file():
+            (folder / "1" / name).write_bytes(pickle.dumps(Canary(mark)))
+            if name != CHECKSUMS_FILE:
+                write_checksums(folder / "1", leaving_out=("_CHECKPOINT_METADATA", "commit_success.txt"))
+            with contextlib.suppress(DamagedCheckpoint):
+                restore(folder)
+    assert not mark.exists()
 
 
 def test_what_expands_is_bounded(tmp_path, monkeypatch):

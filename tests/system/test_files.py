@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 from transformer_jax.system import UserError
 from transformer_jax.system.files import (
+    NO_CHECKSUMS,
     find_damage,
     new_folder,
     replace_folder,
@@ -192,9 +194,25 @@ def test_damage_is_named(summed, name, damage):
     else:
         (summed / name).write_bytes(bytes(content) + b"x")
     if (name, damage) == ("checksums.json", "delete"):
-        with pytest.raises(FileNotFoundError):
-            find_damage(summed)
+        assert find_damage(summed) == NO_CHECKSUMS
     elif name == "checksums.json":
         assert find_damage(summed) is not None
     else:
         assert find_damage(summed).startswith(f"{name} ")
+
+
+@pytest.mark.parametrize("entry", ["link", "link to a folder", "link to itself", "pipe"])
+def test_what_is_no_file_is_damage(summed, tmp_path_factory, entry):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    path = summed / "inner" / "strange"
+    if entry == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"link": summed / "a", "link to a folder": elsewhere, "link to itself": path}[entry])
+    assert find_damage(summed) == "inner/strange is a link or not a file"
+
+
+@pytest.mark.parametrize("name", ["../a", "/dev/zero", "inner/../../a"])
+def test_no_checksum_is_computed_outside_of_the_folder(summed, name):
+    (summed / "checksums.json").write_text(json.dumps({name: ""}))
+    assert find_damage(summed) == "checksums.json names a file outside of its folder"

@@ -239,6 +239,7 @@ def test_a_classifier_keeps_its_tokenizer_and_sizes(tmp_path, config):
 def test_a_model_of_another_kind_is_refused(tmp_path, config, task, write, message):
     write(tmp_path / "folder")
     config.update(task=task, init_from=str(tmp_path / "folder"))
+    config.training.metric = "loss"
     with pytest.raises(UserError, match=message):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """The data pipeline, from records to batches of token ids, without JAX."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -20,3 +21,14 @@ class SpecialTokens(NamedTuple):
 
 SPECIAL_TOKENS = SpecialTokens()
 """The ids in every vocabulary trained by this package."""
+
+
+def text_ids(ids: Iterable[int]) -> list[int]:
+    """Those of the ids that stand for text: all before the first EOS but PAD and BOS, in vocabularies trained here."""
+    kept: list[int] = []
+    for token_id in map(int, ids):
+        if token_id == EOS:
+            break
+        if token_id not in (PAD, BOS):
+            kept.append(token_id)
+    return kept

@@ -1,5 +1,5 @@
 # ruff: noqa: D102  (the methods are documented once, in Tokenizer)
-"""Text to token ids and back: sentencepiece (BPE, unigram), words or characters."""
+"""Text to token ids and back: the interface, tokenizers for words and characters, and training for both sides."""
 
 import re
 from abc import ABC, abstractmethod
@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import regex
-import sentencepiece
 
-from transformer_jax.data import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens
-from transformer_jax.data.marian_tokenizer import (
+from transformer_jax.data import BOS, SPECIAL_TOKENS, UNK, SpecialTokens, text_ids
+from transformer_jax.data.readers import encodable, is_blank
+from transformer_jax.data.sentencepiece_tokenizers import (
     MarianTokenizer,
+    SentencePieceTokenizer,
     check_normalization,
     normalized,
     train_sentencepiece,
-    with_normalizer,
 )
-from transformer_jax.data.readers import encodable, is_blank
 from transformer_jax.system import UserError
 
 KINDS = ("bpe", "unigram", "word", "char")
@@ -53,66 +52,6 @@ class Tokenizer(Protocol):
 
     def files(self) -> dict[str, bytes]:
         """File name to content, as read by `tokenizer_from_files`."""
-
-
-class SentencePieceTokenizer:
-    """A sentencepiece model (Kudo and Richardson, 2018), either BPE or unigram.
-
-    How texts are normalized is part of the model. One trained here returns texts as they were, as far as it knows
-    their characters, unless `with_normalization` was given a lossy rule; release 0.1.0 trained with `nmt_nfkc`.
-    """
-
-    FILE_NAME = "tokenizer.model"
-
-    def __init__(self, model: bytes) -> None:
-        """Load a serialized sentencepiece model.
-
-        Raises:
-            UserError: if `model` is not a sentencepiece model, or was not trained with this package's special ids.
-        """
-        self._model = model
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except Exception as error:  # sentencepiece has no exception class of its own
-            raise UserError(f"{self.FILE_NAME} is not a sentencepiece model; copy it again from its origin.") from error
-        processor = self._processor
-        ids = (processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id())
-        if ids != (PAD, BOS, EOS, UNK):
-            raise UserError(
-                f"{self.FILE_NAME} has the ids {ids} for pad, bos, eos, unk, but {(PAD, BOS, EOS, UNK)} are needed; "
-                "train the tokenizer with this package."
-            )
-
-    @property
-    def special_tokens(self) -> SpecialTokens:
-        return SPECIAL_TOKENS
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self._processor.vocab_size())
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._processor.encode(encodable(text))
-        return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        # One by one: given a list, sentencepiece starts threads, which cost more than they save on short sentences.
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return str(self._processor.decode(_content(ids)))
-
-    def piece(self, token_id: int) -> str:
-        return str(self._processor.id_to_piece(int(token_id)))
-
-    def files(self) -> dict[str, bytes]:
-        return {self.FILE_NAME: self._model}
-
-    def with_normalization(self, rule: str) -> "SentencePieceTokenizer":
-        """The same vocabulary for texts that are first normalized by a rule of `marian_tokenizer.NORMALIZATIONS`."""
-        if rule == "identity":
-            return self
-        return SentencePieceTokenizer(with_normalizer(self._model, rule))
 
 
 class _ListTokenizer(ABC):
@@ -178,7 +117,7 @@ class _ListTokenizer(ABC):
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.SEPARATOR.join(self._tokens[token_id] for token_id in _content(ids))
+        return self.SEPARATOR.join(self._tokens[token_id] for token_id in text_ids(ids))
 
     def piece(self, token_id: int) -> str:
         return self._tokens[int(token_id)]
@@ -246,7 +185,7 @@ def train_tokenizer(
         kind: one of `KINDS`.
         texts: sentences; blank ones are ignored.
         vocab_size: maximum number of ids, including the four special ones; short texts yield fewer.
-        normalization: one of `marian_tokenizer.NORMALIZATIONS`, applied to texts first; bpe and unigram only.
+        normalization: one of `sentencepiece_tokenizers.NORMALIZATIONS`, applied to texts first; bpe and unigram only.
         byte_fallback: spell characters that the vocabulary lacks as bytes, which take 256 ids; bpe and unigram only.
 
     Raises:
@@ -323,7 +262,7 @@ def train_pair(
         targets: target sentences.
         vocab_size: as in `train_tokenizer`, for each vocabulary.
         joint: whether both sides share one.
-        source_normalization: one of `marian_tokenizer.NORMALIZATIONS`, for the source; bpe and unigram only.
+        source_normalization: one of `sentencepiece_tokenizers.NORMALIZATIONS`, for the source; bpe and unigram only.
         byte_fallback: as in `train_tokenizer`.
 
     Raises:
@@ -363,13 +302,3 @@ def pair_from_files(files: Mapping[str, bytes]) -> TokenizerPair:
 
 def _pieces(tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.piece(token_id) for token_id in range(tokenizer.vocab_size)]
-
-
-def _content(ids: Iterable[int]) -> list[int]:
-    content: list[int] = []
-    for token_id in map(int, ids):
-        if token_id == EOS:
-            break
-        if token_id not in (PAD, BOS):
-            content.append(token_id)
-    return content

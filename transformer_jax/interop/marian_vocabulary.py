@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer_jax.data import SpecialTokens
-from transformer_jax.data.marian_tokenizer import MarianTokenizer, processor_of
-from transformer_jax.data.tokenizers import SentencePieceTokenizer, Tokenizer, TokenizerPair
+from transformer_jax.data.sentencepiece_tokenizers import MarianTokenizer, SentencePieceTokenizer, processor_of
+from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
 from transformer_jax.interop.marian_layout import Numbering
 from transformer_jax.interop.reading import flag, printable, read_bytes, read_json
 from transformer_jax.system import UserError

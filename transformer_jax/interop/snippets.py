@@ -2,11 +2,10 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from transformer_jax.data.marian_tokenizer import MarianTokenizer
+from transformer_jax.data.sentencepiece_tokenizers import MarianTokenizer, SentencePieceTokenizer
 from transformer_jax.data.tokenizers import (
     CharTokenizer,
     CodePointWordTokenizer,
-    SentencePieceTokenizer,
     Tokenizer,
     TokenizerPair,
     WordTokenizer,

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformer_jax.system import UserError
 AnyPath: TypeAlias = Path | epath.Path
 
 CHECKSUMS_FILE = "checksums.json"
+NO_CHECKSUMS = f"{CHECKSUMS_FILE} is missing"
 _PIECE = 1 << 20  # bytes read at a time
 
 
@@ -111,25 +113,38 @@ def write_checksums(folder: AnyPath, leaving_out: Collection[str] = ()) -> None:
 
 
 def find_damage(folder: AnyPath) -> str | None:
-    """What is wrong with the files that `write_checksums` recorded, or None; files that came later are ignored.
+    """What is wrong with a folder that `write_checksums` was called for, or None; files that came later are ignored.
 
-    Raises:
-        FileNotFoundError: if there are no checksums.
+    Nothing below the folder may be a link or a device, whoever made it. `NO_CHECKSUMS` if this is all.
     """
+    if (name := _irregular_below(folder)) is not None:
+        return f"{name} is a link or not a file"
     try:
         with os_errors(folder):
             sums = json.loads((folder / CHECKSUMS_FILE).read_bytes())
         expected = {str(name): str(value) for name, value in sums.items()}
     except FileNotFoundError:
-        raise
-    except (OSError, ValueError, AttributeError):
+        return NO_CHECKSUMS
+    except (OSError, ValueError, AttributeError, RecursionError):
         return f"{CHECKSUMS_FILE} is damaged"
     for name, value in expected.items():
+        if name.startswith("/") or ".." in name.split("/"):
+            return f"{CHECKSUMS_FILE} names a file outside of its folder"
         try:
             if sha256(folder / name) != value:
                 return f"{name} is not as it was written"
         except OSError as error:
             return f"{name} can't be read: {error.strerror}"
+    return None
+
+
+def _irregular_below(folder: AnyPath) -> str | None:
+    """The relative name of an entry that is neither a file nor a folder itself; storage has no such entries."""
+    for parent, folders, files in () if is_remote(folder) else os.walk(folder):
+        for path in (os.path.join(parent, name) for name in sorted(folders + files)):
+            mode = os.lstat(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                return os.path.relpath(path, folder)
     return None
 
 

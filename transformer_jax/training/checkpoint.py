@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import (
-    CHECKSUMS_FILE,
+    NO_CHECKSUMS,
     AnyPath,
     find_damage,
     is_remote,
@@ -348,22 +348,20 @@ class Checkpoints:
         if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
             raise DamagedCheckpoint(f"{self._folder} has no checkpoint of step {step}; it has: {known}.")
+        # Before Orbax reads anything, so that it follows no link.
+        damage = find_damage(self._folder / str(step)) if distributed.is_main() else None
+        if (damage := distributed.broadcast(damage)) not in (None, NO_CHECKSUMS):
+            raise self._damaged(step, str(damage))
         stored = self._guard(step, lambda: self._orbax.metadata(step))
         # Orbax only logs that it can't read the description of the arrays or our metadata.
         if stored.metadata is None or _METADATA not in (stored.custom_metadata or {}):
             raise self._damaged(step, "one of its files is missing or damaged")
-        damage = self._find_damage(step, stored.custom_metadata) if distributed.is_main() else None
-        if (damage := distributed.broadcast(damage)) is not None:
-            raise self._damaged(step, damage)
+        digest = stored.custom_metadata.get(_DIGEST)
+        if damage is not None and digest is not None:  # checkpoints of earlier releases have neither
+            raise self._damaged(step, NO_CHECKSUMS)
+        if damage is None and digest != _digest(stored.custom_metadata[_METADATA]):
+            raise self._damaged(step, f"{_ORBAX_METADATA} is damaged")
         return stored
-
-    def _find_damage(self, step: int, custom_metadata: dict[str, JSON]) -> str | None:
-        digest = custom_metadata.get(_DIGEST)
-        try:
-            damage = find_damage(self._folder / str(step))
-        except FileNotFoundError:
-            return None if digest is None else f"{CHECKSUMS_FILE} is missing"  # earlier releases had none
-        return damage if digest == _digest(custom_metadata[_METADATA]) else f"{_ORBAX_METADATA} is damaged"
 
     def _read(self, step: int, abstract: PyTree) -> Any:
         return self._guard(step, lambda: self._orbax.load(step, abstract, checkpointable_name=_STATE))

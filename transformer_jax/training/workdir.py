@@ -341,10 +341,12 @@ def has_begun(workdir: AnyPath) -> bool:
         UserError: if the folder can't be read.
     """
     with _usable(workdir):
-        if (workdir / "model").exists():
+        if (workdir / "model").is_dir():  # `exists` is False where remote storage fails
             return True
-        checkpoints = workdir / "checkpoints"
-        return checkpoints.exists() and any(entry.name[0].isdecimal() for entry in checkpoints.iterdir())
+        try:
+            return any(entry.name[0].isdecimal() for entry in (workdir / "checkpoints").iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
 
 @contextlib.contextmanager

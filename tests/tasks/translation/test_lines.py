@@ -9,7 +9,7 @@ import sentencepiece
 from tests.interop.marian_folders import ENGLISH, GERMAN, sentencepiece_model
 from tests.tasks.toys import TEXTS, tiny_config, tiny_params, tiny_tokenizer
 from transformer_jax.data import SpecialTokens
-from transformer_jax.data.marian_tokenizer import MarianTokenizer
+from transformer_jax.data.sentencepiece_tokenizers import MarianTokenizer
 from transformer_jax.data.tokenizers import TokenizerPair, train_tokenizer
 from transformer_jax.decoding.generator import Generator, Hypothesis
 from transformer_jax.system import UserError

@@ -4,7 +4,7 @@ import pytest
 
 from tests.interop.marian_folders import CODES, ENGLISH, GERMAN, sentencepiece_model, vocabulary
 from transformer_jax.data import SpecialTokens
-from transformer_jax.data.marian_tokenizer import MarianTokenizer
+from transformer_jax.data.sentencepiece_tokenizers import MarianTokenizer
 from transformer_jax.system import UserError
 
 MODEL = sentencepiece_model((*GERMAN, *ENGLISH), 90)

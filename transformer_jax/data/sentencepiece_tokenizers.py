@@ -1,5 +1,5 @@
 # ruff: noqa: D102  (the methods are documented once, in Tokenizer)
-"""Sentencepiece models as bytes, and the tokenizer of MarianMT models: one of them and a vocabulary that numbers it."""
+"""Sentencepiece: training, rules of normalization, and the two tokenizers, ours and that of MarianMT models."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import sentencepiece
 
-from transformer_jax.data import BOS, EOS, PAD, UNK, SpecialTokens
+from transformer_jax.data import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens, text_ids
 from transformer_jax.data.readers import encodable
 from transformer_jax.system import UserError
 
@@ -25,6 +25,62 @@ _RESERVED = (("\u2581", "\ufdd0"), ("\u2585", "\ufdd1"), ("\t", "\ufdd2"))
 _ESCAPES = str.maketrans(dict(_RESERVED))
 _NORMALIZER_FIELD, _DENORMALIZER_FIELD = 3, 5  # of sentencepiece's ModelProto
 _LONGEST_TRAINING_SENTENCE = 1_000_000  # bytes; sentencepiece drops longer sentences, by default above 4,192
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model (Kudo and Richardson, 2018), either BPE or unigram.
+
+    How texts are normalized is part of the model. One trained here returns texts as they were, as far as it knows
+    their characters, unless `with_normalization` was given a lossy rule; release 0.1.0 trained with `nmt_nfkc`.
+    """
+
+    FILE_NAME = "tokenizer.model"
+
+    def __init__(self, model: bytes) -> None:
+        """Load a serialized sentencepiece model.
+
+        Raises:
+            UserError: if `model` is not a sentencepiece model, or was not trained with this package's special ids.
+        """
+        self._model = model
+        self._processor = processor = processor_of(model, self.FILE_NAME)
+        ids = (processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id())
+        if ids != (PAD, BOS, EOS, UNK):
+            raise UserError(
+                f"{self.FILE_NAME} has the ids {ids} for pad, bos, eos, unk, but {(PAD, BOS, EOS, UNK)} are needed; "
+                "train the tokenizer with this package."
+            )
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        return SPECIAL_TOKENS
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._processor.vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._processor.encode(encodable(text))
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        # One by one: given a list, sentencepiece starts threads, which cost more than they save on short sentences.
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._processor.decode(text_ids(ids)))
+
+    def piece(self, token_id: int) -> str:
+        return str(self._processor.id_to_piece(int(token_id)))
+
+    def files(self) -> dict[str, bytes]:
+        return {self.FILE_NAME: self._model}
+
+    def with_normalization(self, rule: str) -> "SentencePieceTokenizer":
+        """The same vocabulary for texts that are first normalized by a rule of `NORMALIZATIONS`."""
+        if rule == "identity":
+            return self
+        return SentencePieceTokenizer(with_normalizer(self._model, rule))
 
 
 class MarianTokenizer:
