@@ -1,6 +1,7 @@
 """Promises: an incomplete or damaged checkpoint is never used in silence, and a save that fails spoils no other."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -158,7 +159,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_spoils_no_earlier_checkpoint(small_disk, capfd):
+def test_a_full_disk_spoils_no_earlier_checkpoint(small_disk, capfd, caplog):
     with Checkpoints(small_disk, keep=3) as checkpoints:
         checkpoints.save(1, state_at(1), {"step": 1})
         checkpoints.wait()
@@ -170,6 +171,9 @@ def test_a_full_disk_spoils_no_earlier_checkpoint(small_disk, capfd):
         with pytest.raises(UserError, match=r"step 2 can't be written .*No space left on device") as caught:
             save_too_much()
         assert "\n" not in str(caught.value)
+    told = capfd.readouterr()
+    assert told.out + told.err + caplog.text == "", "nothing but the error"
+    assert logging.getLogger("absl").filters == []
     assert sorted(path.name for path in small_disk.iterdir()) == ["1"]
     assert restored(small_disk, []) == 1
 
