@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -146,17 +145,6 @@ def test_what_storage_loses_is_found_when_it_is_read_back(tmp_path):
         shutil.rmtree(tmp_path / "1" / "state" / "d")
         with pytest.raises(UserError, match="can't be read back; choose another --workdir"):
             checkpoints.read_back(1, state_at(1)["params"])
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_spoils_no_earlier_checkpoint(small_disk, capfd, caplog):
