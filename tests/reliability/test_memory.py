@@ -1,24 +1,26 @@
 """Promise: memory stays flat over 10,000 steps of training."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from tests.reliability.tiny_run import make_config
 from transformer_jax.training import loop, run
 
+STATM = Path("/proc/self/statm")
 STEPS, SETTLED = 10_000, 1_000
 ALLOWED = 60.0
 """MB that the process may grow by after the first `SETTLED` steps."""
 
 
 def resident():
-    pages = int(open("/proc/self/statm", encoding="ascii").read().split()[1])
+    pages = int(STATM.read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGESIZE") / 1e6
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux tells of the memory in use")
+@pytest.mark.skipif(not STATM.exists(), reason="only Linux tells of the memory in use")
 def test_memory_stays_flat_over_ten_thousand_steps(tmp_path, few_records, monkeypatch):
     """With 100 evaluations and checkpoints, and 1,000 lines in the log."""
     log, used = loop._log, {}
