@@ -22,7 +22,9 @@ def make_config(**training):
     config.tokenizer.vocab_size = 60
     config.data.update(max_length=32, row_length=32, tokens_per_batch=256)
     config.decoding.update(beam_size=1, max_extra_tokens=1)
-    config.training.update(num_steps=60, log_every=7, eval_every=60, checkpoint_every=1, keep_checkpoints=1)
+    config.training.update(
+        num_steps=60, log_every=7, eval_every=60, checkpoint_every=1, keep_checkpoints=1, max_minutes=0
+    )
     config.training.update(training)
     return config
 
