@@ -1,11 +1,14 @@
 """Promise: a folder has one owner at a time; one that is dead locks nobody out."""
 
+import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -132,9 +135,23 @@ def test_a_bucket(bucket):
     assert bucket() == {}
 
 
-def test_of_many_at_once_one_becomes_owner(tmp_path, monkeypatch):
-    monkeypatch.setattr(ownership, "BEAT_SECONDS", 60.0)
-    owners, won, refused = [Ownership(tmp_path) for _ in range(6)], [], []
+@pytest.mark.parametrize("before", ["none", "killed", "elsewhere"])
+def test_of_many_at_once_one_becomes_owner(tmp_path, monkeypatch, before):
+    """Even if any of them is held up between finding the former owner dead and taking over."""
+    monkeypatch.setattr(ownership, "SETTLING_SECONDS", 0.0)
+    watch, moments = Ownership._watch, random.Random(0)
+
+    def watch_and_dawdle(owner):
+        found = watch(owner)
+        time.sleep(moments.uniform(0.0, 0.1))
+        return found
+
+    monkeypatch.setattr(Ownership, "_watch", watch_and_dawdle)
+    if before == "elsewhere":
+        elsewhere(tmp_path)
+    if before == "killed":
+        elsewhere(tmp_path, machine=ownership._machine(), pid=2**22 + 1)
+    owners, won, refused = [Ownership(tmp_path) for _ in range(8)], [], []
 
     def try_to(owner):
         try:
@@ -148,6 +165,47 @@ def test_of_many_at_once_one_becomes_owner(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(won) == 1
+    assert (len(won), len(refused)) == (1, 7)
     won[0].check()
     won[0].release()
+
+
+def test_an_owner_that_was_suspended_leaves_the_next_alone(tmp_path):
+    """As by SIGSTOP on another machine: its next sign of life, if any, comes after another has taken over."""
+    suspended = Ownership(tmp_path)
+    suspended.acquire()
+    suspended._stopped.set()
+    suspended._thread.join()
+    elsewhere(tmp_path)  # the next owner
+    suspended._stopped.clear()
+    thread = threading.Thread(target=suspended._beat)
+    thread.start()
+    time.sleep(0.3)
+    with pytest.raises(UserError, match="was taken over by process 5 on node7"):
+        suspended.check()
+    suspended.release()
+    thread.join()
+    assert owner_file(tmp_path)["token"] == "t"
+
+
+def test_a_forked_process_does_not_release(tmp_path, monkeypatch):
+    owner = Ownership(tmp_path)
+    owner.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        owner.release()
+    assert owner_file(tmp_path)["pid"] == os.getpid()
+    owner.release()
+    assert not (tmp_path / "owner.json").exists()
+
+
+def test_a_full_disk_leaves_no_owner(tmp_path, monkeypatch):
+    """The next run would wait for a sign of life of it."""
+    monkeypatch.setattr(Ownership, "_content", lambda self: full())
+
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        Ownership(tmp_path / "run").acquire()
+    assert not (tmp_path / "run" / "owner.json").exists()

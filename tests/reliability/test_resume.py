@@ -14,6 +14,8 @@ import numpy as np
 import optax
 import pytest
 
+from tests.distributed.launch import ROOT
+from tests.reliability.tiny_run import make_config
 from transformer_jax.config import from_config_dict
 from transformer_jax.data.packing import collate_texts
 from transformer_jax.data.pipeline import Batches, Position
@@ -25,33 +27,15 @@ from transformer_jax.training.setup import setup
 from transformer_jax.training.step import init_state, train_step
 from transformer_jax.training.stopping import Clock
 
-RUN = """
-import pathlib, sys
-from configs import numerals
-from transformer_jax.system.runtime import prepare
-from transformer_jax.tasks.translation import task as translation
-from transformer_jax.training import run
-load_pairs = translation.load_pairs
-translation.load_pairs = lambda config, split: load_pairs(config, split)[: {"train": 60, "validation": 2}[split]]
-config = numerals.get_config()
-config.model.update(d_model=8, num_heads=2, d_ff=8, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)
-config.tokenizer.vocab_size = 60
-config.data.update(max_length=32, row_length=32, tokens_per_batch=256)
-config.decoding.update(beam_size=1, max_extra_tokens=1)
-config.training.update(num_steps=60, log_every=7, eval_every=60, checkpoint_every=1, keep_checkpoints=1)
-if __name__ == "__main__":
-    prepare()
-    run(config, pathlib.Path(sys.argv[1]))
-"""
-
 
 def start(workdir, cache):
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
     }
-    return subprocess.Popen([sys.executable, "-c", RUN, str(workdir)], env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "tests.reliability.tiny_run", str(workdir)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
 def newest(workdir):
@@ -150,14 +134,11 @@ def test_a_candidate_that_is_gone_or_not_finite_is_left_out():
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_numbers_that_are_not_finite_are_told_and_never_saved(tmp_path, monkeypatch, policy):
+def test_numbers_that_are_not_finite_are_told_and_never_saved(tmp_path, few_records, monkeypatch, policy):
     """From the third step on. A parameter that is not finite is noticed before any loss is."""
-    namespace = {"__name__": "config"}
-    exec(RUN, namespace)  # the config, and few records
     monkeypatch.setattr("transformer_jax.training.loop.MAX_SKIPPED", 2)
     monkeypatch.setattr(Evaluator, "__call__", lambda self, params, final: evaluation(1.0))
-    config = namespace["config"]
-    config.training.update(num_steps=20, nonfinite=policy, metric="loss", patience=0, log_every=20, checkpoint_every=5)
+    config = make_config(num_steps=20, nonfinite=policy, metric="loss", patience=0, log_every=20, checkpoint_every=5)
     made = setup(from_config_dict(config), tmp_path, started=0.0)
     real, calls = made.train_step, []
 
@@ -180,12 +161,9 @@ def test_numbers_that_are_not_finite_are_told_and_never_saved(tmp_path, monkeypa
     assert not (tmp_path / "model").exists()
 
 
-def test_a_parameter_that_is_not_finite_is_not_saved(tmp_path):
+def test_a_parameter_that_is_not_finite_is_not_saved(tmp_path, few_records):
     """As after an update that was too large, before any loss tells of it."""
-    namespace = {"__name__": "config"}
-    exec(RUN, namespace)
-    config = namespace["config"]
-    config.training.update(num_steps=1, eval_every=1)
+    config = make_config(num_steps=1, eval_every=1)
     made = setup(from_config_dict(config), tmp_path, started=0.0)
     real = made.train_step
 

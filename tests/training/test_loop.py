@@ -140,7 +140,7 @@ def test_a_run_from_config_to_model(tmp_path):
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {
         *("config.json", "tokenizer", "checkpoints", "model", "tensorboard"),
-        *("log.jsonl", "timing.jsonl", "samples.jsonl"),
+        *("identity.json", "log.jsonl", "timing.jsonl", "samples.jsonl"),
     }
     assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [
         *(("train", 4), ("evaluation", 6), ("train", 8), ("train", 12), ("evaluation", 12))

@@ -1,6 +1,7 @@
 """One owner of a folder at a time, on shared disks and in buckets too."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -9,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ BEAT_SECONDS = 10.0
 DEAD_SECONDS = 60.0
 """An owner on another machine that gives none for so long is taken for dead."""
 SETTLING_SECONDS = 0.2
-"""After this, a file that two programs replaced at once has its final content; ten times as long in buckets."""
+"""After this, a file that two machines replaced at once has its final content; ten times as long in buckets."""
 
 
 class Ownership:
@@ -30,9 +31,9 @@ class Ownership:
 
     The owner keeps a file `owner.json` in the folder and rewrites it every `BEAT_SECONDS`. Another program takes over
     at once if the owner ran on this machine and is gone; if it ran elsewhere, once the file has not changed for
-    `DEAD_SECONDS` by the watch of the waiting program, so that clocks need not agree. It relies on neither locks nor
-    renaming, so that network file systems and buckets will do: whoever takes over reads back what it wrote, and an
-    owner that was only slow finds out by `check`.
+    `DEAD_SECONDS` by the watch of the waiting program, so that clocks need not agree. Of several programs that would
+    take over at once, a lock lets one through. Some network file systems and all buckets have no locks: there, whoever
+    takes over reads back what it wrote. An owner that was only slow, or suspended, finds out by `check`.
     """
 
     def __init__(self, folder: AnyPath) -> None:
@@ -62,13 +63,13 @@ class Ownership:
             missing = itertools.takewhile(lambda parent: not parent.exists(), (self._folder, *self._folder.parents))
             self._made = list(missing)
             self._folder.mkdir(parents=True, exist_ok=True)
+        _held.add(str(self._identity["token"]))  # before anybody can read it
         while not self._create():
-            self._watch()
-            self._write()
+            if not self._replace(self._watch()):
+                continue
             time.sleep(SETTLING_SECONDS if isinstance(self._folder, Path) else 10 * SETTLING_SECONDS)
             if self._is_mine(self._read()):
                 break
-        _held.add(str(self._identity["token"]))
         self._thread = threading.Thread(target=self._beat, name="owner", daemon=True)
         self._thread.start()
 
@@ -82,8 +83,8 @@ class Ownership:
             return
         try:
             owner = self._read()
-            if owner is None:
-                self._write()  # somebody deleted the file, but did not start anything
+            if owner is None and not self._create():  # somebody has deleted the file
+                owner = self._read()
         except OSError as error:
             raise UserError(
                 f"{self._folder} can't be written any more ({error.strerror}); rerun the command."
@@ -94,11 +95,11 @@ class Ownership:
     def release(self) -> None:
         """Give the folder back; one that `acquire` created, and nobody filled, is removed."""
         self._stopped.set()
-        if self._thread is not None:
+        if self._thread is not None and self._identity["pid"] == os.getpid():  # not in a forked process
             self._thread.join()
             self._thread = None
-            with contextlib.suppress(OSError):
-                if self._is_mine(self._read()):
+            with contextlib.suppress(OSError), self._locked() as is_locked:
+                if is_locked and self._is_mine(self._read()):
                     with os_errors(self._folder):
                         self._path.unlink()
         _held.discard(str(self._identity["token"]))
@@ -116,13 +117,18 @@ class Ownership:
             return self._is_mine(self._read())
         try:
             with self._path.open("xb") as stream:
-                stream.write(self._content())
+                try:
+                    stream.write(self._content())
+                    stream.flush()
+                except OSError:  # the disk is full
+                    self._path.unlink()
+                    raise
         except FileExistsError:
             return False
         return True
 
-    def _watch(self) -> None:
-        """Return when the present owner is gone."""
+    def _watch(self) -> dict[str, Any] | None:
+        """Wait until the present owner is gone; returns what its file says, None if there is none."""
         first, deadline = self._read(), time.monotonic() + DEAD_SECONDS
         while (owner := self._read()) is not None:
             is_alive = _is_alive(owner)
@@ -133,14 +139,62 @@ class Ownership:
                     f"{self._folder} is in use by {_named(owner)}; wait for its end, stop it, or choose another folder."
                 )
             if is_alive is False or time.monotonic() > deadline:
-                return
+                break
             first = first or owner
             time.sleep(min(1.0, DEAD_SECONDS / 4))
+        return owner
+
+    def _replace(self, expected: dict[str, Any] | None) -> bool:
+        """Write the file if it still says `expected`; of several programs that call this at once, one does."""
+        if expected is None:
+            return False  # to be created
+        with self._locked() as is_locked:
+            if not is_locked or self._read() != expected:
+                return False
+            self._write()
+        return True
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[bool]:
+        """A context that locks the file against others that would replace or delete it.
+
+        Yields:
+            Whether it is locked, or its disk has no locks. It is not if another program locks or has just replaced it.
+        """
+        if not isinstance(self._path, Path) or os.name != "posix":
+            yield True
+            return
+        import fcntl
+
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            is_locked = True
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_locked = False
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                    raise
+            yield is_locked and self._is_at(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _is_at(self, descriptor: int) -> bool:
+        """Whether this is still the file: it is replaced by renaming, so that a lock may be on one that is gone."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # tried again; `check` tells
-                if self._is_mine(self._read()):
+            with contextlib.suppress(OSError), self._locked() as is_locked:  # tried again; `check` tells
+                if is_locked and self._is_mine(self._read()):
                     self._beats += 1
                     self._write()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import cached_property
-from types import TracebackType
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -207,14 +208,13 @@ class Checkpoints:
         """
         stored = self._stored(step)
         names = {new: old for new, old in _FORMER_NAMES.items() if old in stored.metadata}
+        abstract = abstract_state
         if names:
-            fields = {names.get(name, name): value for name, value in abstract_state._asdict().items()}
-            require_same(self._folder / str(step), stored.metadata, fields)
-            read = self._read(step, fields)
-            state = abstract_state._make(read[names.get(name, name)] for name in abstract_state._fields)
-        else:
-            require_same(self._folder / str(step), stored.metadata, abstract_state)
-            state = self._read(step, abstract_state)
+            abstract = {names.get(name, name): value for name, value in abstract_state._asdict().items()}
+        require_same(self._folder / str(step), stored.metadata, abstract)
+        state = self._read(step, abstract)
+        if names:
+            state = abstract_state._make(state[names.get(name, name)] for name in abstract_state._fields)
         return state, stored.custom_metadata[_METADATA]
 
     def restore_params(self, step: int, abstract_params: PyTree) -> PyTree:
@@ -271,9 +271,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def preserved(self, steps: Sequence[int]) -> set[int]:
@@ -287,6 +285,10 @@ class Checkpoints:
         # Slow to import, and a new run needs it only when it first saves.
         from orbax.checkpoint import v1 as ocp
 
+        # It logs the errors that it raises, too, in hundreds of lines.
+        logger, is_by_another = logging.getLogger("absl"), lambda record: "orbax" not in Path(record.pathname).parts
+        logger.addFilter(is_by_another)
+        self._resources.callback(logger.removeFilter, is_by_another)
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = _SMALLEST_SHARE
         # A function, since Orbax makes deep copies of its context, and thereby of the object of a method.
@@ -370,8 +372,7 @@ class Checkpoints:
         try:
             with self._uninterrupted():
                 return read()
-        # Orbax and TensorStore raise many unrelated types for damaged files.
-        except Exception as error:
+        except Exception as error:  # see `_written`
             raise self._damaged(step, type(error).__name__) from error
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpoint:
