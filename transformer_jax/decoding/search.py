@@ -26,6 +26,7 @@ from transformer_jax.system import Positive, UserError, check_value
 
 Tree = TypeVar("Tree")
 NOT_NUMBERS = "The model's probabilities are not numbers; its parameters must be damaged."
+"""What is wrong where a search, a stream or a classifier meets NaN."""
 StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
 """`(tokens, cache) -> (logits, cache)`: the model, a pure function of the newest tokens and its cache."""
 
@@ -188,6 +189,7 @@ class Search:
         """Search until every sentence is done."""
         return self.result(self.advance(step_fn, cache, state, self.max_length)[0])
 
+    @standard_numerics()
     def init(
         self,
         batch_size: int,
@@ -202,10 +204,11 @@ class Search:
         zeros, empty = jnp.zeros(slots), jnp.full(slots, -jnp.inf, jnp.float32)
         # A beam starts from one hypothesis: from K copies, it would keep K copies.
         is_alive = jnp.array([k == 0 or self.pick is not None for k in range(self.num_hypotheses)])
-        limits = jnp.full((batch_size,), self.max_length, jnp.int32) if max_lengths is None else max_lengths
+        limits = jnp.full((batch_size,), self.max_length if max_lengths is None else max_lengths, jnp.int32)
         forced = jnp.full((batch_size, self.max_length), self.pad_id, jnp.int32)
         if prefix is not None:
-            forced = forced.at[:, : prefix.shape[1]].set(prefix[:, : self.max_length])
+            begin = jnp.asarray(prefix, jnp.int32)[:, : self.max_length]
+            forced = forced.at[:, : begin.shape[1]].set(begin)
         return SearchState(
             step=jnp.zeros((), jnp.int32),
             newest=jnp.full(slots, self.bos_id, jnp.int32),

@@ -45,7 +45,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         # One matrix product over all tokens: on [B, T, D] XLA's CPU backend copies transposes in the backward pass.
         kernel = self.kernel[...].astype(self.dtype)
-        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)
+        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)[None]
         return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -62,7 +62,8 @@ class LayerNorm(nnx.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         variance = (centred * centred).mean(-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (jnp.broadcast_to(param[...], x.shape) for param in (self.scale, self.bias))
+        return (normed * scale + bias).astype(x.dtype)
 
 
 class Embedding(nnx.Module):
