@@ -83,9 +83,8 @@ def trained(folder, monkeypatch):
     return states[-1], load(outcome.model).params
 
 
-def answers(folder):
-    """What saved models answer, in every way of asking."""
-    translator, classifier = load(write_bundle(folder / "t")), load(write_classifier(folder / "c"))
+def answers(translator, classifier):
+    """What these models answer, in every way of asking."""
     texts = [text for text in TEXTS if text.strip()]
     return {
         "beam": translator.translate(texts),
@@ -99,15 +98,15 @@ def answers(folder):
     }
 
 
-def everything(folder, monkeypatch):
-    folder.mkdir()
-    return {"training": trained(folder / "training", monkeypatch), **answers(folder)}
-
-
 def test_settings_of_the_caller_change_no_training_and_no_answer(tmp_path, monkeypatch):
-    expected = everything(tmp_path / "default", monkeypatch)
+    folders = write_bundle(tmp_path / "translator"), write_classifier(tmp_path / "classifier")
+
+    def everything(name):
+        return answers(*map(load, folders)) | {"training": trained(tmp_path / name, monkeypatch)}
+
+    expected = everything("default")
     with set_to(SETTINGS):
-        found = everything(tmp_path / "set", monkeypatch)
+        found = everything("set")
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for name in expected:
         jax.tree.map(same, found[name], expected[name])

@@ -70,6 +70,8 @@ class Embedding(nnx.Module):
     """Token embeddings, multiplied by sqrt(d_model) if `scale` (section 3.4).
 
     `table`, [V, D], is initialized with a standard deviation of d_model^-0.5, so that it can also be the output layer.
+    Ids are from 0 to V - 1 and not checked: as everywhere in JAX, a larger one reads the last row, and negative ones
+    count from the end.
     """
 
     def __init__(
