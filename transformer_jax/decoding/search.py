@@ -26,7 +26,6 @@ from transformer_jax.system import Positive, UserError, check_value
 
 Tree = TypeVar("Tree")
 NOT_NUMBERS = "The model's probabilities are not numbers; its parameters must be damaged."
-"""What is wrong where a search, a stream or a classifier meets NaN."""
 StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
 """`(tokens, cache) -> (logits, cache)`: the model, a pure function of the newest tokens and its cache."""
 
@@ -189,7 +188,6 @@ class Search:
         """Search until every sentence is done."""
         return self.result(self.advance(step_fn, cache, state, self.max_length)[0])
 
-    @standard_numerics()
     def init(
         self,
         batch_size: int,
@@ -207,8 +205,7 @@ class Search:
         limits = jnp.full((batch_size,), self.max_length if max_lengths is None else max_lengths, jnp.int32)
         forced = jnp.full((batch_size, self.max_length), self.pad_id, jnp.int32)
         if prefix is not None:
-            begin = jnp.asarray(prefix, jnp.int32)[:, : self.max_length]
-            forced = forced.at[:, : begin.shape[1]].set(begin)
+            forced = forced.at[:, : prefix.shape[1]].set(jnp.asarray(prefix, jnp.int32)[:, : self.max_length])
         return SearchState(
             step=jnp.zeros((), jnp.int32),
             newest=jnp.full(slots, self.bos_id, jnp.int32),
