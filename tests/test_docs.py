@@ -3,18 +3,22 @@
 import ast
 import importlib
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from transformer_jax.cli import main
-from transformer_jax.config import default_config
+from transformer_jax.config import Config, default_config
+from transformer_jax.system import Range, field_types
+from transformer_jax.task_groups import task_groups
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 
-ROW = re.compile(r"^\| `([a-z_]+(?:\.[a-z_0-9]+)?)` \| `([^|]+)` \| (.+) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([a-z_]+(?:\.[a-z_0-9]+)?)` \| `([^|]+)` \| ([^|]*)\| (.+) \|$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -39,13 +43,34 @@ def fields():
 
 def test_every_field_is_documented_once_with_its_default():
     rows = ROW.findall(read(REPOSITORY / "docs" / "configuration.md"))
-    names = [name for name, _, _ in rows]
+    names = [name for name, *_ in rows]
     assert sorted(names) == sorted(fields())
-    documented = {name: ast.literal_eval(default) for name, default, _ in rows}
+    documented = {name: ast.literal_eval(default) for name, default, *_ in rows}
     assert documented == fields()
     assert {name: type(value) for name, value in documented.items()} == {
         name: type(value) for name, value in fields().items()
     }
+
+
+def ranges_in(hint):
+    """The ranges in a type such as `tuple[Annotated[int, Range(1)], ...]`."""
+    if isinstance(hint, Range):
+        return [hint]
+    return [found for part in getattr(hint, "__metadata__", ()) or get_args(hint) for found in ranges_in(part)]
+
+
+def test_every_field_is_documented_with_its_range():
+    groups = {"": Config(), **{f"{name}.": group() for name, group in task_groups().items()}}
+    groups |= {f"{name}.": getattr(Config(), name) for name, hint in field_types(Config).items() if is_dataclass(hint)}
+    expected = {
+        prefix + name: "".join(map(str, ranges_in(hint)))
+        for prefix, group in groups.items()
+        for name, hint in field_types(type(group)).items()
+    }
+    rows = ROW.findall(read(REPOSITORY / "docs" / "configuration.md"))
+    documented = {name: given.strip() for name, _, given, _ in rows}
+    assert documented == {name: expected[name] for name in documented}
+    assert documented["optim.lr"] == "at least 0"
 
 
 def test_the_fields_that_may_change_are_documented():

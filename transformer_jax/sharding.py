@@ -32,16 +32,19 @@ Result = TypeVar("Result")
 
 @contextmanager
 def standard_numerics() -> Iterator[None]:
-    """Compute as under JAX's defaults, whatever the caller has set: 64-bit types, promotion, transfer guard.
+    """Compute as under JAX's defaults, whatever the caller has set; a context manager and a decorator.
 
-    A context manager and a decorator. The settings belong to the thread, and to what is traced in it.
+    That is, without 64-bit types, with all promotions and transfers, with the usual generator of random numbers, and
+    with infinities, which mark what a search forbids. The settings belong to the thread, and to what is traced in it.
     """
     with ExitStack() as settings:
         settings.enter_context(jax.enable_x64(False))
         settings.enter_context(jax.numpy_dtype_promotion("standard"))
         settings.enter_context(jax.numpy_rank_promotion("allow"))
         settings.enter_context(jax.transfer_guard("allow"))
+        settings.enter_context(jax.default_prng_impl("threefry2x32"))
         settings.enter_context(jax.threefry_partitionable(True))
+        settings.enter_context(jax.debug_infs(False))
         yield
 
 

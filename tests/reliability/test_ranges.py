@@ -4,7 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
+import numpy as np
 import pytest
+from flax import nnx
 
 from transformer_jax.config import (
     Config,
@@ -16,9 +19,15 @@ from transformer_jax.config import (
     default_config,
     from_config_dict,
 )
+from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.nn import ModelConfig
-from transformer_jax.nn.attention import dropout, scaled_dot_product_attention
+from transformer_jax.nn import ModelConfig, Seq2Seq, split
+from transformer_jax.nn.attention import (
+    attention_by_head,
+    dot_product_attention,
+    dropout,
+    scaled_dot_product_attention,
+)
 from transformer_jax.nn.losses import chunked_cross_entropy
 from transformer_jax.system import UserError
 from transformer_jax.training.step import OPTIMIZERS
@@ -68,18 +77,78 @@ def test_dropout_out_of_range_is_refused(rate):
         dropout(jnp.ones(4), rate, jax.random.key(0))
 
 
-def test_a_mask_of_numbers_is_refused():
-    x = jnp.ones((1, 2, 1, 2))
-    with pytest.raises(Exception, match=r"(?s)mask"):
-        scaled_dot_product_attention(x, x, x, jnp.zeros((1, 1, 2, 2)))
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Annotations are not checked, as outside these tests."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("attention", [scaled_dot_product_attention, dot_product_attention, attention_by_head])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32])
+def test_a_mask_of_numbers_is_refused(attention, dtype):
+    x = jnp.ones((1, 2, 2, 2))
+    with pytest.raises(TypeError, match=r"^mask is (float|int)32, but must be bool: True where"):
+        attention(x, x, x, jnp.zeros((1, 1, 2, 2), dtype))
+
+
+@pytest.mark.parametrize("attention", [scaled_dot_product_attention, dot_product_attention])
+def test_gradients_of_a_query_without_keys_are_finite(attention):
+    x = jax.random.normal(jax.random.key(0), (1, 2, 1, 4))
+    mask = jnp.array([[[[True, False], [False, False]]]])
+
+    def loss(query, key, value):
+        return jnp.sum(jax.tree.leaves(attention(query, key, value, mask))[0] ** 2)
+
+    for gradient in jax.grad(loss, argnums=(0, 1, 2))(x, x + 1.0, x - 1.0):
+        assert jnp.isfinite(gradient).all()
 
 
 def test_a_label_of_weight_0_changes_nothing():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 8))
+    table = jax.random.normal(jax.random.key(1), (11, 8))
+    bias, labels = table[:, 0], jnp.array([[3, 1, 7, 2]])
+
+    def loss(x, table, bias, labels, weights):
+        return chunked_cross_entropy(x, table, labels, weights, 0.1, None, bias)
+
+    loss_and_gradients = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    without, (d_x, *d_others) = loss_and_gradients(x[:, :3], table, bias, labels[:, :3], jnp.ones((1, 3)))
+    for label in (-100, 10**6, 0):
+        found, (own_d_x, *own_d_others) = loss_and_gradients(
+            x, table, bias, labels.at[0, 3].set(label), jnp.array([[1.0, 1.0, 1.0, 0.0]])
+        )
+        np.testing.assert_allclose(found, without, rtol=1e-6)
+        np.testing.assert_allclose(own_d_x[:, :3], d_x, atol=1e-6)
+        assert not own_d_x[:, 3].any()
+        for own, other in zip(own_d_others, d_others, strict=True):
+            np.testing.assert_allclose(own, other, atol=1e-6)
+
+
+def test_a_weight_that_is_not_finite_is_not_hidden():
     x, table = jnp.ones((1, 2, 4)), jnp.ones((3, 4))
+    assert jnp.isnan(chunked_cross_entropy(x, table, jnp.array([[1, 2]]), jnp.array([[1.0, NAN]])))
 
-    def loss(x, label):
-        return chunked_cross_entropy(x, table, jnp.array([[1, label]]), jnp.array([[1.0, 0.0]]))
 
-    for label in (-100, 7):
-        assert loss(x, label) == loss(x, 0)
-        assert jnp.array_equal(jax.grad(loss)(x, label), jax.grad(loss)(x, 0))
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_stream_ends_at_its_limit_and_refuses_numbers_that_are_none(temperature):
+    config = ModelConfig(
+        d_model=8,
+        num_heads=2,
+        d_ff=8,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        source_vocab_size=11,
+        target_vocab_size=11,
+        output_bias=True,
+    )
+    graphdef, params = split(Seq2Seq(config, rngs=nnx.Rngs(0)))
+    generator = Generator(graphdef)
+    options = SearchOptions(beam_size=1, max_extra_tokens=3, temperature=temperature)
+    params["output_bias"] = jnp.zeros(11).at[2].set(-1e4)  # never ends by itself
+    assert len(list(generator.stream(params, [4, 5, 2], options))) == 3 + 3 - 1
+    damaged = jax.tree.map(lambda leaf: jnp.full_like(leaf, NAN), params)
+    with pytest.raises(UserError, match="not numbers; its parameters must be damaged"):
+        generator.generate(damaged, [[4, 5, 2]], options)
+    with pytest.raises(UserError, match="not numbers; its parameters must be damaged"):
+        list(generator.stream(damaged, [4, 5, 2], options))

@@ -322,6 +322,14 @@ def test_a_divergent_run_leaves_its_last_good_checkpoint(tmp_path, scores):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_of(config, tmp_path, step)[0]))
 
 
+def test_parameters_that_are_finite_but_huge_are_named_as_divergence(tmp_path):
+    config = small(num_steps=1, eval_every=1)
+    config.optim.update(name="lion", schedule="constant", lr=3e38, warmup_steps=1)
+    with pytest.raises(UserError, match=r"probabilities became NaN by step 1; lower config\.optim\.lr"):
+        run(config, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize(
     ("group", "values", "message"),
     [

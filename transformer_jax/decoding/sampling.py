@@ -84,13 +84,14 @@ def stream(
     """
     pick = None if key is None else sampler(temperature, top_k, top_p)
     search = Search(max_length, 1, 1, bos_id, eos_id, pad_id, tuple(processors), pick=pick)
-    state = search.init(
-        1,
-        max_lengths=None if limit is None else jnp.array([limit]),
-        min_lengths=min_length,
-        prefix=None if prefix is None else prefix[None],
-        keys=None if key is None else keys_of_samples(key[None], 1),
-    )
+    with standard_numerics():
+        state = search.init(
+            1,
+            max_lengths=None if limit is None else jnp.array([limit], jnp.int32),
+            min_lengths=min_length,
+            prefix=None if prefix is None else prefix[None],
+            keys=None if key is None else keys_of_samples(key[None], 1),
+        )
     yield from search.stream(step_fn, cache, state)
 
 

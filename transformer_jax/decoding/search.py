@@ -202,10 +202,10 @@ class Search:
         zeros, empty = jnp.zeros(slots), jnp.full(slots, -jnp.inf, jnp.float32)
         # A beam starts from one hypothesis: from K copies, it would keep K copies.
         is_alive = jnp.array([k == 0 or self.pick is not None for k in range(self.num_hypotheses)])
-        limits = jnp.full((batch_size,), self.max_length, jnp.int32) if max_lengths is None else max_lengths
+        limits = jnp.full((batch_size,), self.max_length if max_lengths is None else max_lengths, jnp.int32)
         forced = jnp.full((batch_size, self.max_length), self.pad_id, jnp.int32)
         if prefix is not None:
-            forced = forced.at[:, : prefix.shape[1]].set(prefix[:, : self.max_length])
+            forced = forced.at[:, : prefix.shape[1]].set(jnp.asarray(prefix, jnp.int32)[:, : self.max_length])
         return SearchState(
             step=jnp.zeros((), jnp.int32),
             newest=jnp.full(slots, self.bos_id, jnp.int32),

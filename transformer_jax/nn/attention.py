@@ -170,8 +170,9 @@ def sinusoidal_positions(
     """
     if d_model % 2:
         raise ValueError(f"d_model is {d_model}, but sinusoids need an even width.")
-    wavelengths = 10000.0 ** (jnp.arange(0, d_model, 2) / d_model)
-    angles = positions[..., None] / wavelengths
+    wavelengths = 10000.0 ** (jnp.arange(0, d_model, 2, dtype=jnp.float32) / d_model)
+    angles = positions[..., None].astype(jnp.float32)
+    angles = angles / jnp.broadcast_to(wavelengths, (*positions.shape, d_model // 2))
     if layout == "interleaved":
         return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, d_model)
     if layout == "concatenated":

@@ -98,8 +98,10 @@ def pool(
         num_segments: maximum number of texts in a row; missing texts get zeros.
         positions: positions of the tokens in their texts; if given, the first token's vector replaces the mean.
     """
-    weights = (segments[:, None, :] == jnp.arange(1, num_segments + 1)[None, :, None]).astype(jnp.float32)
+    weights = (segments[:, None, :] == jnp.arange(1, num_segments + 1, dtype=segments.dtype)[None, :, None]).astype(
+        jnp.float32
+    )
     if positions is not None:
-        weights *= positions[:, None, :] == 0
+        weights *= (positions[:, None, :] == 0).astype(jnp.float32)
     weights /= jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
     return jnp.einsum("BKS,BSD->BKD", weights, x.astype(jnp.float32))

@@ -45,7 +45,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         # One matrix product over all tokens: on [B, T, D] XLA's CPU backend copies transposes in the backward pass.
         kernel = self.kernel[...].astype(self.dtype)
-        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)
+        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel + self.bias[...].astype(self.dtype)[None]
         return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -62,13 +62,16 @@ class LayerNorm(nnx.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         variance = (centred * centred).mean(-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (jnp.broadcast_to(param[...], x.shape) for param in (self.scale, self.bias))
+        return (normed * scale + bias).astype(x.dtype)
 
 
 class Embedding(nnx.Module):
     """Token embeddings, multiplied by sqrt(d_model) if `scale` (section 3.4).
 
     `table`, [V, D], is initialized with a standard deviation of d_model^-0.5, so that it can also be the output layer.
+    Ids are from 0 to V - 1 and not checked: as everywhere in JAX, a larger one reads the last row, and negative ones
+    count from the end.
     """
 
     def __init__(

@@ -38,7 +38,8 @@ def smoothed_cross_entropy(
     """Cross-entropy, in nats, of each label against (1 - smoothing) one-hot + smoothing / V.
 
     The smoothed distribution is never materialized: it only adds the mean of the logits. Where a label is no token,
-    such as -100, the loss is that of the nearest one; give it no weight.
+    such as -100, the loss is that of the nearest one: select others with `jnp.where` instead of multiplying by 0, which
+    keeps NaN.
 
     Raises:
         UserError: if `smoothing` is out of range, or the labels are not integers.
@@ -85,15 +86,16 @@ def chunked_cross_entropy(
     Args:
         x: decoder output.
         table: output layer, one row per vocabulary entry.
-        labels: tokens to predict.
-        weights: weight of each token, 0 for padding; not differentiated.
+        labels: tokens to predict; any number, such as -100, where the weight is 0, else from 0 to V - 1.
+        weights: weight of each token, 0 for padding; not differentiated. A negative one subtracts, and NaN makes the
+            loss NaN.
         smoothing: label smoothing.
         chunk: approximate tokens per chunk on each device. A chunk takes the same columns of all of a device's rows,
             so that rows may be sharded; the number of columns divides T, so a prime T makes one chunk. Default: chosen
             by the device's platform.
         bias: bias of the output layer.
 
-    A token of weight 0 adds nothing to loss and gradients, whatever its label and logits.
+    A token of weight 0 adds nothing to the loss and to any gradient, whatever its label, as long as its `x` is finite.
 
     Raises:
         UserError: if `smoothing` is out of range, or the labels are not integers.
@@ -136,14 +138,13 @@ def _loss_and_grads(
     ) -> tuple[_ChunkSums, Float[Array, "P N D"]]:
         x, labels, weights = inputs
         logits = jnp.einsum("PND,VD->PNV", x, kernel, preferred_element_type=jnp.float32)
-        logits = logits if bias is None else logits + bias
+        logits = logits if bias is None else logits + bias[None, None]
         # The softmax is written out, so that each exponential is computed once for both the loss and its gradient.
         highest = logits.max(-1)
         exponentials = jnp.exp(logits - highest[..., None])
         total = exponentials.sum(-1)
         losses = highest + jnp.log(total) - _expected_logit(logits, labels, smoothing)
-        is_label = labels[..., None] == jnp.arange(vocab_size)
-        target = (1.0 - smoothing) * is_label + smoothing / vocab_size
+        target = (1.0 - smoothing) * jax.nn.one_hot(labels, vocab_size, dtype=jnp.float32) + smoothing / vocab_size
         counts = weights != 0
         d_logits = (weights / total)[..., None] * exponentials - weights[..., None] * target
         d_logits = jnp.where(counts[..., None], d_logits, 0.0)

@@ -250,12 +250,14 @@ def segments_of(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 def shifted_segments_of(target: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """`segments_of` right-shifted targets, whose first token may have padding's id."""
-    return ((target != 0) | (jnp.arange(target.shape[1]) == 0)).astype(jnp.int32)
+    return ((target != 0) | (jnp.arange(target.shape[1]) == 0)[None]).astype(jnp.int32)
 
 
 def positions_of(tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Int[Array, "B T"]:
     """`positions`, by default counted from the start of each row."""
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+    if positions is not None:
+        return positions
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
 
 
 def token_embedding(config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> Embedding:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -356,7 +355,7 @@ def _read_params(folder: AnyPath, config: _FolderConfig) -> Any:
     if hashlib.sha256(content).hexdigest() != config.sha256[WEIGHTS_FILE]:
         _check_unchanged(folder, config, CONFIG_FILE)
         raise UserError(f"{path} is not the file that {CONFIG_FILE} names (sha256 differs); copy it again.")
-    return traverse_util.unflatten_dict({key: jnp.asarray(tensors[name]) for name, key in names.items()})
+    return traverse_util.unflatten_dict({key: jax.device_put(tensors[name]) for name, key in names.items()})
 
 
 def _card(model_config: ModelConfig, settings: Any, num_parameters: int, facts: Mapping[str, object]) -> str:

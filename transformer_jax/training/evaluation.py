@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from transformer_jax.data.pipeline import Batches
 from transformer_jax.nn import stack_layers, unstack_layers
 from transformer_jax.nn.losses import Params, eval_step
-from transformer_jax.sharding import on_mesh, shard_batch, state_shardings
+from transformer_jax.sharding import on_mesh, shard_batch, standard_numerics, state_shardings
 from transformer_jax.system import UserError, distributed
 from transformer_jax.tasks.base import Evaluation, Task
 from transformer_jax.training.checkpoint import Checkpoints
@@ -36,6 +36,7 @@ class Evaluator:
         self._task, self._mesh = task, mesh
         self._eval_step = jax.jit(partial(on_mesh(eval_step, mesh), loss_fn=task.eval_loss))
 
+    @standard_numerics()
     def __call__(self, params: Params, *, final: bool) -> Evaluation:
         """Scores and samples, the same on all processes.
 
@@ -48,6 +49,7 @@ class Evaluator:
         evaluation = self._task.score(predictions, self.loss_sums(params))
         return evaluation._replace(scores=distributed.broadcast(evaluation.scores))
 
+    @standard_numerics()
     def loss_sums(self, params: Params) -> dict[str, float] | None:
         """The task's `eval_loss` summed over the validation data, or None if it has none."""
         if self.batches is None:
@@ -100,7 +102,8 @@ def choose(
 
     Args:
         candidates: functions that return parameters, by name. All but the first are skipped when time is short; those
-            that raise a `UserError`, since a checkpoint is gone or damaged, and those not finite are left out.
+            that raise a `UserError`, since a checkpoint is gone or damaged, and those not finite, or whose outputs are
+            not numbers, are left out.
         evaluate: evaluates parameters.
         rank: rank of an evaluation; higher is better.
         clock: clock of the run.
@@ -118,13 +121,12 @@ def choose(
         started = time.monotonic()
         try:
             params = params_of()
+            if not all_finite(params):
+                raise UserError("a parameter is not finite")
+            candidate = Choice(name, params, evaluate(params))
         except UserError as error:
             report(name, str(error))
             continue
-        if not all_finite(params):
-            report(name, "a parameter is not finite")
-            continue
-        candidate = Choice(name, params, evaluate(params))
         seconds = time.monotonic() - started
         report(name, candidate.evaluation)
         if best is None or rank(candidate.evaluation) > rank(best.evaluation):

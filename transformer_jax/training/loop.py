@@ -19,8 +19,9 @@ import ml_collections
 
 from transformer_jax.config import Config, from_config_dict
 from transformer_jax.data.pipeline import Position, Prefetched
+from transformer_jax.decoding.search import NOT_NUMBERS
 from transformer_jax.nn.losses import Batch, Params
-from transformer_jax.sharding import shard_batch
+from transformer_jax.sharding import shard_batch, standard_numerics
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.system.runtime import show
@@ -107,6 +108,7 @@ def _storage_errors(workdir: AnyPath) -> Iterator[None]:
         ) from error
 
 
+@standard_numerics()
 def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outcome:
     """Train from the last checkpoint, or from the start, to the end; arguments as in `run`."""
     training = run.config.training
@@ -203,6 +205,7 @@ def _start(run: Run, saved: TrainState | None) -> tuple[TrainState, jax.stages.C
         return state, None if compiling is None else compiling.result()
 
 
+@standard_numerics()  # the settings belong to a thread, and this has its own
 def _compile_step(run: Run, blank: Batch) -> jax.stages.Compiled:
     """Compile `run.train_step` for batches of this shape; calls of it find the program in its cache."""
     values = host_values({}, run.mesh)
@@ -298,9 +301,21 @@ def _read(run: Run, log: RunLog, values: Mapping[str, Any], step: int, position:
 
 
 def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
-    """Evaluate with a quick search, and protect the checkpoint of `step` if it is the best so far."""
+    """Evaluate with a quick search, and protect the checkpoint of `step` if it is the best so far.
+
+    Raises:
+        UserError: if the model's outputs are not numbers.
+    """
     started = time.monotonic()
-    evaluation = run.evaluator(params_to_evaluate(state), final=False)
+    try:
+        evaluation = run.evaluator(params_to_evaluate(state), final=False)
+    except UserError as error:
+        if str(error) != NOT_NUMBERS:
+            raise
+        # Finite parameters may be so large that what the model computes is not.
+        raise UserError(
+            f"The model's probabilities became NaN by step {step:,}; {_REMEDY}, and train in another --workdir."
+        ) from error
     seconds = run.clock.evaluation_seconds = time.monotonic() - started
     log.evaluation(step, evaluation.scores, {"seconds": seconds, "minutes": run.clock.minutes()})
     log.samples(step, evaluation.samples[: run.config.training.num_samples])

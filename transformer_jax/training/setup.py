@@ -16,7 +16,15 @@ from transformer_jax.data.packing import Example
 from transformer_jax.data.pipeline import ALONE, Batches, Share, check_row_fits
 from transformer_jax.nn import stack_layers
 from transformer_jax.nn.losses import Batch, Params, Sums
-from transformer_jax.sharding import check_heads, make_mesh, on_mesh, own_rows, row_shards, state_shardings
+from transformer_jax.sharding import (
+    check_heads,
+    make_mesh,
+    on_mesh,
+    own_rows,
+    row_shards,
+    standard_numerics,
+    state_shardings,
+)
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, write_atomically
 from transformer_jax.system.ownership import Ownership
@@ -69,6 +77,7 @@ class Run:
     """Owns `workdir`, on the first process; asked before anything there is replaced."""
 
 
+@standard_numerics()
 def setup(
     config: Config,
     workdir: AnyPath,
@@ -109,6 +118,7 @@ def setup(
     if training.metric not in task.metrics:
         raise UserError(f"config.training.metric is {training.metric!r}, but must be one of {', '.join(task.metrics)}.")
 
+    @standard_numerics()
     def make_state(given: Params) -> TrainState:
         given = stack_layers(given) if task.model_config.scan_layers else given
         params = task.init_params(jax.random.key(config.seed)) | given

@@ -22,9 +22,6 @@ from transformer_jax.system.files import AnyPath
 JSON = Any
 """A value that `json` can write: a number, string, boolean, None, or a list or dict of such values."""
 
-PRNG = "threefry2x32"
-"""Generator of random numbers, whatever `jax_default_prng_impl` says."""
-
 OPTIMIZERS: dict[str, Callable[[OptimConfig, optax.Schedule], optax.GradientTransformation]] = {
     "adam": lambda c, lr: optax.adam(lr, b1=c.beta1, b2=c.beta2, eps=c.epsilon),
     "adamw": lambda c, lr: optax.adamw(lr, b1=c.beta1, b2=c.beta2, eps=c.epsilon, weight_decay=c.weight_decay),
@@ -46,7 +43,7 @@ def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax
     """
 
     def schedule(count: Array | int) -> Array:
-        step = count + 1.0
+        step = jnp.asarray(count, jnp.float32) + 1.0
         return factor * d_model**-0.5 * jnp.minimum(step**-0.5, step * max(warmup_steps, 1) ** -1.5)
 
     return schedule
@@ -68,9 +65,11 @@ def make_schedule(config: OptimConfig, *, d_model: int, num_steps: int) -> optax
     rest = max(num_steps - warmup, 1)
 
     def after_warmup(decay: Callable) -> optax.Schedule:
-        return lambda count: (
-            peak * jnp.minimum((count + 1.0) / warmup, decay(jnp.clip((count + 1.0 - warmup) / rest, 0.0, 1.0)))
-        )
+        def schedule(count: Array | int) -> Array:
+            step = jnp.asarray(count, jnp.float32) + 1.0
+            return peak * jnp.minimum(step / warmup, decay(jnp.clip((step - warmup) / rest, 0.0, 1.0)))
+
+        return schedule
 
     schedules: dict[str, Callable[[], optax.Schedule]] = {
         "noam": lambda: noam_schedule(d_model, config.warmup_steps, config.lr),
@@ -149,7 +148,7 @@ def train_step(
     Raises:
         UserError: if the rows of the batch do not divide into `accumulate_steps` parts.
     """
-    key = jax.random.fold_in(jax.random.key(seed, impl=PRNG), state.step)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def objective(params: Params, part: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Sums]:
         sums = loss_fn(gathered(params), part, key)

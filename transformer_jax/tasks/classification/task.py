@@ -108,9 +108,8 @@ class ClassificationTask:
         x = model.encode(seen, segments, positions, dropout_key=encode_key)
         logits = model.classify(x, segments, positions, num_segments=labels.shape[1], dropout_key=classify_key)
         weights = (labels != NO_LABEL).astype(jnp.float32)
-        loss = jnp.sum(
-            weights * smoothed_cross_entropy(logits, jnp.maximum(labels, 0), self.config.optim.label_smoothing)
-        )
+        losses = smoothed_cross_entropy(logits, jnp.maximum(labels, 0), self.config.optim.label_smoothing)
+        loss = jnp.sum(jnp.where(labels != NO_LABEL, losses, 0.0))
         if key is not None and own.mask_loss:
             hidden = jnp.take_along_axis(x, places[..., None], axis=1)
             truth = jnp.take_along_axis(tokens, places, axis=1)

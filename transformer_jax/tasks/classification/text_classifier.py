@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.data.readers import is_blank
 from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
 from transformer_jax.decoding.scheduler import batches_by_length, padded
+from transformer_jax.decoding.search import NOT_NUMBERS
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
 from transformer_jax.system import LineError, Positive, UserError, check_fields
@@ -51,7 +52,7 @@ class Predictor:
         for chosen, found in spread(ask, batches, params):
             probabilities[chosen] = found
         if not np.isfinite(probabilities).all():
-            raise UserError("The model's probabilities are not numbers; its parameters must be damaged.")
+            raise UserError(NOT_NUMBERS)
         return probabilities
 
 
