@@ -14,7 +14,7 @@ import ml_collections
 from transformer_jax.data.pipeline import BATCHINGS
 from transformer_jax.data.sentencepiece_tokenizers import NORMALIZATIONS
 from transformer_jax.data.tokenizers import KINDS
-from transformer_jax.decoding.options import Alpha, ConventionsName, NumHypotheses
+from transformer_jax.decoding.options import LONGEST_OUTPUT, Alpha, ConventionsName, ExtraTokens, NumHypotheses
 from transformer_jax.nn import ModelConfig
 from transformer_jax.sharding import MeshConfig
 from transformer_jax.system import (
@@ -165,9 +165,9 @@ class DecodingConfig:
     beam_size: NumHypotheses = 4
     alpha: Alpha = 0.6
     """Exponent of the length penalty of Wu et al. (2016)."""
-    max_extra_tokens: NotNegative = 50
+    max_extra_tokens: ExtraTokens = 50
     """An output is at most this many tokens longer than its input."""
-    max_length: NotNegative = 0
+    max_length: Annotated[int, Range(0, LONGEST_OUTPUT)] = 0
     """Largest number of tokens of an output, end of sentence included; 0: `max_extra_tokens` alone limits it."""
     batch_size: Positive = 64
 

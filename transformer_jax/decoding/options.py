@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.system import Choice, FieldError, NotNegative, Positive, Range, Seed, UserError, check_fields
+from transformer_jax.system import Choice, FieldError, NotNegative, Range, Seed, UserError, check_fields
 
 PenaltyForm = Literal["wu", "power"]
 StopRule = Literal["bound", "estimate", "full", "full_or_best", "never"]
@@ -88,6 +88,9 @@ NumHypotheses = Annotated[int, Range(1, 1024)]
 """Hypotheses of a sentence: beyond that, the attention of each to the past of all would take gigabytes."""
 Alpha = Annotated[float, Range(-8, 8)]
 """So that the length penalty of 10,000 tokens is still a float32."""
+LONGEST_OUTPUT = 100_000
+"""Tokens that a search allocates memory for, whatever a config or a stranger's model folder asks."""
+ExtraTokens = Annotated[int, Range(0, LONGEST_OUTPUT)]
 Temperature = Annotated[float, Range(1e-6, 1e6, also=0)]
 """So that a quotient of log-probabilities is still a float32."""
 TopP = Annotated[float, Range(above=0, most=1)]
@@ -106,9 +109,9 @@ class SearchOptions:
     alpha: Alpha = 0.6
     n_best: NumHypotheses = 1
     """Outputs per sentence; the beam is at least as wide."""
-    max_extra_tokens: NotNegative = 50
+    max_extra_tokens: ExtraTokens = 50
     """An output is at most this many tokens longer than its input, unless a prefix is."""
-    max_length: Positive | None = None
+    max_length: Annotated[int, Range(1, LONGEST_OUTPUT)] | None = None
     """Most tokens of an output; default: no limit but that of `max_extra_tokens`."""
     min_length: NotNegative = 0
     temperature: Temperature = 0.0

@@ -1,5 +1,6 @@
 """Sampling with temperature, top-k and top-p, and streaming: the tokens of one sentence as they are decoded."""
 
+import numbers
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -104,9 +105,7 @@ def sampler(temperature: float, top_k: int, top_p: float) -> Pick:
     Raises:
         UserError: If `temperature` is not above 0 or out of range, `top_k` is negative or `top_p` is not in (0, 1].
     """
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature}, but must be above 0; for the likeliest tokens search greedily.")
-    check_value("temperature", temperature, Temperature)
+    _check_temperature(temperature)
     check_value("top_k", top_k, NotNegative)
     check_value("top_p", top_p, TopP)
 
@@ -128,14 +127,20 @@ def keys_of_samples(keys: Key[Array, " B"], num_samples: int) -> Key[Array, "B K
     return jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(numbers))(keys)
 
 
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise UserError(f"temperature is {temperature}, but must be above 0; for the likeliest tokens search greedily.")
+    check_value("temperature", temperature, Temperature)
+
+
 def scale_temperature(logits: Float[Array, "*rows V"], temperature: float) -> Float[Array, "*rows V"]:
     """Flatten (`temperature` above 1) or sharpen (below 1) the distribution; `temperature` must be above 0.
 
     Raises:
         UserError: if it is out of range.
     """
-    if isinstance(temperature, (int, float)):
-        check_value("temperature", temperature or -1, Temperature)
+    if isinstance(temperature, numbers.Real):  # not traced
+        _check_temperature(float(temperature))
     return logits / temperature
 
 

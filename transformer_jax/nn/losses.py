@@ -1,5 +1,6 @@
 """Cross-entropy with label smoothing (section 5.4), and the types of loss functions."""
 
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,7 +51,8 @@ def smoothed_cross_entropy(
 
 
 def _check(labels: Int[Array, "*batch"], smoothing: float) -> None:
-    check_value("smoothing", smoothing, Fraction)
+    if isinstance(smoothing, numbers.Real):  # not traced
+        check_value("smoothing", smoothing, Fraction)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise UserError(f"labels are {labels.dtype}, but must be integers.")
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -238,7 +239,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
         with os_errors(path):
             path.write_bytes(content)  # objects appear when they are complete
         return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # pids repeat on shared disks
     try:
         _write(unfinished, content)
         os.replace(unfinished, path)

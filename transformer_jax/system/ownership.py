@@ -16,6 +16,7 @@ from typing import Any
 
 from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, os_errors, write_atomically
+from transformer_jax.system.runtime import show_error
 
 OWNER_FILE = "owner.json"
 BEAT_SECONDS = 10.0
@@ -31,7 +32,7 @@ class Ownership:
 
     The owner keeps a file `owner.json` in the folder and rewrites it every `BEAT_SECONDS`. Another program takes over
     at once if the owner ran on this machine and is gone; if it ran elsewhere, once the file has not changed for
-    `DEAD_SECONDS` by the watch of the waiting program, so that clocks need not agree. Of several programs that would
+    `DEAD_SECONDS` by the clock of the waiting program alone. Of several programs that would
     take over at once, a lock lets one through. Some network file systems and all buckets have no locks: there, whoever
     takes over reads back what it wrote. An owner that was only slow, or suspended, finds out by `check`.
     """
@@ -130,6 +131,7 @@ class Ownership:
     def _watch(self) -> dict[str, Any] | None:
         """Wait until the present owner is gone; returns what its file says, None if there is none."""
         first, deadline = self._read(), time.monotonic() + DEAD_SECONDS
+        is_announced = False
         while (owner := self._read()) is not None:
             is_alive = _is_alive(owner)
             if is_alive is None and owner != first and first:
@@ -141,6 +143,11 @@ class Ownership:
             if is_alive is False or time.monotonic() > deadline:
                 break
             first = first or owner
+            if not is_announced:
+                show_error(
+                    f"{self._folder} may be in use by {_named(owner)}; waiting at most {DEAD_SECONDS:.0f} s to see"
+                )
+                is_announced = True
             time.sleep(min(1.0, DEAD_SECONDS / 4))
         return owner
 

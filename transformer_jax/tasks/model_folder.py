@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,9 +42,6 @@ _LARGEST_TOKENIZER = 64_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
 _UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|```")
 """Characters that would let an untrusted title write more than a heading into READMEs."""
-
-_LARGEST_SETTINGS = {"beam_size": 10_000, "max_extra_tokens": 100_000, "max_length": 1_000_000}
-"""Bounds of the settings by which a search allocates memory, so that a folder alone cannot use up a machine."""
 
 _AS_STORED: dict[str, Any] = {"attention_implementation": "xla", "scan_layers": False, "remat": "none"}
 """Options of the computation depend on the machine, so they are not stored."""
@@ -250,7 +246,6 @@ def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
     if isinstance(sizes, dict):  # options of another machine may not go with those of this one
         sizes = sizes | {name: value for name, value in _AS_STORED.items() if name in sizes}
     model = dataclasses.replace(build(ModelConfig, sizes, f"{path}: model"), **_AS_STORED)
-    _check_numbers(values["settings"], f"{path}: settings")
     settings = checked_settings(values["task"], values["settings"], f"{path}: settings")
     if _UNFIT_FOR_TITLE.search(settings.title):
         raise UserError(
@@ -267,18 +262,6 @@ def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
         if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
             raise UserError(f"{path}: sha256 names {name!r}, but must name files of this folder.")
     return _FolderConfig(values["task"], model, settings, sha256)
-
-
-def _check_numbers(values: Any, where: str) -> None:
-    """Refuse numbers in settings that are not finite or would make a search allocate without bounds."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            largest = _LARGEST_SETTINGS.get(name, 2**31 - 1)
-            if type(value) is int and abs(value) > largest:
-                raise UserError(f"{where}.{name} is {value}, but must be at most {largest:,}.")
-            _check_numbers(value, f"{where}.{name}")
-    elif isinstance(values, float) and not math.isfinite(values):
-        raise UserError(f"{where} is {values}, but must be a finite number.")
 
 
 def _tokenizer_names(sha256: Mapping[str, str]) -> list[str]:

@@ -275,10 +275,10 @@ class Checkpoints:
         self.close()
 
     def preserved(self, steps: Sequence[int]) -> set[int]:
-        """Those of `steps` to keep."""
+        """Those of `steps` to keep, and what could not be read: the storage, not the checkpoint, may be at fault."""
         sound = [step for step in steps if step not in self._damaged_steps]
         latest = sorted(filter(self._is_scheduled, sound))[-self._keep :]
-        return {step for step in sound if step in latest or step in (max(sound), self._protected)}
+        return {step for step in steps if step not in sound or step in (*latest, max(sound), self._protected)}
 
     @cached_property
     def _orbax(self) -> Any:
@@ -309,7 +309,7 @@ class Checkpoints:
             return self._folder
         link = type(self._folder)(self._resources.enter_context(tempfile.TemporaryDirectory())) / "checkpoints"
         if not _PLAIN_PATH.fullmatch(str(link)):
-            raise UserError(f"{self._folder} can't hold checkpoints for its special characters; choose another.")
+            raise UserError(f"{self._folder} can't hold checkpoints because of its special characters; choose another.")
         os.symlink(self._folder, link, target_is_directory=True)
         return link
 
@@ -334,7 +334,7 @@ class Checkpoints:
             self._abandon()
             raise UserError(
                 f"The checkpoint of step {self._saving} can't be written to {self._folder} ({reason_of(error)}); "
-                "earlier ones are intact: mend that, or make room, and rerun the command to resume."
+                "earlier ones are intact: make room, or mend the cause, and rerun the command to resume."
             ) from error
 
     def _abandon(self) -> None:
@@ -377,8 +377,7 @@ class Checkpoints:
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpoint:
         return DamagedCheckpoint(
-            f"{self._folder / str(step)} can't be read as a checkpoint ({reason}); "
-            "delete that folder to resume from the checkpoint before."
+            f"{self._folder / str(step)} can't be read as a checkpoint ({reason}); earlier ones are not affected."
         )
 
 

@@ -246,9 +246,9 @@ def _log(run: Run, log: RunLog, step: int, progress: Progress, tokens_per_second
     if run.batches.skipped:
         log.say_once("skipped", f"Left out {run.batches.skipped:,} examples longer than config.data.max_length so far")
     sums, progress.unlogged = defaultdict(float, progress.unlogged), {}
-    steps = max(sums["steps"], 1.0)
+    steps = sums["steps"] or math.nan  # all steps since the last line may have been skipped
     values = {
-        "loss": sums["loss"] / max(sums["weight"], 1.0),
+        "loss": sums["loss"] / (sums["weight"] or math.nan),
         "lr": float(run.schedule(step - 1)),
         "grad_norm": sums["grad_norm"] / steps,
         "tokens": sums["weight"],
@@ -284,7 +284,9 @@ def _read(run: Run, log: RunLog, values: Mapping[str, Any], step: int, position:
     # JSON has neither NaN nor infinity.
     log.nonfinite(step, {"what": what, "value": str(value), "epoch": position.epoch, "records": records})
     shown = ", ".join(map(str, records[:SHOWN_RECORDS])) + (" and others" if len(records) > SHOWN_RECORDS else "")
-    batch = f"its batch, of epoch {position.epoch}, had the records {shown} (all are in log.jsonl, counted from 0)"
+    batch = f"its batch was of epoch {position.epoch}"
+    if records:
+        batch += f" and had the records {shown} (counted from 0; log.jsonl has all)"
     weight = progress.add(sums)
     if run.config.training.nonfinite == "stop":
         raise UserError(
@@ -296,7 +298,7 @@ def _read(run: Run, log: RunLog, values: Mapping[str, Any], step: int, position:
             f"The {what} became {value} by step {step:,}, as in each of the last {MAX_SKIPPED} steps; {_REMEDY}, and "
             "train in another --workdir."
         )
-    log.say(f"Step {step:,} is skipped, for its {what} is {value}; {batch}")
+    log.say(f"Step {step:,} is skipped because its {what} is {value}; {batch}")
     return weight
 
 

@@ -61,7 +61,11 @@ class CoupletCommand(PairCommand):
 
     def run(self, arguments: argparse.Namespace) -> None:
         """Write lower lines to the upper lines."""
+        from transformer_jax.tasks.couplets.rules import Rules
+
         check_options(arguments)
+        if arguments.rules is not None:
+            Rules.parse(arguments.rules)
         options = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
         if arguments.sample and not arguments.temperature:
             options["temperature"] = 1.0
