@@ -127,13 +127,13 @@ def test_markers_and_bad_words_of_another_vocabulary(model, logits):
     assert free != [best.tokens for [best] in outputs], "bad words must matter"
 
 
-def test_renormalised_scores_are_of_what_may_be_produced(model, logits):
+def test_renormalized_scores_are_of_what_may_be_produced(model, logits):
     sources = make_sources(4, seed=1)
     options = replace(GREEDY, alpha=0.0)
     plain = Generator(model[0]).generate(model[1], sources, options)
-    renormalised = Generator(model[0], renormalizes=True).generate(model[1], sources, options)
-    assert tokens_of(plain) == tokens_of(renormalised)
-    for source, [best] in zip(sources, renormalised, strict=True):
+    renormalized = Generator(model[0], renormalizes=True).generate(model[1], sources, options)
+    assert tokens_of(plain) == tokens_of(renormalized)
+    for source, [best] in zip(sources, renormalized, strict=True):
         score, output = 0.0, [*best.tokens, EOS]
         for place, token in enumerate(output):
             allowed = np.array(logits(source, [BOS, *output[:place]])[-1])

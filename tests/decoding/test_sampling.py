@@ -17,7 +17,7 @@ def chi_square(counts, probabilities):
 
 def test_outputs_are_drawn_as_often_as_they_are_likely():
     toy = Toy(seed=21, scale=1.0)
-    processors = [forbid_tokens([2, 4])]  # PAD also: two choices are left at each step, renormalised
+    processors = [forbid_tokens([2, 4])]  # PAD also: two choices are left at each step, renormalized
     result = toy.run(
         sample,
         num_samples=NUM_SAMPLES,

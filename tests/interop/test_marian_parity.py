@@ -32,7 +32,7 @@ TEXTS = (*GERMAN, *ENGLISH)
 
 def tokenizer_in(folder):
     with warnings.catch_warnings():
-        # It recommends a normaliser of punctuation, which it never calls.
+        # It recommends a normalizer of punctuation, which it never calls.
         warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
         return transformers.MarianTokenizer.from_pretrained(folder)
 

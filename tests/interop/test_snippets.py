@@ -48,7 +48,7 @@ def test_normalization_is_that_of_the_model(tmp_path, write, settings):
     exec("\n".join(imports_of(model.normalization)), names)
     odd = ("e\u0301", "葛\U000e0100", "❤\ufe0f", "\u200d春\u00ad风\x1b", "e\u034f\u0301 \u2800", "\u1100\u1161", "\x1c")
     for text in ("Ab C\t", "", " 春 风\n", "\u3000É", *odd):
-        assert eval(model.normalization, names | {"text": text}) == model._normalised(text)
+        assert eval(model.normalization, names | {"text": text}) == model._normalized(text)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def translation_scores(
     """Corpus scores of translations (sacreBLEU; Post, 2018), each with the signature that makes it comparable.
 
     Args:
-        hypotheses: detokenised outputs.
+        hypotheses: detokenized outputs.
         references: one for each.
         target_language: code of the language of both, see `bleu_tokenizer`; empty where unknown.
 

@@ -127,7 +127,7 @@ class Seq2SeqModel(Generic[Settings]):
 
     @property
     def normalization(self) -> str:
-        """`_normalised` as a Python expression of `text`, for the READMEs of exported folders.
+        """`_normalized` as a Python expression of `text`, for the READMEs of exported folders.
 
         It may use the modules regex and unicodedata, which are imported there.
         """
@@ -177,7 +177,7 @@ class Seq2SeqModel(Generic[Settings]):
             **options,
         )
 
-    def _normalised(self, text: str) -> str:
+    def _normalized(self, text: str) -> str:
         """The text as the model reads it."""
         return text
 
@@ -202,7 +202,7 @@ class Seq2SeqModel(Generic[Settings]):
                 limit = longest * CHARACTERS_PER_TOKEN
                 raise LineError(number, f"has {len(text):,} characters, but the limit is {limit:,}; {remedy}.", what)
         end = tokenizer.special_tokens.eos
-        encoded = [[*ids, end] for ids in tokenizer.encode_batch([self._normalised(text) for text in texts])]
+        encoded = [[*ids, end] for ids in tokenizer.encode_batch([self._normalized(text) for text in texts])]
         for number, ids in enumerate(encoded, start=1):
             if len(ids) > longest:
                 raise LineError(number, f"has {len(ids):,} tokens, but the limit is {longest:,}; {remedy}.", what)

@@ -167,8 +167,8 @@ class TextClassifier:
         """The probability of each class for each text; arguments and errors are those of `classify`."""
         self.check(texts)
         check_batch_size(batch_size)
-        normalised = [text.lower() if self.settings.lowercase else text for text in texts]
-        ids = encode_texts(self.tokenizer, normalised, self.settings.max_length)
+        normalized = [text.lower() if self.settings.lowercase else text for text in texts]
+        ids = encode_texts(self.tokenizer, normalized, self.settings.max_length)
         predictor = Predictor(self.graphdef, num_classes=len(self.settings.classes), batch_size=batch_size)
         return predictor.predict(self.params, ids)
 

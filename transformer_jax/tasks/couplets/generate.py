@@ -184,7 +184,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         """
         self._encode(self.tokenizer.source, uppers, "Line")
         for number, upper in enumerate(uppers, start=1):
-            if not self._normalised(upper):
+            if not self._normalized(upper):
                 raise LineError(number, "is blank; write an upper line of at least one character.")
 
     def known_share(self, upper: str) -> float:
@@ -192,5 +192,5 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         ids = self.tokenizer.source.encode_batch([plain(each) for each in characters(without_spaces(upper))])
         return sum(UNK not in of_one for of_one in ids) / len(ids)
 
-    def _normalised(self, text: str) -> str:
+    def _normalized(self, text: str) -> str:
         return plain(without_spaces(text))

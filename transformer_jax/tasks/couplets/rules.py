@@ -311,7 +311,7 @@ def couplet_scores(lowers: Sequence[str], references: Sequence[str]) -> dict[str
         references: one for each.
 
     Returns:
-        `exact_match`; `bleu` over characters (sacreBLEU, tokenisation char) from 0 to 100, with `bleu_signature`;
+        `exact_match`; `bleu` over characters (sacreBLEU, tokenization char) from 0 to 100, with `bleu_signature`;
         `distinct_1` and `distinct_2` of the lower lines (see `distinct`).
 
     Raises:

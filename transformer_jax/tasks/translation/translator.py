@@ -252,14 +252,14 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             if tokenizer.special_tokens.unk in ids:
                 reason = f"has {self._unknown(typed)!r}, which the model's vocabulary cannot express; begin otherwise."
                 raise LineError(number, f"({typed!r:.60}) {reason}", "Prefix")
-            found.append(_Beginning(self._normalised(typed), tuple(ids), on_one_line(tokenizer.decode(ids))))
+            found.append(_Beginning(self._normalized(typed), tuple(ids), on_one_line(tokenizer.decode(ids))))
         return found * count if isinstance(prefix, str) else found
 
     def _unknown(self, prefix: str) -> str:
         """The first character of a prefix, or word where words are the tokens, that the vocabulary does not have."""
         tokenizer = self.tokenizer.target
         units = prefix.split() if isinstance(tokenizer, WordTokenizer) else [*prefix, *prefix.split()]
-        encoded = tokenizer.encode_batch([self._normalised(unit) for unit in units])
+        encoded = tokenizer.encode_batch([self._normalized(unit) for unit in units])
         return next(
             (unit for unit, ids in zip(units, encoded, strict=True) if tokenizer.special_tokens.unk in ids), prefix
         )
@@ -285,5 +285,5 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
         pieces = self.tokenizer.source.piece, self.tokenizer.target.piece
         return Alignment(list(map(pieces[0], source)), list(map(pieces[1], target)), weights)
 
-    def _normalised(self, text: str) -> str:
+    def _normalized(self, text: str) -> str:
         return text.lower() if self.settings.lowercase else text
