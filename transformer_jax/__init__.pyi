@@ -98,8 +98,8 @@ from .tasks.registry import (
     register_task as register_task,
 )
 from .tasks.seq2seq_model import Score as Score
-from .tasks.seq2seq_task import Seq2SeqTask as Seq2SeqTask
 from .tasks.seq2seq_model import TransformerStacks as TransformerStacks
+from .tasks.seq2seq_task import Seq2SeqTask as Seq2SeqTask
 from .tasks.translation.multi30k import Multi30k as Multi30k
 from .tasks.translation.translator import (
     Alignment as Alignment,

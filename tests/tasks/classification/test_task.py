@@ -308,10 +308,11 @@ def test_init_is_a_function_of_the_key(task):
 )
 def test_mistakes_are_told(make_config, group, values, message):
     config = make_config()
-    changed = {group: dataclasses.replace(getattr(config, group), **values)}
-    values = changed if group in vars(config) else {"groups": changed}
     with pytest.raises(UserError, match=message):
-        batches_of(make_task(dataclasses.replace(config, **values)))
+        changed = {group: dataclasses.replace(getattr(config, group), **values)}
+        batches_of(
+            make_task(dataclasses.replace(config, **(changed if group in vars(config) else {"groups": changed})))
+        )
 
 
 def test_hidden_tokens_are_the_share_asked_for_and_never_beginnings_or_padding():
