@@ -308,11 +308,14 @@ def test_init_is_a_function_of_the_key(task):
 )
 def test_mistakes_are_told(make_config, group, values, message):
     config = make_config()
-    with pytest.raises(UserError, match=message):
+
+    def made():
         changed = {group: dataclasses.replace(getattr(config, group), **values)}
-        batches_of(
-            make_task(dataclasses.replace(config, **(changed if group in vars(config) else {"groups": changed})))
-        )
+        changed = changed if group in vars(config) else {"groups": changed}
+        return batches_of(make_task(dataclasses.replace(config, **changed)))
+
+    with pytest.raises(UserError, match=message):
+        made()
 
 
 def test_hidden_tokens_are_the_share_asked_for_and_never_beginnings_or_padding():
