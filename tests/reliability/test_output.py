@@ -123,6 +123,8 @@ def test_a_file_in_a_folder_that_takes_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *_: real(tmp_path / "none", path))
     with pytest.raises(UserError, match="cannot be written"):
         write_output(path, b"new")
+    assert (tmp_path / "out.partial").read_bytes() == b"new"
+    (tmp_path / "out.partial").unlink()
 
     def busy(*_):
         raise OSError(16, "Device or resource busy")  # a mount point

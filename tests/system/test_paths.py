@@ -16,7 +16,7 @@ from transformer_jax.system.files import (
 )
 
 
-@pytest.mark.parametrize("path", ["runs/a", "/runs/a", "", "a:/b", Path("runs"), epath.Path("/runs")])
+@pytest.mark.parametrize("path", ["runs/a", "/runs/a", "a:/b", Path("runs"), epath.Path("/runs")])
 def test_a_local_path_is_one_of_pathlib(path):
     assert as_path(path) == Path(path)
     assert not is_remote(as_path(path))
@@ -27,6 +27,11 @@ def test_a_remote_path(bucket):
     assert str(path) == "gs://bucket/runs/a"
     assert is_remote(path)
     assert as_path(path) == path
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(UserError, match="is empty; name one"):
+        as_path("")
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/a", "http://host/a", "://"])
