@@ -1,13 +1,12 @@
 """Use our TFDS builder in your own loop: IBM Model 1 (Brown et al., 1993) learns a dictionary from Multi30k.
 
-Run `python examples/tfds_elsewhere.py [FOLDER]`, where FOLDER has the raw files train.de.gz and train.en.gz. Without
-a folder, the example writes such files with four sentences. TensorFlow is not needed.
+Run `python examples/tfds_elsewhere.py [FOLDER]`, where FOLDER has Multi30k's files train.de.gz and train.en.gz.
+Without a folder, it learns from the four sentences below. TensorFlow is not needed.
 """
 
 import sys
 import tempfile
 from collections import defaultdict
-from pathlib import Path
 
 import tensorflow_datasets as tfds
 
@@ -44,12 +43,10 @@ def dictionary(pairs, rounds=10):
 
 def main(folder=None, num_pairs=1000):
     """Learn a dictionary from the first pairs of a folder, or from the sentences above."""
-    with tempfile.TemporaryDirectory() as scratch:
-        if folder is None:
-            folder = scratch
-            Path(scratch, "train.de").write_text("\n".join(GERMAN) + "\n", encoding="utf-8")
-            Path(scratch, "train.en").write_text("\n".join(ENGLISH) + "\n", encoding="utf-8")
-        records = read(folder, data_dir=Path(scratch, "prepared"))
+    if folder is None:
+        return dictionary([(g.split(), e.split()) for g, e in zip(GERMAN, ENGLISH, strict=True)])
+    with tempfile.TemporaryDirectory() as data_dir:
+        records = read(folder, data_dir)
         texts = [
             [records[i][side].decode().split() for side in ("de", "en")] for i in range(min(len(records), num_pairs))
         ]

@@ -93,7 +93,15 @@ def test_parallel_files_of_different_length(run, tmp_path):  # noqa: F811
     refused(run("evaluate", *arguments), "has 2 lines", "has 1;")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def number(request):
+    """A signal, with the handler that programs start with: pytest may have been started with it ignored."""
+    before = signal.getsignal(request.param)
+    signal.signal(request.param, signal.default_int_handler if request.param == signal.SIGINT else signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, signal.SIG_DFL if before is None else before)
+
+
 def test_nothing_finished_is_lost(run, translator, monkeypatch, tmp_path, number):  # noqa: F811
     monkeypatch.setattr("transformer_jax.tasks.lines.WINDOW", 2)
     real, calls = Translator.search, []
@@ -114,6 +122,8 @@ def test_nothing_finished_is_lost(run, translator, monkeypatch, tmp_path, number
     assert path.read_bytes() == b"old"
     kept = (tmp_path / "out.partial").read_text(encoding="utf-8")
     assert kept == "".join(expected.splitlines(keepends=True)[:4])
+    refused(run("translate", "--output", path, *TEXTS), "out.partial exists", "move it away or delete it")
+    (tmp_path / "out.partial").unlink()
     assert run("translate", "--output", path, *TEXTS)[0] == 0
     assert path.read_text(encoding="utf-8") == expected
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
