@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from transformer_jax.decoding.constraints import LogitsProcessor
-from transformer_jax.decoding.options import NumHypotheses, Temperature, TopP
+from transformer_jax.decoding.options import Temperature, TopP
 from transformer_jax.decoding.search import Pick, Search, SearchResult, SearchState, StepFn
 from transformer_jax.sharding import standard_numerics
-from transformer_jax.system import NotNegative, UserError, check_value
+from transformer_jax.system import NotNegative, Positive, UserError, check_value
 
 
 @standard_numerics()
@@ -50,7 +50,7 @@ def sample(
         UserError: If L or `num_samples` is below 1, `temperature` is not above 0, `top_k` is negative, `top_p` is not
             in (0, 1], or `pad_id` is `eos_id`.
     """
-    check_value("num_samples", num_samples, NumHypotheses)
+    check_value("num_samples", num_samples, Positive)
     pick = sampler(temperature, top_k, top_p)
     search = Search(max_length, num_samples, num_samples, bos_id, eos_id, pad_id, tuple(processors), pick=pick)
     state = search.init(batch_size, max_lengths, min_lengths, prefix, keys_of_samples(keys, num_samples))
