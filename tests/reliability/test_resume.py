@@ -28,13 +28,13 @@ from transformer_jax.training.step import init_state, train_step
 from transformer_jax.training.stopping import Clock
 
 
-def start(workdir, cache):
+def start(workdir, cache, num_steps):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
     }
-    command = [sys.executable, "-m", "tests.reliability.tiny_run", str(workdir)]
+    command = [sys.executable, "-m", "tests.reliability.tiny_run", str(workdir), str(num_steps)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
@@ -45,13 +45,13 @@ def newest(workdir):
     )
 
 
-def kill_at_random_moments(tmp_path, kills):
+def kill_at_random_moments(tmp_path, kills, num_steps):
     """Kill a run within a fraction of a second after it has saved something new, often while it saves."""
     cache, whole, killed = (tmp_path / name for name in ("cache", "whole", "killed"))
-    assert start(whole, cache).wait() == 0
+    assert start(whole, cache, num_steps).wait() == 0
     seen = 0
     for _ in range(kills):
-        process = start(killed, cache)
+        process = start(killed, cache, num_steps)
         while newest(killed) <= seen and process.poll() is None:
             time.sleep(0.002)
         time.sleep(random.uniform(0.0, 0.02))
@@ -59,19 +59,19 @@ def kill_at_random_moments(tmp_path, kills):
         if process.wait() != -signal.SIGKILL:
             break  # it was done
         seen = newest(killed)
-    assert start(killed, cache).wait() == 0
+    assert start(killed, cache, num_steps).wait() == 0
     for name in ("log.jsonl", "model/model.safetensors"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert not (killed / "owner.json").exists()
 
 
 def test_a_run_killed_at_three_moments_goes_on_exactly(tmp_path):
-    kill_at_random_moments(tmp_path, 3)
+    kill_at_random_moments(tmp_path, 3, num_steps=10)
 
 
 @pytest.mark.soak
 def test_a_run_killed_at_fifty_moments_goes_on_exactly(tmp_path):
-    kill_at_random_moments(tmp_path, 50)
+    kill_at_random_moments(tmp_path, 50, num_steps=60)
 
 
 def batches_of(count=100):

@@ -1,4 +1,4 @@
-"""A run of a few milliseconds a step: `python -m tests.reliability.tiny_run WORKDIR`."""
+"""A run of a few milliseconds a step: `python -m tests.reliability.tiny_run WORKDIR NUM_STEPS`."""
 
 import sys
 
@@ -32,4 +32,5 @@ def make_config(**training):
 if __name__ == "__main__":
     translation.load_pairs = load_few
     prepare()
-    run(make_config(), sys.argv[1])
+    steps = int(sys.argv[2])
+    run(make_config(num_steps=steps, eval_every=steps), sys.argv[1])
