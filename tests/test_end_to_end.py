@@ -86,6 +86,7 @@ def arrays(workdir):
         flat, _ = jax.tree_util.tree_flatten_with_path(ocp.load(path, checkpointable_name="state"))
     metadata = json.loads((path / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
     metadata["metadata"].pop("minutes", None)  # the only value that differs between runs
+    metadata.pop("sha256")  # a digest of the metadata, minutes included
     return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in flat}, metadata
 
 
