@@ -122,17 +122,18 @@ def test_a_pipe_is_not_waited_for(folder, name):
 
 
 BOUNDS = {
-    "max_extra_tokens": 10**8,
-    "max_length": 2**40,
-    "beam_size": 10**7,
-    "batch_size": 2**31 + 1,
+    "max_extra_tokens": (10**8, "from 0 to 100,000"),
+    "max_length": (2**40, "from 0 to 100,000"),
+    "beam_size": (10**7, "from 1 to 1,024"),
+    "batch_size": (2**31 + 1, "at least 1 and at most 2,147,483,647"),
 }
 
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_config_cannot_make_a_search_allocate_without_bounds(folder, name):
-    edit(folder, lambda values: values["settings"]["decoding"].update({name: BOUNDS[name]}))
-    with pytest.raises(UserError, match=rf"settings\.decoding\.{name} is {BOUNDS[name]}, but must be at most"):
+    value, remedy = BOUNDS[name]
+    edit(folder, lambda values: values["settings"]["decoding"].update({name: value}))
+    with pytest.raises(UserError, match=rf"settings\.decoding\.{name} is {value}, but must be {remedy}\."):
         load(folder)
 
 
