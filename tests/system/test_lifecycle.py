@@ -147,3 +147,11 @@ def test_all_must_have_the_same_release(monkeypatch):
             "and data.",
         )
     ]
+
+
+def test_only_several_processes_can_lose_one(monkeypatch):
+    lifecycle.raise_if_collective(TimeoutError())
+    monkeypatch.setattr(lifecycle, "process_count", lambda: 2)
+    lifecycle.raise_if_collective(ValueError("damaged"))
+    with pytest.raises(TimeoutError):
+        lifecycle.raise_if_collective(TimeoutError())

@@ -331,6 +331,7 @@ class Checkpoints:
             with self._uninterrupted():
                 write()
         except Exception as error:  # Orbax and TensorStore raise many unrelated types
+            distributed.raise_if_collective(error)
             self._abandon()
             raise UserError(
                 f"The checkpoint of step {self._saving} can't be written to {self._folder} ({reason_of(error)}); "
@@ -373,6 +374,7 @@ class Checkpoints:
             with self._uninterrupted():
                 return read()
         except Exception as error:  # see `_written`
+            distributed.raise_if_collective(error)
             raise self._damaged(step, type(error).__name__) from error
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpoint:

@@ -22,6 +22,7 @@ from transformer_jax.system.distributed.lifecycle import (
     exit_if_peer_lost,
     exit_together,
     initialize,
+    raise_if_collective,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "parallel_map",
     "process_count",
     "process_index",
+    "raise_if_collective",
 ]

@@ -27,6 +27,8 @@ from transformer_jax.system.distributed import exchange
 from transformer_jax.system.distributed.exchange import assert_equal, is_main, process_count, process_index
 from transformer_jax.system.runtime import show, show_error
 
+COLLECTIVE_ERRORS = (jax.errors.JaxRuntimeError, TimeoutError)
+"""What waiting for another process raises if that is gone, in JAX and in libraries that have barriers of their own."""
 PEER_LOST = 75
 """Exit status after another process failed or was lost; the same commands resume (EX_TEMPFAIL of sysexits.h)."""
 MEETING_SECONDS = 50.0
@@ -216,10 +218,19 @@ def exit_if_peer_lost() -> Iterator[None]:
     """Within, an error of a collective ends this process before it closes anything that would wait for the others."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except COLLECTIVE_ERRORS as error:
         if process_count() > 1:
             _fail(error)
         raise
+
+
+def raise_if_collective(error: Exception) -> None:
+    """Raise an error again that a lost process may have caused, for `exit_if_peer_lost`, with several processes.
+
+    For code that would take it for an error of what the processes do together, such as of the storage.
+    """
+    if process_count() > 1 and isinstance(error, COLLECTIVE_ERRORS):
+        raise error
 
 
 def exit_all(status: int, sentence: str) -> NoReturn:
@@ -248,7 +259,7 @@ def exit_all(status: int, sentence: str) -> NoReturn:
 
 def _fail(error: Exception) -> NoReturn:
     """End because of an error that is not the user's."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, COLLECTIVE_ERRORS):
         # A lost peer breaks collectives, but so do other things: give JAX time to abort this process because of it.
         time.sleep(HEARTBEAT_SECONDS + 10)
     traceback.print_exception(error)
