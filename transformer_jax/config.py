@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import ml_collections
 
 from transformer_jax.data.pipeline import BATCHINGS
-from transformer_jax.data.sentencepiece_tokenizers import NORMALIZATIONS
+from transformer_jax.data.sentencepiece_tokenizers import Normalization
 from transformer_jax.data.tokenizers import KINDS
 from transformer_jax.decoding.options import LONGEST_OUTPUT, Alpha, ConventionsName, ExtraTokens, NumHypotheses
 from transformer_jax.nn import ModelConfig
@@ -90,7 +90,7 @@ class TokenizerConfig:
     """Largest number of tokens, the four special ones included."""
     joint: bool = True
     """One vocabulary for both sides."""
-    source_normalization: Annotated[str, Choice(*NORMALIZATIONS)] = "nmt_nfkc"
+    source_normalization: Normalization = "nmt_nfkc"
     """How bpe and unigram normalize sources and texts to classify: a lossy rule of sentencepiece (nfkc, nmt_nfkc,
     nfkc_cf, nmt_nfkc_cf), or identity. Targets are kept as they are."""
     byte_fallback: bool = False

@@ -225,7 +225,7 @@ class MappedRecords(Sequence[Record], Generic[Record]):
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return self.__getitems__(range(*index.indices(len(self))))
-        return self._function(self._records[range(len(self))[index]])
+        return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Record]:
         return [self._function(record) for record in read_records(self._records, indices)]

@@ -6,16 +6,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import sentencepiece
 
 from transformer_jax.data import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, SpecialTokens, text_ids
 from transformer_jax.data.readers import encodable
-from transformer_jax.system import UserError
+from transformer_jax.system import Choice, UserError
 
 NORMALIZATIONS = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 """Rules of sentencepiece for sources; identity keeps a text as it is, the others are lossy."""
+Normalization = Annotated[str, Choice(*NORMALIZATIONS)]
 
 _LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)
 _WORD_BEGIN = "\u2581"
@@ -269,18 +270,6 @@ def train_sentencepiece(kind: str, sentences: list[str], vocab_size: int, byte_f
         + _field(_NORMALIZER_FIELD, _normalizer(keeps_spaces=True, norm_map=_RESERVED))
         + _field(_DENORMALIZER_FIELD, denormalizer.serialized_normalizer_spec())
     )
-
-
-def check_normalization(rule: str) -> None:
-    """Refuse what is not one of `NORMALIZATIONS`.
-
-    Raises:
-        UserError: naming the field of the config.
-    """
-    if rule not in NORMALIZATIONS:
-        raise UserError(
-            f"config.tokenizer.source_normalization is {rule!r}, but must be one of {', '.join(NORMALIZATIONS)}."
-        )
 
 
 def normalized(texts: Iterable[str], rule: str) -> list[str]:

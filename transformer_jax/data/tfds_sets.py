@@ -8,7 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast, overload, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from transformer_jax.data.readers import MappedRecords, content_digest, unreadable
 from transformer_jax.system import UserError
@@ -158,15 +158,6 @@ class _Prepared(MappedRecords[Mapping[str, Any]]):
             raise
         except Exception as error:  # of array_record, of protobuf or of the disk
             raise _damaged(self._builder, error) from error
-
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Mapping[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, Any] | list[Mapping[str, Any]]:
-        if isinstance(index, slice):
-            return super().__getitem__(index)
-        return self.__getitems__([range(len(self))[index]])[0]
 
 
 def _damaged(builder: Any, error: Exception) -> UserError:

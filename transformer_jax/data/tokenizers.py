@@ -14,12 +14,12 @@ from transformer_jax.data import BOS, SPECIAL_TOKENS, UNK, SpecialTokens, text_i
 from transformer_jax.data.readers import encodable, is_blank
 from transformer_jax.data.sentencepiece_tokenizers import (
     MarianTokenizer,
+    Normalization,
     SentencePieceTokenizer,
-    check_normalization,
     normalized,
     train_sentencepiece,
 )
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, check_value
 
 KINDS = ("bpe", "unigram", "word", "char")
 
@@ -191,7 +191,7 @@ def train_tokenizer(
     Raises:
         UserError: for an unknown kind or normalization, blank texts only, or a vocabulary too small for the texts.
     """
-    check_normalization(normalization)
+    check_value("source_normalization", normalization, Normalization, "config.tokenizer.{}".format)
     sentences = [text for text in texts if not is_blank(text)]
     if not sentences:
         raise UserError("The training texts for the tokenizer are empty; check the files under config.data.")
@@ -268,7 +268,7 @@ def train_pair(
     Raises:
         UserError: as in `train_tokenizer`.
     """
-    check_normalization(source_normalization)
+    check_value("source_normalization", source_normalization, Normalization, "config.tokenizer.{}".format)
     if not joint:
         source = train_tokenizer(
             kind, sources, vocab_size, normalization=source_normalization, byte_fallback=byte_fallback

@@ -25,11 +25,11 @@ from transformer_jax.decoding.scheduler import (
     search_batches,
     start,
 )
-from transformer_jax.decoding.search import NOT_NUMBERS, Search
+from transformer_jax.decoding.search import Search
 from transformer_jax.nn import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.nn.losses import smoothed_cross_entropy
 from transformer_jax.sharding import spread, standard_numerics, workers
-from transformer_jax.system import UserError
+from transformer_jax.system import NotNumbersError, UserError
 
 BAD_WORDS = ((BOS,), (UNK,))
 """Sequences that a model with the special tokens of this package never produces, besides padding."""
@@ -307,7 +307,7 @@ def _hypotheses(found: tuple[np.ndarray, ...], n_best: int) -> list[Hypothesis]:
         if lengths[k] > 0
     ]
     if not outputs or any(math.isnan(hypothesis.log_prob) for hypothesis in outputs):
-        raise UserError(NOT_NUMBERS)
+        raise NotNumbersError
     return outputs
 
 

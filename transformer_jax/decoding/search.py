@@ -22,10 +22,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from transformer_jax.decoding.constraints import LogitsProcessor, constrain, renormalize, two_stage_top_k
 from transformer_jax.decoding.options import PAPER, Alpha, Conventions, NumHypotheses, length_weights
 from transformer_jax.sharding import standard_numerics
-from transformer_jax.system import Positive, UserError, check_value
+from transformer_jax.system import NotNumbersError, Positive, UserError, check_value
 
 Tree = TypeVar("Tree")
-NOT_NUMBERS = "The model's probabilities are not numbers; its parameters must be damaged."
 StepFn = Callable[[Int[Array, "B K"], Any], tuple[Float[Array, "B K V"], Any]]
 """`(tokens, cache) -> (logits, cache)`: the model, a pure function of the newest tokens and its cache."""
 
@@ -242,7 +241,7 @@ class Search:
                 state = _jitted_step(self, state, logits)
                 token, log_prob = jax.device_get((state.newest[0, 0], state.alive.log_probs[0, 0]))
             if math.isnan(log_prob):
-                raise UserError(NOT_NUMBERS)
+                raise NotNumbersError
             yield int(token)
             if token == self.eos_id:
                 return

@@ -155,7 +155,7 @@ Exported from transformer-jax for [CTranslate2](https://opennmt.net/CTranslate2)
 
 ## Use
 
-Needs `pip install ctranslate2{packages_of(snippet)}`.
+Needs `pip install ctranslate2{packages_of(snippet.imports)}`.
 
 ```python
 {imports}

@@ -49,7 +49,7 @@ from transformer_jax.interop.reading import (
     unlike,
     whole,
 )
-from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, imports_of
+from transformer_jax.interop.snippets import FOLDER, ONE_LIMIT, imports_of, packages_of
 from transformer_jax.nn import ModelConfig
 from transformer_jax.system import UserError
 from transformer_jax.system.files import new_folder
@@ -252,8 +252,9 @@ def _readme(model: Seq2SeqModel[Any], architecture: str) -> str:
     chosen = f"texts[start : start + {decoding.batch_size}]"
     batch = chosen if normalization == "text" else f"[{normalization} for text in {chosen}]"
     # generation_config.json has no field for a limit that depends on the source.
-    imports = "".join(f"{line}\n" for line in imports_of(normalization))
-    packages = "transformers torch sentencepiece" + " regex" * ("import regex" in imports)
+    lines = imports_of(normalization)
+    imports = "".join(f"{line}\n" for line in lines)
+    packages = "transformers torch sentencepiece" + packages_of(lines)
     length = f'batch["input_ids"].shape[1] + {decoding.max_extra_tokens}'
     limit = "" if decoding.max_length else f", max_length=None, max_new_tokens={length}"
     if model.not_exported:

@@ -1,19 +1,20 @@
 """Files of other systems, read without running code in them or trusting their sizes and names."""
 
+import codecs
 import json
 import os
 import reprlib
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 
 from transformer_jax.system import UserError
+from transformer_jax.system.files import parse_json
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -63,24 +64,13 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     """
     content = read_bytes(folder, name, _LARGEST_JSON)
     try:
-        values = json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_distinct)
+        values = parse_json(content.removeprefix(codecs.BOM_UTF8))
         json.dumps(values, ensure_ascii=False).encode("utf-8")  # fails for lone surrogates
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{folder / name} is not valid JSON ({error}); copy it again from its origin.") from error
     if not isinstance(values, dict):
         raise UserError(f"{folder / name} is not a JSON object; copy it again from its origin.")
     return values
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not valid JSON")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    (name, count), *_ = Counter(name for name, _ in pairs).most_common(1) or [("", 1)]
-    if count > 1:
-        raise ValueError(f"duplicate name {name!r}")
-    return dict(pairs)
 
 
 def flag(path: Path, values: Mapping[str, Any], name: str, default: bool) -> bool:

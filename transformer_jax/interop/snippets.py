@@ -1,5 +1,6 @@
 """Python code for the READMEs of exported folders: tokenization with the files there, without this package."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from transformer_jax.data.sentencepiece_tokenizers import MarianTokenizer, SentencePieceTokenizer
@@ -73,9 +74,9 @@ def imports_of(normalization: str) -> list[str]:
     return [f"import {name}" for name in ("regex", "unicodedata") if f"{name}." in normalization]
 
 
-def packages_of(snippet: Snippet) -> str:
-    """The packages that it needs, for `pip install`: each after a space."""
-    return "".join(f" {name}" for name in ("sentencepiece", "regex") if f"import {name}" in snippet.imports)
+def packages_of(imports: Sequence[str]) -> str:
+    """The packages that these lines need, for `pip install`: each after a space."""
+    return "".join(f" {name}" for name in ("sentencepiece", "regex") if f"import {name}" in imports)
 
 
 def longest_output(model: Seq2SeqModel[Any]) -> str:

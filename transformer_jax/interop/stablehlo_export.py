@@ -199,7 +199,7 @@ def _files(model: Any, exported: _Export) -> dict[str, bytes]:
 def _readme(model: Any, exported: _Export) -> str:
     snippet = tokenizer_snippet(model, pieces=False)
     imports = "".join(f"{line}\n" for line in sorted({*snippet.imports, "import sys"}))
-    packages = "jax flatbuffers numpy" + packages_of(snippet)
+    packages = "jax flatbuffers numpy" + packages_of(snippet.imports)
     setup = "".join(f"\n{line}" for line in snippet.setup)
     notes = "".join(f"\n\n{note}" for note in exported.notes)
     return f"""# {model.settings.title}, as StableHLO

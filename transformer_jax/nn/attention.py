@@ -57,8 +57,7 @@ def dot_product_attention(
         ValueError: if `implementation` is unknown, or does not support these arguments.
     """
     mask = None if mask is None else _checked(mask)
-    if not 0 <= dropout_rate <= 0.99:
-        raise ValueError(f"dropout_rate is {dropout_rate}, but must be from 0 to 0.99.")
+    _check_rate("dropout_rate", dropout_rate)
     drops = dropout_key is not None and dropout_rate > 0.0
     if implementation == "cudnn":
         if drops:
@@ -69,7 +68,7 @@ def dot_product_attention(
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("BTNH,BSNH->BNTS", query * scale, key, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(_checked(mask), scores, MASKED)
+        scores = jnp.where(mask, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     if drops:
         weights = dropout(weights, dropout_rate, dropout_key)
@@ -104,6 +103,11 @@ def _checked(mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
     if mask.dtype != bool:
         raise TypeError(f"mask is {mask.dtype}, but must be bool: True where a query may attend to a key.")
     return mask
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not 0 <= rate <= 0.99:
+        raise ValueError(f"{name} is {rate}, but must be from 0 to 0.99.")
 
 
 def split_heads(x: Float[Array, "*batch D"], num_heads: int) -> Float[Array, "*batch {num_heads} H"]:
@@ -141,8 +145,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     Raises:
         ValueError: if `rate` is not from 0 to 0.99.
     """
-    if not 0 <= rate <= 0.99:
-        raise ValueError(f"dropout rate is {rate}, but must be from 0 to 0.99.")
+    _check_rate("dropout rate", rate)
     threshold = round(rate * 256)
     if key is None or threshold == 0:
         return x

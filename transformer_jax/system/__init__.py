@@ -71,6 +71,13 @@ class LineError(UserError):
         return LineError(number, *self._parts)
 
 
+class NotNumbersError(UserError):
+    """The outputs of a model are NaN."""
+
+    def __init__(self) -> None:
+        super().__init__("The model's probabilities are not numbers; its parameters must be damaged.")
+
+
 @dataclass(frozen=True)
 class Range:
     """Numbers from `least` to `most`, both included, strictly between `above` and `below`, or equal to `also`.

@@ -10,6 +10,7 @@ import os
 import secrets
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -202,10 +203,10 @@ def parse_json(content: bytes) -> Any:
         raise ValueError(f"{name} is not JSON")
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            raise ValueError("a name occurs twice in one object")
-        return values
+        (name, count), *_ = Counter(name for name, _ in pairs).most_common(1) or [("", 1)]
+        if count > 1:
+            raise ValueError(f"a name occurs twice in one object: {name!r}")
+        return dict(pairs)
 
     try:
         return json.loads(content.decode("utf-8"), parse_constant=refuse, object_pairs_hook=distinct)
@@ -340,3 +341,32 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed, without waiting; whether no other program has, or its disk has no locks.
+
+    Raises:
+        OSError: if the disk fails.
+    """
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # EBADF: network file systems lock only what is open for writing.
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF):
+            raise
+    return True
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import as_path, os_errors, sync_folder
+from transformer_jax.system.files import as_path, is_at, os_errors, sync_folder, try_lock
 
 
 class Output:
@@ -96,14 +96,13 @@ class Output:
             return os.fdopen(os.open(self._target, os.O_WRONLY), "wb")
         assert isinstance(self._unfinished, Path)
         old = self._target.stat() if self._target.exists() else None
-        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         # Nobody may read what will be private.
         descriptor = os.open(self._unfinished, flags, 0o666 if old is None else 0o600)
         stream = os.fdopen(descriptor, "wb")
         try:
-            _lock(descriptor)
-            found = os.fstat(descriptor)
-            if found.st_size or not self._unfinished.exists() or not os.path.samestat(found, self._unfinished.stat()):
+            _require_lock(descriptor)
+            if os.fstat(descriptor).st_size or not is_at(descriptor, self._unfinished):
                 # Between opening and locking, another command has written it, or renamed it to its output.
                 raise OSError(errno.EBUSY, "another command has just written it")
             if old is not None:
@@ -173,7 +172,7 @@ def _require_unused(path: Path) -> None:
         return
     if path.is_file():
         with path.open("rb") as stream:
-            _lock(stream.fileno())
+            _require_lock(stream.fileno())
     raise UserError(
         f"{path} exists, perhaps with what a command wrote before it was interrupted; move it away or delete it."
     )
@@ -193,21 +192,14 @@ def _descriptor(path: Path) -> int | None:
     return None
 
 
-def _lock(descriptor: int) -> None:
+def _require_lock(descriptor: int) -> None:
     """Keep other commands from writing the same file, as long as it is open.
 
     Raises:
         OSError: if another one writes it.
     """
-    if os.name == "posix":
-        import fcntl
-
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(errno.EBUSY, "another command is writing it") from error
-        except OSError:  # a disk without locks
-            return
+    if not try_lock(descriptor):
+        raise OSError(errno.EBUSY, "another command is writing it")
 
 
 def _move(source: Path, target: Path) -> None:

@@ -1,7 +1,6 @@
 """One owner of a folder at a time, on shared disks and in buckets too."""
 
 import contextlib
-import errno
 import itertools
 import json
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import AnyPath, os_errors, write_atomically
+from transformer_jax.system.files import AnyPath, is_at, os_errors, try_lock, write_atomically
 from transformer_jax.system.runtime import show_error
 
 OWNER_FILE = "owner.json"
@@ -171,32 +170,16 @@ class Ownership:
         if not isinstance(self._path, Path) or os.name != "posix":
             yield True
             return
-        import fcntl
-
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self._path, os.O_RDWR)
         except FileNotFoundError:
             yield False
             return
         try:
-            is_locked = True
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                is_locked = False
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-                    raise
-            yield is_locked and self._is_at(descriptor)
+            # The file is replaced by renaming, so that a lock may be on one that is gone.
+            yield try_lock(descriptor) and is_at(descriptor, self._path)
         finally:
             os.close(descriptor)
-
-    def _is_at(self, descriptor: int) -> bool:
-        """Whether this is still the file: it is replaced by renaming, so that a lock may be on one that is gone."""
-        try:
-            return os.path.samestat(os.fstat(descriptor), os.stat(self._path))
-        except FileNotFoundError:
-            return False
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_SECONDS):

@@ -19,10 +19,9 @@ import ml_collections
 
 from transformer_jax.config import Config, from_config_dict
 from transformer_jax.data.pipeline import Position, Prefetched
-from transformer_jax.decoding.search import NOT_NUMBERS
 from transformer_jax.nn.losses import Batch, Params
 from transformer_jax.sharding import shard_batch, standard_numerics
-from transformer_jax.system import UserError, distributed
+from transformer_jax.system import NotNumbersError, UserError, distributed
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.system.runtime import show
 from transformer_jax.tasks import model_folder
@@ -311,9 +310,7 @@ def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Pro
     started = time.monotonic()
     try:
         evaluation = run.evaluator(params_to_evaluate(state), final=False)
-    except UserError as error:
-        if str(error) != NOT_NUMBERS:
-            raise
+    except NotNumbersError as error:
         # Finite parameters may be so large that what the model computes is not.
         raise UserError(
             f"The model's probabilities became NaN by step {step:,}; {_REMEDY}, and train in another --workdir."

@@ -141,7 +141,7 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
     """
     if not has_begun(workdir):
         return read_origin(config)
-    _read_identity(workdir)  # of a later release, everything else may differ too
+    identity = _read_identity(workdir)  # first: of a later release, everything else may differ too
     before = upgraded(_read_json(workdir / "config.json"))
     if not isinstance(before, dict):
         raise UserError(f"{workdir / 'config.json'} is not the config of a run; choose another --workdir.")
@@ -154,7 +154,7 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
                 f"{workdir} holds a run with config.{name}={value!r}, not {now!r}; "
                 "choose another --workdir, or delete that one."
             )
-    tokenizer_files = _read_tokenizer(workdir)
+    tokenizer_files = _read_tokenizer(workdir, {} if identity is None else identity["tokenizer"])
     if not config.init_from:
         return Origin(config.model, tokenizer_files=tokenizer_files)
     path = workdir / ORIGIN_FILE
@@ -172,16 +172,15 @@ def _stored_origin(config: Config, values: Any, tokenizer_files: dict[str, bytes
     return Origin(model, settings, tokenizer_files)
 
 
-def _read_tokenizer(workdir: AnyPath) -> dict[str, bytes]:
-    """The files of the run's tokenizer, compared with their checksums."""
+def _read_tokenizer(workdir: AnyPath, checksums: Mapping[str, str]) -> dict[str, bytes]:
+    """The files of the run's tokenizer, compared with their SHA-256."""
     folder = workdir / "tokenizer"
     try:
         with os_errors(workdir):
             files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
-    known = (_read_identity(workdir) or {}).get("tokenizer", {})
-    for name, checksum in known.items():
+    for name, checksum in checksums.items():
         if name not in files or hashlib.sha256(files[name]).hexdigest() != checksum:
             state = "damaged or of another vocabulary" if name in files else "missing"
             raise UserError(f"{folder / name} is {state}; put back the one of this run, or choose another --workdir.")

@@ -12,10 +12,9 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.data.readers import is_blank
 from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
 from transformer_jax.decoding.scheduler import batches_by_length, padded
-from transformer_jax.decoding.search import NOT_NUMBERS
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
-from transformer_jax.system import LineError, Positive, UserError, check_fields
+from transformer_jax.system import LineError, NotNumbersError, Positive, UserError, check_fields
 from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, TEXT_AND_LABEL
 from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
 
@@ -52,7 +51,7 @@ class Predictor:
         for chosen, found in spread(ask, batches, params):
             probabilities[chosen] = found
         if not np.isfinite(probabilities).all():
-            raise UserError(NOT_NUMBERS)
+            raise NotNumbersError
         return probabilities
 
 

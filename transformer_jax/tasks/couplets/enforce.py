@@ -13,7 +13,7 @@ from transformer_jax.data import EOS, PAD, UNK
 from transformer_jax.data.tokenizers import CharTokenizer, Tokenizer
 from transformer_jax.decoding import LogitsProcessor
 from transformer_jax.system import UserError
-from transformer_jax.tasks.couplets.rules import Rules, asked_tones, characters, first_places, is_mark, places_of, tone
+from transformer_jax.tasks.couplets.rules import Rules, asked_tones, characters, first_places, is_mark, plain, tone
 
 _NUM_SPECIAL = 4
 
@@ -112,7 +112,8 @@ def make_plan(upper: str, rules: Rules, tokenizer: Tokenizer, vocabulary: Vocabu
 
     They are given up in the order of `GIVEN_UP_FIRST`; one that turns out to cost nothing is taken back.
     """
-    places = places_of(upper)
+    shown = characters(upper)
+    places = list(map(plain, shown))
     tokens = np.array([ids[0] if len(ids) == 1 else UNK for ids in tokenizer.encode_batch(places)], np.int32)
     gave_up: list[str] = []
     held = rules
@@ -139,7 +140,7 @@ def make_plan(upper: str, rules: Rules, tokenizer: Tokenizer, vocabulary: Vocabu
         needs=needs,
     )
     forced = line.marks[: _end_of_marks(places)].tolist() if held.is_hard("punctuation") else []
-    return Plan(characters(upper), line, tuple(forced), tuple(name for name in Weights._fields if name in gave_up))
+    return Plan(shown, line, tuple(forced), tuple(name for name in Weights._fields if name in gave_up))
 
 
 def satisfiable(

@@ -34,7 +34,12 @@ class Fit(NamedTuple):
 
 def without_spaces(line: str) -> str:
     """A line without white space of any kind, and without what is invisible, as `rules.characters` has it."""
-    return "".join(characters("".join(line.split())))
+    return "".join(_visible(line))
+
+
+def _visible(line: str) -> list[str]:
+    """The `rules.characters` of a line that are no white space."""
+    return characters("".join(line.split()))
 
 
 def read_couplets(upper_path: str | AnyPath, lower_path: str | AnyPath) -> list[Couplet]:
@@ -69,7 +74,7 @@ def leave_out_unfit(couplets: Iterable[Couplet], blocklist: Iterable[str] = ()) 
     fit: list[Couplet] = []
     blank = unequal = blocked = 0
     for upper, lower in couplets:
-        above, below = (characters("".join(line.split())) for line in (upper, lower))
+        above, below = _visible(upper), _visible(lower)
         upper, lower = "".join(above), "".join(below)
         if not above or not below:
             blank += 1
