@@ -106,10 +106,9 @@ def test_without_a_sound_one_nothing_starts_anew(two, tmp_path):
 def test_a_damaged_one_is_replaced_when_the_run_comes_to_its_step_again(two, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(two, folder)
-    (folder / "2" / "checksums.json").write_bytes(b"{}")
     (folder / "protected.json").write_bytes(b"\xff")
+    # With its checksums in place: where Orbax itself meets the damage, it leaves other reads behind.
     damage(next(path for path in (folder / "2" / "state" / "d").iterdir()), "flip")
-    (folder / "2" / "checksums.json").unlink()
     with Checkpoints(folder, keep=3) as checkpoints:
         assert checkpoints.restore_newest(LIKE, print)[1]["step"] == 1
         assert checkpoints.steps() == [1]

@@ -49,6 +49,10 @@ _FORMER_NAMES = {"ema_params": "average"}
 class DamagedCheckpoint(UserError):
     """A checkpoint that is missing, or not as it was written."""
 
+    def __init__(self, finding: str, remedy: str) -> None:
+        super().__init__(f"{finding}; {remedy}.")
+        self.finding = finding
+
 
 class Checkpoints:
     """The checkpoints of one run, in folders named by step.
@@ -158,10 +162,6 @@ class Checkpoints:
             steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
         return [step for step in steps if step not in self._damaged_steps]
 
-    def latest(self) -> int | None:
-        """The last of `steps()`, or None."""
-        return max(self.steps(), default=None)
-
     def restore_newest(
         self, abstract_state: PyTree, report: Callable[[str], None]
     ) -> tuple[PyTree, dict[str, JSON]] | None:
@@ -183,7 +183,7 @@ class Checkpoints:
                 return self.restore(step, abstract_state)
             except DamagedCheckpoint as error:
                 self._damaged_steps.add(step)
-                report(str(error))
+                report(f"{error.finding}; an earlier one is used.")
         if steps:
             raise UserError(
                 f"{self._folder} has no sound checkpoint, all are damaged ({', '.join(map(str, steps))}); "
@@ -350,7 +350,7 @@ class Checkpoints:
     def _stored(self, step: int) -> Any:
         if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
-            raise DamagedCheckpoint(f"{self._folder} has no checkpoint of step {step}; it has: {known}.")
+            raise DamagedCheckpoint(f"{self._folder} has no checkpoint of step {step}", f"it has: {known}")
         # Before Orbax reads anything, so that it follows no link.
         damage = find_damage(self._folder / str(step)) if distributed.is_main() else None
         if (damage := distributed.broadcast(damage)) not in (None, NO_CHECKSUMS):
@@ -378,9 +378,8 @@ class Checkpoints:
             raise self._damaged(step, type(error).__name__) from error
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpoint:
-        return DamagedCheckpoint(
-            f"{self._folder / str(step)} can't be read as a checkpoint ({reason}); earlier ones are not affected."
-        )
+        finding = f"{self._folder / str(step)} can't be read as a checkpoint ({reason})"
+        return DamagedCheckpoint(finding, "delete that folder to resume from the checkpoint before")
 
 
 class _Preservation:
