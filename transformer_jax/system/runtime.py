@@ -13,7 +13,9 @@ import platform
 import signal
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -186,6 +188,23 @@ def printable(text: str) -> str:
     return "".join(
         each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode("ascii") for each in text
     )
+
+
+@cache  # one hook for a process
+def silence_closed_loops() -> None:
+    """From now on, show nothing of the writes that TensorStore has not ended when another of the same save fails.
+
+    Orbax raises the first failure and closes its asyncio loop; each of the others would print a traceback or a warning.
+    """
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def stdout_bytes(content: bytes) -> None:

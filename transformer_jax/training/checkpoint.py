@@ -29,6 +29,7 @@ from transformer_jax.system.files import (
     write_atomically,
     write_checksums,
 )
+from transformer_jax.system.runtime import silence_closed_loops
 from transformer_jax.training.step import JSON, leaves_by_name, require_same
 
 Result = TypeVar("Result")
@@ -285,6 +286,7 @@ class Checkpoints:
         # Slow to import, and a new run needs it only when it first saves.
         from orbax.checkpoint import v1 as ocp
 
+        silence_closed_loops()
         # It logs the errors that it raises, too, in hundreds of lines.
         logger, is_by_another = logging.getLogger("absl"), lambda record: "orbax" not in Path(record.pathname).parts
         logger.addFilter(is_by_another)
