@@ -91,8 +91,11 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
                     raise UserError(f"config.{path} is now {now}; set it there.")
                 raise UserError(f"config.{path} is not a field; docs/configuration.md lists all fields.")
             group = group[part]
-        if "=" not in override and not isinstance(group, bool):
-            next(remaining, None)  # its value
+        if "=" in override or isinstance(group, bool):
+            continue
+        value = next(remaining, "--")
+        if value.startswith(("--", "-config.")):
+            raise UserError(f"config.{path} has no value; write --config.{path}=VALUE.")
     argv = ["train.py", *overrides]
     try:
         holder = config_flags.DEFINE_config_dict("config", config, sys_argv=argv)

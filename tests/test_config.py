@@ -148,7 +148,7 @@ def test_the_config_of_a_run_is_read_back(tmp_path):
     assert read_config(str(path)) == config
 
 
-@pytest.mark.parametrize("content", ["{", '{"seed": "x"}', "[]", '{"sed": 1}'])
+@pytest.mark.parametrize("content", ["{", '{"seed": "x"}', "[]", '{"sed": 1}', "[" * 100_000])
 def test_a_broken_config_of_a_run_is_told(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content)

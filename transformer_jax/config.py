@@ -1,7 +1,6 @@
 """The configuration of an experiment: frozen dataclasses, and their conversion from ml_collections and JSON."""
 
 import dataclasses
-import json
 import runpy
 from collections.abc import Mapping
 from copy import deepcopy
@@ -28,7 +27,7 @@ from transformer_jax.system import (
     UserError,
     check_fields,
 )
-from transformer_jax.system.files import as_path, os_errors
+from transformer_jax.system.files import as_path, os_errors, parse_json
 from transformer_jax.task_groups import moved_fields, task_groups
 
 
@@ -266,7 +265,7 @@ def read_config(argument: str) -> Config:
     try:
         with os_errors(path):
             content = path.read_bytes()
-        values = json.loads(content.decode("utf-8"))
+        values = parse_json(content)
     except (OSError, ValueError) as error:
         raise UserError(f"{argument} is not the config of a run ({error}); name the one in a work folder.") from error
     return config_from_dict(upgraded(values), argument)

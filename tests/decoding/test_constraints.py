@@ -46,7 +46,7 @@ def test_forbid_tokens():
 
 
 def test_forbid_sequences_equals_a_plain_search():
-    sequences = ((3,), (1, 2), (2, 2, 1), (1, 1, 1, 1))
+    sequences = ((3,), (1, 2), (2, 2, 1), (1, 2), (1, 1, 1, 1), (2,) * 9, (1,) * 100_000)
     processor, num_forbidden = jax.jit(forbid_sequences(sequences)), 0
     rng = np.random.default_rng(3)
     for step in range(9):

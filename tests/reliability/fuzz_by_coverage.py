@@ -5,7 +5,9 @@
 Coverage of the package, and what is compared in it, guide the mutation of the target's seeds.
 """
 
+import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -26,7 +28,16 @@ def main() -> None:
         words = ("".join(f"\\x{byte:02x}" for byte in word) for word in target.words)
         dictionary.write_text("".join(f'"{word}"\n' for word in words))
         options = [*options, f"-dict={dictionary}", f"-artifact_prefix={folder}/", str(corpus)]
-        atheris.Setup([sys.argv[0], *options], lambda content: one_sentence(target, content))
+
+        def run(content: bytes) -> None:
+            try:
+                one_sentence(target, content)
+            except BaseException:
+                print(f"input: {content!r}", file=sys.stderr)
+                traceback.print_exc()
+                os._exit(1)  # libFuzzer, which would stop the threads of JAX first, may be killed by its own timer
+
+        atheris.Setup([sys.argv[0], *options], run)
         atheris.Fuzz()
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +178,7 @@ def test_a_thousand_with_pruning_leave_one(tmp_path):
 @pytest.mark.soak
 def test_memory_stays_flat_over_a_thousand_checkpoints(tmp_path):
     def resident():
-        return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
 
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in range(1, 1001):

@@ -1,8 +1,10 @@
 """What a person names as output is written as it is, and output that fails ends nothing but what needs it."""
 
+import contextlib
 import json
 import os
 import shlex
+import socket
 import stat
 import subprocess
 import sys
@@ -103,16 +105,22 @@ def test_what_cannot_be_written_is_known_before(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"old")
     (tmp_path / "loop").symlink_to("loop")
-    for name in ("folder", "no/out", "file/out", "loop"):
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listening:
+        listening.bind(str(tmp_path / "socket"))
+    for name in ("folder", "no/out", "file/out", "loop", "socket", "new/", "file/", "no/.", "folder/.."):
         with pytest.raises(UserError, match="cannot be written"):
-            Output(str(tmp_path / name))
+            Output(f"{tmp_path}/{name}")
     with pytest.raises(UserError, match="is empty"):
         Output("")
+    with pytest.raises(UserError, match="NUL"):
+        Output(f"{tmp_path}/a\0b")
+    with (tmp_path / "file").open("rb") as stream, pytest.raises(UserError, match="Bad file descriptor"):
+        Output(f"/dev/fd/{stream.fileno()}")
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)  # root may write all
         with pytest.raises(UserError, match="Permission denied"):
             Output(str(tmp_path / "file"))
-    assert names(tmp_path) == ["file", "folder", "loop"]
+    assert names(tmp_path) == ["file", "folder", "loop", "socket"]
     assert (tmp_path / "file").read_bytes() == b"old"
 
 

@@ -93,12 +93,25 @@ def test_an_owner_elsewhere_that_lives_stays(tmp_path):
     assert owner_file(tmp_path)["beats"] == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_an_unreadable_file_locks_nobody_out(tmp_path, content):
     (tmp_path / "owner.json").write_bytes(content)
     owner = Ownership(tmp_path)
     owner.acquire()
     owner.release()
+
+
+@pytest.mark.parametrize("kind", ["link to nothing", "link", "folder", "pipe"])
+def test_what_is_no_file_is_named(tmp_path, kind):
+    path = tmp_path / "owner.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "none" if kind == "link to nothing" else __file__)
+    with pytest.raises(UserError, match=r"owner\.json is a link or not a file; delete it\.$"):
+        Ownership(tmp_path).acquire()
 
 
 def test_whoever_loses_a_folder_finds_out(tmp_path):

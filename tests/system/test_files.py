@@ -212,6 +212,12 @@ def test_what_is_no_file_is_damage(summed, tmp_path_factory, entry):
     assert find_damage(summed) == "inner/strange is a link or not a file"
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_checksum_of_what_cannot_be_a_file_is_damage(summed, name):
+    (summed / "checksums.json").write_text(json.dumps({name: ""}))
+    assert find_damage(summed) == "checksums.json has a name that no file can have"
+
+
 @pytest.mark.parametrize("name", ["../a", "/dev/zero", "inner/../../a"])
 def test_no_checksum_is_computed_outside_of_the_folder(summed, name):
     (summed / "checksums.json").write_text(json.dumps({name: ""}))

@@ -55,9 +55,10 @@ def test_signatures_say_what_was_counted():
 @pytest.mark.parametrize(
     ("language", "tokenizer"),
     [
-        *((code, "zh") for code in ("zh", "zh-CN", "zh_TW", "ZH", "cmn", "zho_Hant", "yue")),
+        *((code, "zh") for code in ("zh", "zh-CN", "zh_TW", "ZH", "cmn", "zho_Hant", "yue", "cdo", "zh.UTF-8")),
+        *((code, "zh") for code in (">>cmn_Hans<<", "<2zh>", "__zh__")),
         *((code, "char") for code in ("th", "km-KH")),
-        *((code, "13a") for code in ("", "en", "pt-BR", "de", "hi")),
+        *((code, "13a") for code in ("", "en", "pt-BR", "de", "hi", "?")),
     ],
 )
 def test_bleu_follows_the_target_language(language, tokenizer):

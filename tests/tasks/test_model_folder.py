@@ -188,6 +188,10 @@ def write(name, data):
     return lambda folder: (folder / name).write_bytes(data)
 
 
+def in_file(name, change):
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
 def truncate(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
@@ -211,6 +215,8 @@ BROKEN = {
     "config is a list": (write("config.json", b"[]"), ["config.json", "format_version"]),
     "config has NaN": (write("config.json", b'{"format_version": NaN}'), ["config.json", "NaN"]),
     "later version": (in_config(lambda c: c.update(format_version=3)), ["format_version 3"]),
+    "version is true": (in_config(lambda c: c.update(format_version=True)), ["format_version True"]),
+    "version is 2.0": (in_config(lambda c: c.update(format_version=2.0)), ["format_version 2.0"]),
     "of another system": (
         write("config.json", b'{"model_type": "marian"}'),
         ["format_version", "transformer-jax import"],
@@ -242,6 +248,11 @@ BROKEN = {
         in_config(lambda c: c["settings"].update(bad_words=[[-5]])),
         ["settings.bad_words", "(-5,)"],
     ),
+    "endless bad words": (
+        in_config(lambda c: c["settings"].update(bad_words=[[3] * 100_000] * 3)),
+        ["settings.bad_words has 3 sequences of up to 100,000 tokens"],
+    ),
+    "a surrogate": (in_config(lambda c: c["sha256"].update({"\ud800": "0"})), ["sha256 names '\\ud800'"]),
     "no sums": (in_config(lambda c: c.update(sha256={})), ["sha256", "model.safetensors"]),
     "file elsewhere": (in_config(lambda c: c["sha256"].update({"../x": "0"})), ["'../x'", "this folder"]),
     "another vocabulary": (in_vocabulary(swap_last), ["characters.txt", "another vocabulary"]),
@@ -253,7 +264,13 @@ BROKEN = {
     "tensor is missing": (in_weights(lambda t: t.pop(TABLE)), [TABLE, "no tensor"]),
     "tensor is unknown": (in_weights(lambda t: t.update(more=t[TABLE])), ["unknown tensor more"]),
     "tensor is cut": (in_weights(lambda t: t.update({TABLE: t[TABLE][1:]})), [TABLE, "(14, 8)", "(15, 8)"]),
-    "tensor is float64": (in_weights(lambda t: t.update({TABLE: t[TABLE].astype(np.float64)})), [TABLE, "float64"]),
+    "tensor is float64": (in_weights(lambda t: t.update({TABLE: t[TABLE].astype(np.float64)})), [TABLE, "F64"]),
+    "weights have more": (in_file("model.safetensors", lambda data: data + b"x"), ["model.safetensors is larger than"]),
+    "weights are endless": (lambda f: os.truncate(f / "model.safetensors", 2**42), ["model.safetensors is larger"]),
+    "header is too deep": (
+        write("model.safetensors", (10**5).to_bytes(8, "little") + b"[" * 10**5),
+        ["model.safetensors", "damaged in its header"],
+    ),
 }
 
 

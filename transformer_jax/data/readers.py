@@ -22,9 +22,11 @@ _PIECE = 1 << 20
 _CHUNK = 1024
 LONGEST_LINE = 1 << 24
 """Bytes that a line of `iterate_lines` may have."""
-# Unicode's own list of characters that show nothing, besides white space, controls and formats; U+2800 is the blank of
-# Braille.
-_VISIBLE = regex.compile(r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]")
+# Unicode's own list of characters that show nothing, besides white space, controls and formats other than the Arabic
+# signs above numbers and the like; U+2800 is the blank of Braille.
+_VISIBLE = regex.compile(
+    r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]|\p{Prepended_Concatenation_Mark}"
+)
 _LINE_ENDS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 _MOST_READ_FOR_DIGEST = 200_000  # records, which takes about 5 s; of more, a sample is read
 _SAMPLED_FOR_DIGEST = 4096

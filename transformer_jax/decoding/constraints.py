@@ -62,30 +62,27 @@ def forbid_sequences(sequences: Sequence[Sequence[int]]) -> LogitsProcessor:
     Raises:
         UserError: if a sequence is empty, or a token is not an id.
     """
-    sequences = [_token_ids(sequence) for sequence in sequences]
-    if not all(sequences):
+    distinct = dict.fromkeys(map(_token_ids, sequences))
+    if () in distinct:
         raise UserError("A sequence to forbid is empty; give each at least one token.")
-    forbid_singles = forbid_tokens([sequence[0] for sequence in sequences if len(sequence) == 1])
-    # One array per length keeps the program small, however many sequences there are.
-    longer = [
-        np.array([sequence for sequence in sequences if len(sequence) == length], np.int32)
-        for length in sorted({len(sequence) for sequence in sequences} - {1})
-    ]
+    forbid_singles = forbid_tokens([sequence[0] for sequence in distinct if len(sequence) == 1])
 
     def process(
         history: Int[Array, "B K L"], step: Int[Array, ""], log_probs: Float[Array, "B K V"]
     ) -> Float[Array, "B K V"]:
         log_probs = forbid_singles(history, step, log_probs)
-        for table in longer:
-            before, last = table[:, :-1], table[:, -1]
-            num_before = before.shape[1]
-            completes: Bool[Array, "B K W"] = jnp.broadcast_to(step >= num_before, (*history.shape[:2], len(table)))
-            for offset in range(num_before):
-                recent = jnp.take(history, step - num_before + offset, axis=2, mode="clip")
-                completes &= recent[..., None] == before[:, offset]
-            forbidden = jnp.zeros(log_probs.shape, bool).at[:, :, last].max(completes)
-            log_probs = jnp.where(forbidden, -jnp.inf, log_probs)
-        return log_probs
+        longer = [sequence for sequence in distinct if 1 < len(sequence) <= history.shape[2] + 1]
+        if not longer:
+            return log_probs
+        # One table keeps the program small, however many sequences there are: -1 stands where one is shorter.
+        num_before = max(map(len, longer)) - 1
+        before = np.array([[-1] * (num_before + 1 - len(sequence)) + [*sequence[:-1]] for sequence in longer], np.int32)
+        last = np.array([sequence[-1] for sequence in longer], np.int32)
+        places = step - num_before + jnp.arange(num_before)
+        recent = jnp.where(places >= 0, jnp.take(history, places, axis=2, mode="clip"), -2)
+        completes: Bool[Array, "B K W"] = ((recent[:, :, None] == before) | (before == -1)).all(-1)
+        forbidden = jnp.zeros(log_probs.shape, bool).at[:, :, last].max(completes)
+        return jnp.where(forbidden, -jnp.inf, log_probs)
 
     return process
 

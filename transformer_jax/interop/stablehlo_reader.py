@@ -177,9 +177,10 @@ def _read_signature(path: Path) -> dict[str, Any]:
         raise ExportError(f"{path} is not valid JSON; copy the folder again from its origin.") from error
     if not isinstance(signature, dict) or signature.get("format") != FORMAT:
         raise ExportError(f"{path} does not describe an export of transformer-jax; name another folder.")
-    if signature.get("format_version") != FORMAT_VERSION:
+    version = signature.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ExportError(
-            f"{path} has format_version {signature.get('format_version')!r}, but this reader reads {FORMAT_VERSION}; "
+            f"{path} has format_version {version!r}, but this reader reads {FORMAT_VERSION}; "
             "use the reader of the release that wrote it."
         )
     kind = signature.get("kind", "")

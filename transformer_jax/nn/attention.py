@@ -100,7 +100,7 @@ def _checked(mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
     Raises:
         TypeError: if it is not.
     """
-    if jnp.result_type(mask) != bool:
+    if jnp.result_type(mask) != jnp.bool_:
         raise TypeError(f"mask is {jnp.result_type(mask)}, but must be bool: True where a query may attend to a key.")
     return mask
 

@@ -28,6 +28,10 @@ class UserError(Exception):
     exit with status 2.
     """
 
+    def __init__(self, message: str) -> None:
+        """The message becomes one line, whatever characters the name of a file or field has."""
+        super().__init__(" ".join(message.splitlines()))
+
 
 class FieldError(UserError):
     """A field that is out of its range, of the wrong type, or contradicts another."""

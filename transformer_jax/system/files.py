@@ -30,11 +30,13 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
     """A local path, in which a leading `~` is the home folder, or one in Google Cloud Storage, gs://bucket/folder.
 
     Raises:
-        UserError: for an empty name or other storage, or if the package for Google's is not installed.
+        UserError: for an empty name, one with NUL or other storage, or if the package for Google's is not installed.
     """
     name = os.fspath(path)
     if not name:
         raise UserError("The name of a file or folder is empty; name one.")
+    if "\0" in name:
+        raise UserError(f"{name!r} has a NUL character, which no name of a file has; name another one.")
     scheme, separator, _ = name.partition("://")
     if not separator:
         return Path(name).expanduser() if name.startswith("~") and _has_home(name) else Path(name)
@@ -137,6 +139,8 @@ def find_damage(folder: AnyPath) -> str | None:
                 return f"{name} is not as it was written"
         except OSError as error:
             return f"{name} can't be read: {error.strerror}"
+        except ValueError:
+            return f"{CHECKSUMS_FILE} has a name that no file can have"
     return None
 
 
@@ -161,13 +165,14 @@ def _files_below(folder: AnyPath, prefix: str = "") -> Iterator[str]:
             yield prefix + entry.name
 
 
-def read_untrusted(folder: AnyPath, name: str, limit: int | None = None) -> bytes:
+def read_untrusted(folder: AnyPath, name: str, limit: int | None = None, *, is_whole: bool = True) -> bytes:
     """The content of a file directly in `folder`, which may come from a stranger.
 
     Args:
         folder: the folder; may itself be a link.
         name: of the file.
         limit: largest size in bytes; default: any.
+        is_whole: whether to refuse a larger file; else at most `limit` bytes of it are read.
 
     Raises:
         UserError: if the file is missing, a link out of the folder, not a regular file, too large or unreadable.
@@ -182,7 +187,7 @@ def read_untrusted(folder: AnyPath, name: str, limit: int | None = None) -> byte
             if path.exists() and not path.is_file():
                 raise UserError(f"{path} is not a file; copy the model again from its origin.")
             with path.open("rb") as stream:
-                content: bytes = stream.read(-1 if limit is None else limit + 1)
+                content: bytes = stream.read(-1 if limit is None else limit + is_whole)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; copy the model again from its origin.") from error
     except OSError as error:

@@ -43,9 +43,11 @@ class Output:
 
     def _check(self, path: Path) -> bool:
         """Whether the path is no regular file; raises an OSError if it can't be written."""
+        if os.path.basename(self._name) in ("", ".", ".."):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         self._descriptor = _descriptor(path)
         if self._descriptor is not None:
-            os.fstat(self._descriptor)
+            os.write(self._descriptor, b"")  # fails if it is closed, or open for reading only
             return True
         self._target = path = Path(os.path.realpath(path))
         if path.is_symlink():  # to itself
@@ -55,6 +57,8 @@ class Output:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if mode is not None and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if mode is not None and stat.S_ISSOCK(mode):
+            raise OSError(errno.ENXIO, "it is a socket")
         if mode is not None and not stat.S_ISREG(mode):
             return True
         if not path.parent.is_dir():

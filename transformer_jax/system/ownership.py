@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import AnyPath, is_at, os_errors, try_lock, write_atomically
+from transformer_jax.system.files import AnyPath, is_at, os_errors, parse_json, try_lock, write_atomically
 from transformer_jax.system.runtime import show_error
 
 OWNER_FILE = "owner.json"
@@ -56,7 +57,7 @@ class Ownership:
         """Become the owner; creates the folder. Waits while it is unclear whether the present owner is alive.
 
         Raises:
-            UserError: if another program is the owner.
+            UserError: if another program is the owner, or what should be its file is none.
             OSError: if the folder can't be written.
         """
         if isinstance(self._folder, Path):
@@ -65,6 +66,8 @@ class Ownership:
             self._folder.mkdir(parents=True, exist_ok=True)
         _held.add(str(self._identity["token"]))  # before anybody can read it
         while not self._create():
+            if isinstance(self._path, Path) and not stat.S_ISREG(os.lstat(self._path).st_mode):
+                raise UserError(f"{self._path} is a link or not a file; delete it.")
             if not self._replace(self._watch()):
                 continue
             time.sleep(SETTLING_SECONDS if isinstance(self._folder, Path) else 10 * SETTLING_SECONDS)
@@ -201,7 +204,7 @@ class Ownership:
         """What the file says: None if there is none, and empty if it is unreadable, as while it is being written."""
         try:
             with os_errors(self._path):
-                owner = json.loads(self._path.read_bytes())
+                owner = parse_json(self._path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError:

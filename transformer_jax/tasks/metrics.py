@@ -2,9 +2,11 @@
 
 import importlib.util
 import math
+import re
 from collections.abc import Sequence
 
-_CHINESE = ("zh", "zho", "chi", "cmn", "yue", "wuu", "lzh", "hak", "nan", "gan", "hsn")
+# ISO 639's codes of the macrolanguage and its members.
+_CHINESE = "zh zho chi cdo cjy cmn cnp cpx csp czh czo gan hak hnm hsn luh lzh mnp nan sjc wuu yue"
 _JAPANESE, _KOREAN = ("ja", "jpn"), ("ko", "kor")
 _UNSPACED = ("th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "bo", "bod", "tib", "dz", "dzo")
 
@@ -31,14 +33,15 @@ def perplexity(total_nll: float, count: int | float) -> float:
 
 
 def bleu_tokenizer(language: str) -> str:
-    """The tokenizer of sacreBLEU for a target language, such as `zh`, `zh-CN`, `cmn_Hans` or `jpn`.
+    """The tokenizer of sacreBLEU for a target language, such as `zh`, `zh-CN`, `>>cmn_Hans<<` or `jpn`.
 
     As sacreBLEU has it: zh for Chinese, ja-mecab for Japanese, ko-mecab for Korean, 13a elsewhere. Where 13a would
     leave whole sentences unsplit, it is char: for Japanese and Korean without the packages that sacreBLEU needs for
     them (`pip install sacrebleu[ja]`, `sacrebleu[ko]`), and for Thai, Lao, Khmer, Burmese, Tibetan and Dzongkha.
     """
-    primary = language.strip().replace("_", "-").partition("-")[0].lower()
-    if primary in _CHINESE:
+    code = re.search("[a-z]+", language.lower())
+    primary = code[0] if code else ""
+    if primary in _CHINESE.split():
         return "zh"
     for languages, name, packages in (
         (_JAPANESE, "ja-mecab", ("MeCab", "ipadic")),

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ CARD_FILE = "README.md"
 
 _LARGEST_CONFIG = 16_000_000  # bytes; a hundred for each of 160,000 classes
 _LARGEST_TOKENIZER = 64_000_000
+_LARGEST_HEADER = 16_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
 _UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|```")
 """Characters that would let an untrusted title write more than a heading into READMEs."""
@@ -228,10 +230,10 @@ def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
             f"{path} has no field format_version; it does not describe a model of this package; import it first "
             "(transformer-jax import), or name another folder."
         )
-    if values["format_version"] not in READABLE_VERSIONS:
+    version = values["format_version"]
+    if type(version) is not int or version not in READABLE_VERSIONS:
         raise UserError(
-            f"{path} has format_version {values['format_version']!r}, but this release reads 1 and 2; "
-            "use the release that wrote it."
+            f"{path} has format_version {version!r}, but this release reads 1 and 2; use the release that wrote it."
         )
     for name in sorted(set(values) ^ set(_CONFIG_FIELDS)):
         if name in values:
@@ -259,7 +261,7 @@ def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
             f"{path}: sha256 must name {WEIGHTS_FILE} and, if there is a vocabulary, the tokenizer's files."
         )
     for name in sha256:
-        if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
+        if name in ("", ".", "..") or Path(name).name != name or not name.isprintable():
             raise UserError(f"{path}: sha256 names {name!r}, but must name files of this folder.")
     return _FolderConfig(values["task"], model, settings, sha256)
 
@@ -311,34 +313,47 @@ def _read_tokenizer(folder: AnyPath, config: _FolderConfig) -> TokenizerPair | N
 
 def _read_params(folder: AnyPath, config: _FolderConfig) -> Any:
     path = folder / WEIGHTS_FILE
-    content = read_untrusted(folder, WEIGHTS_FILE)
-    try:
-        tensors = safetensors.numpy.load(content)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); copy it again from its origin.") from error
+    described, start = _read_header(folder)
     decoder_layers = 0 if config.model.num_classes else config.model.num_decoder_layers
     layers = config.model.num_encoder_layers + decoder_layers
-    if layers > len(tensors):  # a number alone must not make us build layers forever
-        raise UserError(f"{path} has {len(tensors):,} tensors, too few for {layers:,} layers; copy the model again.")
+    if layers > len(described):  # a number alone must not make us build layers forever
+        raise UserError(f"{path} has {len(described):,} tensors, too few for {layers:,} layers; copy the model again.")
     try:
         _, expected = abstract_params(registered(config.task).model.model_type, config.model)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder / CONFIG_FILE}: model describes a model that cannot be built ({error}).") from error
     flat = traverse_util.flatten_dict(expected)
     names = {".".join(map(str, key)): key for key in flat}
-    for name in sorted(set(names) ^ set(tensors)):
+    for name in sorted(set(names) ^ set(described)):
         fault = "has no tensor" if name in names else "has the unknown tensor"
         raise UserError(f"{path} {fault} {name}; it does not belong to {CONFIG_FILE} beside it.")
     for name, key in names.items():
-        tensor = tensors[name]
-        if tensor.shape != flat[key].shape or tensor.dtype != np.float32:
-            raise UserError(
-                f"{path}: {name} is {tensor.dtype} {tensor.shape}, but {CONFIG_FILE} says float32 {flat[key].shape}."
-            )
+        dtype, shape = described[name]
+        if dtype != "F32" or shape != flat[key].shape:
+            raise UserError(f"{path}: {name} is {dtype} {shape}, but {CONFIG_FILE} says F32 {flat[key].shape}.")
+    content = read_untrusted(folder, WEIGHTS_FILE, start + sum(4 * math.prod(leaf.shape) for leaf in flat.values()))
+    try:
+        tensors = safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}); copy it again from its origin.") from error
     if hashlib.sha256(content).hexdigest() != config.sha256[WEIGHTS_FILE]:
         _check_unchanged(folder, config, CONFIG_FILE)
         raise UserError(f"{path} is not the file that {CONFIG_FILE} names (sha256 differs); copy it again.")
     return traverse_util.unflatten_dict({key: jax.device_put(tensors[name]) for name, key in names.items()})
+
+
+def _read_header(folder: AnyPath) -> tuple[dict[str, tuple[str, tuple[int, ...]]], int]:
+    """The dtype and shape of every tensor of the weights, and the place where the numbers begin."""
+    content = read_untrusted(folder, WEIGHTS_FILE, 8 + _LARGEST_HEADER, is_whole=False)
+    start = 8 + int.from_bytes(content[:8], "little")
+    try:
+        entries = parse_json(content[8:start])
+        entries.pop("__metadata__", None)
+        return {name: (str(entry["dtype"]), tuple(entry["shape"])) for name, entry in entries.items()}, start
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} is truncated or damaged in its header; copy it again from its origin."
+        ) from error
 
 
 def _card(model_config: ModelConfig, settings: Any, num_parameters: int, facts: Mapping[str, object]) -> str:

@@ -47,6 +47,10 @@ CHARACTERS_PER_TOKEN = 32
 """Limit of the characters of a text, per token that the model accepts."""
 
 
+MOST_BAD_WORDS = 250_000
+"""Limit of the sequences that a model never produces times the tokens of the longest: each is compared in each step."""
+
+
 @dataclass(frozen=True)
 class Seq2SeqSettings:
     """Settings of every encoder-decoder model: everything beside its sizes, vocabulary and parameters."""
@@ -99,13 +103,19 @@ class Seq2SeqModel(Generic[Settings]):
         """Put the parts together; `params` is the nested dict of `nn.split`.
 
         Raises:
-            UserError: if the settings forbid tokens that the model does not have.
+            UserError: if the settings forbid tokens that the model does not have, or too many sequences.
         """
         self.model_config = model_config
         self.params = params
         self.tokenizer = tokenizer
         self.settings = self.settings_type() if settings is None else settings
         size = model_config.target_vocab_size
+        if len(self.settings.bad_words) * max(map(len, self.settings.bad_words), default=0) > MOST_BAD_WORDS:
+            raise UserError(
+                f"settings.bad_words has {len(self.settings.bad_words):,} sequences of up to "
+                f"{max(map(len, self.settings.bad_words)):,} tokens, but at most {MOST_BAD_WORDS:,} in all may be "
+                "forbidden; drop the longest."
+            )
         for word in self.settings.bad_words:
             if not word or not all(0 <= token < size for token in word):
                 raise UserError(

@@ -24,6 +24,7 @@ from transformer_jax.system.files import (
     find_damage,
     is_remote,
     os_errors,
+    parse_json,
     reason_of,
     resolved,
     write_atomically,
@@ -43,8 +44,7 @@ _PROTECTED = "protected.json"
 _PLAIN_PATH = re.compile(r"[\w/.+=,@ -]+")  # nothing is a wildcard or an escape to Orbax and TensorStore
 _SMALLEST_SHARE = 1 << 20  # bytes
 """A replicated array is written by all its devices, a part each, unless the parts would be smaller than this."""
-_FORMER_NAMES = {"ema_params": "average"}
-"""Fields of the state that release 0.1.0 stored under another name."""
+_FORMER_NAMES = {"ema_params": "average"}  # of fields of the state, in release 0.1.0
 
 
 class DamagedCheckpoint(UserError):
@@ -99,7 +99,7 @@ class Checkpoints:
                 stored = (self._folder / _PROTECTED).read_bytes() if (self._folder / _PROTECTED).exists() else None
             if stored is not None:
                 with suppress(ValueError, KeyError, TypeError):  # damaged: the run protects its best one again
-                    self._protected = json.loads(stored)["step"]
+                    self._protected = parse_json(stored)["step"]
         except OSError as error:
             raise UserError(f"{folder} can't hold checkpoints: {error.strerror}; choose another folder.") from error
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any, cast
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import AnyPath, os_errors, write_atomically
+from transformer_jax.system.files import AnyPath, os_errors, parse_json, write_atomically
 from transformer_jax.system.runtime import Shown, show
 
 TRIALS = 3
@@ -324,7 +324,7 @@ def _cut(path: Path, step: int) -> None:
 
 def _is_of_run(line: bytes, step: int) -> bool:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         return record["step"] < step or (record["step"] == step and record.get("kind") in ("train", "nonfinite"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return False

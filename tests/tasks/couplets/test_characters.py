@@ -32,7 +32,7 @@ VARIANT = "葛\U000e0100"
 INVISIBLE = (
     "\u200b\u200c\u200d\u00ad\ufeff\u200e\u202e\u2060\x1b\x00\ufe0f\U000e0100\U000e0041\u034f\u3164\u115f\u2800\u180e"
 )
-JOINING = "\u0301\u0302\u20e3\ufe0f\u200d\U0001f1e8\U0001f1f3\u1100\u1161\u11a8\U0001f3fb\u0e33\u0d4e"
+JOINING = "\u0301\u0302\u20e3\ufe0f\u200d\U0001f1e8\U0001f1f3\u1100\u1161\u11a8\U0001f3fb\u0e33\u0d4e\u0600"
 """Tokens that become one character with a neighbour."""
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(INVISIBLE + JOINING + "春👨👩❤e \t"))

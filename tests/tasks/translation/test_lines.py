@@ -9,6 +9,7 @@ import sentencepiece
 from tests.interop.marian_folders import ENGLISH, GERMAN, sentencepiece_model
 from tests.tasks.toys import TEXTS, tiny_config, tiny_params, tiny_tokenizer
 from transformer_jax.data import SpecialTokens
+from transformer_jax.data.readers import is_blank
 from transformer_jax.data.sentencepiece_tokenizers import MarianTokenizer
 from transformer_jax.data.tokenizers import TokenizerPair, train_tokenizer
 from transformer_jax.decoding.generator import Generator, Hypothesis
@@ -113,6 +114,11 @@ def test_a_line_that_shows_nothing_is_blank(invisible, writes):
     writes([5])
     assert model.translate(["a", invisible], prefix="A") == ["A" + model.tokenizer.target.piece(5), ""]
     assert list(model.stream(invisible, prefix="A")) == []
+
+
+@pytest.mark.parametrize("sign", ["\u0600", "\u06dd", "\u070f", "\u0890", "\U000110bd"])
+def test_a_sign_that_shows_is_not_blank(sign):
+    assert not is_blank(sign)
 
 
 @pytest.fixture(scope="module")

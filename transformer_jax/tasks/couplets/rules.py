@@ -16,7 +16,7 @@ from transformer_jax.tasks.metrics import check_aligned, exact_match
 
 # What shows nothing itself, but belongs to the character before it: joiners, selectors of a variant, tags of a flag.
 _ATTACHED = r"[\p{Default_Ignorable_Code_Point}--\p{Grapheme_Cluster_Break=Control}--\p{L}]"
-_INVISIBLE = r"[[\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]--\s]"
+_INVISIBLE = r"[[\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]--[\s\p{Prepended_Concatenation_Mark}]]"
 _ATTACHED_FIRST = regex.compile(rf"(?V1)^{_ATTACHED}+")
 HIDDEN = regex.compile(rf"(?V1){_INVISIBLE}+")
 """What is invisible, but white space."""
