@@ -1,6 +1,7 @@
 """Every field and option has a range, checked when its dataclass is made."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from transformer_jax.nn.attention import (
     dropout,
     scaled_dot_product_attention,
 )
-from transformer_jax.nn.losses import chunked_cross_entropy
+from transformer_jax.nn.losses import chunked_cross_entropy, smoothed_cross_entropy
 from transformer_jax.system import UserError
 from transformer_jax.training.step import OPTIMIZERS
 
@@ -123,6 +124,54 @@ def test_a_label_of_weight_0_changes_nothing():
         assert not own_d_x[:, 3].any()
         for own, other in zip(own_d_others, d_others, strict=True):
             np.testing.assert_allclose(own, other, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "list"])
+def test_labels_of_any_integer_dtype_give_the_same_loss_and_gradient(dtype):
+    x = jax.random.normal(jax.random.key(0), (1, 4, 8))
+    table = jax.random.normal(jax.random.key(1), (400, 8))
+    values, weights = [[3, 127, 0, 5]], jnp.array([[1.0, 2.0, 1.0, 0.5]])
+
+    def losses(table, labels):
+        chunked = chunked_cross_entropy(x, table, labels, weights, 0.1)
+        return chunked, jnp.sum(weights * smoothed_cross_entropy(x @ table.T, labels, 0.1))
+
+    labels = values if dtype == "list" else np.array(values, dtype)
+    for chunked in (0, 1):
+        found, expected = (
+            jax.value_and_grad(lambda table, own: losses(table, own)[chunked])(table, own)  # noqa: B023
+            for own in (labels, jnp.array(values))
+        )
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("label", "dtype"), [(2**32 - 1, "uint32"), (2**31, "uint32"), (255, "uint8"), (127, "int8")])
+def test_a_label_beyond_the_vocabulary_is_the_last_one(label, dtype):
+    logits = jnp.arange(12.0).reshape(2, 6)
+    found, last = (smoothed_cross_entropy(logits, np.array([1, label], dtype)) for label in (label, 5))
+    np.testing.assert_array_equal(found, last)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("make", [float, np.float32, np.array, jnp.float32])
+def test_smoothing_out_of_range_is_refused_whatever_its_type(make):
+    x, table, labels, weights = jnp.ones((1, 2, 4)), jnp.ones((3, 4)), jnp.array([[1, 2]]), jnp.ones((1, 2))
+    with pytest.raises(UserError, match=r"^smoothing is 1\.5, but must be at least 0 and below 1"):
+        smoothed_cross_entropy(x @ table.T, labels, make(1.5))
+    with pytest.raises(UserError, match=r"^smoothing is 1\.5, but must be at least 0 and below 1"):
+        chunked_cross_entropy(x, table, labels, weights, make(1.5))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_become_numbers_of_python():
+    config = ModelConfig(d_model=np.int64(8), num_heads=np.uint8(2), dropout_rate=np.float32(0.5))
+    assert json.loads(json.dumps(dataclasses.asdict(config))) == dataclasses.asdict(
+        ModelConfig(d_model=8, num_heads=2, dropout_rate=0.5)
+    )
+    with pytest.raises(UserError, match="d_model is 0"):
+        ModelConfig(d_model=np.int64(0))
 
 
 def test_a_weight_that_is_not_finite_is_not_hidden():

@@ -100,8 +100,8 @@ def _checked(mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
     Raises:
         TypeError: if it is not.
     """
-    if mask.dtype != bool:
-        raise TypeError(f"mask is {mask.dtype}, but must be bool: True where a query may attend to a key.")
+    if jnp.result_type(mask) != bool:
+        raise TypeError(f"mask is {jnp.result_type(mask)}, but must be bool: True where a query may attend to a key.")
     return mask
 
 

@@ -1,12 +1,12 @@
 """Cross-entropy with label smoothing (section 5.4), and the types of loss functions."""
 
-import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from transformer_jax.sharding import ROW_AXES, constrain, gathered, platform, row_parts
@@ -45,16 +45,22 @@ def smoothed_cross_entropy(
     Raises:
         UserError: if `smoothing` is out of range, or the labels are not integers.
     """
-    _check(labels, smoothing)
+    labels = _checked(labels, smoothing)
     logits = logits.astype(jnp.float32)
     return jax.nn.logsumexp(logits, axis=-1) - _expected_logit(logits, labels, smoothing)
 
 
-def _check(labels: Int[Array, "*batch"], smoothing: float) -> None:
-    if isinstance(smoothing, numbers.Real):  # not traced
-        check_value("smoothing", smoothing, Fraction)
+def _checked(labels: Int[Array, "*batch"], smoothing: float) -> Int[Array, "*batch"]:
+    """The labels as int32, since other dtypes may not hold the size of a vocabulary."""
+    if not isinstance(smoothing, jax.core.Tracer):
+        check_value("smoothing", np.asarray(jax.device_get(smoothing)).tolist(), Fraction)
+    labels = labels if isinstance(labels, jax.Array) else jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise UserError(f"labels are {labels.dtype}, but must be integers.")
+    narrow, own = jnp.iinfo(jnp.int32), jnp.iinfo(labels.dtype)
+    if own.max > narrow.max:
+        labels = jnp.clip(labels, max(own.min, narrow.min), narrow.max)
+    return labels.astype(jnp.int32)
 
 
 def _expected_logit(
@@ -127,7 +133,7 @@ def _loss_and_grads(
     A chunk is [P, N, ...]: N tokens from each of P parts, one per shard of the rows. Each part has its own sums, so
     that devices communicate only after the loop.
     """
-    _check(labels, smoothing)
+    labels = _checked(labels, smoothing)
     batch, length, _ = x.shape
     vocab_size = table.shape[0]
     parts = row_parts(batch)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Annotated, Any, Union
 
+import numpy as np
+
 LARGEST_INT = 2**31 - 1
 """Largest number in an int32, and the largest whole number of any field without a bound of its own."""
 LARGEST_FLOAT = 3.4e38
@@ -153,12 +155,16 @@ _NUMBERS = {int: numbers.Integral, float: numbers.Real}
 def check_fields(values: object, where: Callable[[str], str] = str) -> None:
     """Refuse a dataclass with a value that is not of its field's type, or not in its range.
 
+    NumPy's numbers become Python's, which JSON can hold.
+
     Raises:
         FieldError: naming the field, called `where(name)`.
     """
     kind: Any = type(values)
     for name, hint in field_types(kind).items():
-        check_value(name, getattr(values, name), hint, where)
+        if isinstance(value := getattr(values, name), np.number):
+            object.__setattr__(values, name, value := value.item())
+        check_value(name, value, hint, where)
 
 
 def check_value(name: str, value: Any, hint: Any, where: Callable[[str], str] = str) -> None:
