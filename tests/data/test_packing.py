@@ -52,6 +52,13 @@ def test_repeated_fillings_equal_first_fit_decreasing():
     assert sorted(rows) == sorted(sorted(b) for b in bins)
 
 
+def test_examples_of_equal_lengths_come_in_the_given_order():
+    lengths = np.random.default_rng(0).integers(1, 4, (300, 2))
+    order = np.concatenate(pack_rows(lengths, 12))
+    for kind in np.unique(lengths, axis=0):
+        assert (np.diff(order[(lengths[order] == kind).all(axis=1)]) > 0).all()
+
+
 def test_full_and_fast_on_sentence_like_lengths():
     random = np.random.default_rng(0)
     source = np.clip(random.lognormal(2.7, 0.5, 30_000).astype(int), 1, 64)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.decoding import forbid_sequences, forbid_tokens, min_length, no_repeat_ngram, renormalize
+from transformer_jax.decoding.constraints import constrain
 
 V = 4
 
@@ -83,3 +84,41 @@ def test_min_length_counts_the_eos():
         assert forbidden(min_length(3, eos_id=1), history, step)[:, 0, 1].tolist() == [step < 2] * 2
         one_each = forbidden(min_length(jnp.array([1, 4]), eos_id=1), history, step)
         assert one_each[:, 0].tolist() == [[False] * V, [False, step < 3, False, False]]
+
+
+def plain_constrain(log_probs, step, max_length, min_length, prefix, forbidden, eos, pad):
+    """`constrain` for one hypothesis: what is forced, else what is allowed, else the end."""
+    allowed = log_probs.copy()
+    allowed[[*forbidden, pad]] = -np.inf
+    if step + 1 < min_length:
+        allowed[eos] = -np.inf
+    forced = eos if step + 1 >= max_length else prefix[step] if prefix[step] != pad else None
+    if forced is None and np.isfinite(allowed).any():
+        return allowed
+    forced = eos if forced is None else forced
+    only = np.full_like(log_probs, -np.inf)
+    only[forced] = max(log_probs[forced], -1e9)
+    return only
+
+
+# Marian's end of sentence is 0, and its padding the last id.
+@pytest.mark.parametrize(("eos", "pad"), [(1, 0), (0, V - 1), (V - 1, 1)])
+@pytest.mark.parametrize("forbidden", [(), (2,), tuple(range(V))])
+def test_all_constraints_equal_plain_python(eos, pad, forbidden):
+    rng = np.random.default_rng(5)
+    batch_size, length = 40, 6
+    max_lengths, min_lengths = rng.integers(1, length + 1, batch_size), rng.integers(0, length, batch_size)
+    prefix = np.full((batch_size, length), pad)
+    prefix[:15, :3] = rng.integers(0, V, (15, 3))  # some begin with the id of padding, and are free there
+    ids = {"eos_id": eos, "pad_id": pad, "processors": [forbid_tokens(forbidden)]}
+    run = jax.jit(lambda *arrays, **limits: constrain(*arrays, **limits, **ids))
+    for step in range(length):
+        log_probs = np.log(rng.random((batch_size, 2, V))).astype(np.float32)
+        log_probs[rng.random(log_probs.shape) < 0.3] = -np.inf
+        limits = {"max_lengths": max_lengths, "min_lengths": min_lengths, "prefix": prefix}
+        limits = {name: jnp.asarray(values, jnp.int32) for name, values in limits.items()}
+        actual = run(jnp.asarray(log_probs), jnp.full((batch_size, 2, length), pad), jnp.asarray(step), **limits)
+        for b, k in np.ndindex(batch_size, 2):
+            limits_here = max_lengths[b], min_lengths[b], prefix[b]
+            expected = plain_constrain(log_probs[b, k], step, *limits_here, forbidden, eos, pad)
+            np.testing.assert_array_equal(actual[b, k], expected)

@@ -127,6 +127,17 @@ def test_a_full_beam_stops_where_its_convention_says():
     assert np.asarray(full.lengths).sum() < np.asarray(never.lengths).sum()
 
 
+@pytest.mark.parametrize(("alpha", "same", "other"), [(0.6, "full", "bound"), (0.0, "bound", "full")])
+def test_full_or_best_asks_whether_there_is_a_length_penalty(alpha, same, other):
+    toy = Toy(seed=17, batch_size=12, vocab_size=7)
+    result, equal, different = (
+        toy.run(beam_search, beam_size=3, max_length=9, alpha=alpha, conventions=Conventions(stop=stop))
+        for stop in ("full_or_best", same, other)
+    )
+    assert_equal(result, equal)
+    assert (result.tokens != different.tokens).any()
+
+
 def test_beam_of_one_is_greedy_search():
     toy = Toy(seed=4, batch_size=40, vocab_size=7)
     result = toy.run(beam_search, beam_size=1, max_length=9)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.nn.attention import (
+    attention_by_head,
     causal_mask,
     dot_product_attention,
     dropout,
@@ -82,6 +83,28 @@ def test_fast_path_equals_equation_1_in_value_and_gradient(mask, implementation)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
 
 
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_attention_by_head_equals_equation_1(mask):
+    query, key, value = random_qkv()
+    mask = None if mask is None else jnp.asarray(mask)
+    expected, _ = scaled_dot_product_attention(query, key, value, mask)
+    by_head = attention_by_head(query.swapaxes(1, 2), key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), mask)
+    np.testing.assert_allclose(by_head.swapaxes(1, 2), expected, atol=1e-6)
+
+
+def test_the_fused_kernel_gets_every_argument_and_a_dropout_rate_without_a_key_is_none(monkeypatch):
+    query, key, value = random_qkv()
+    mask, kernel = jnp.asarray(MASKS["full"]), jax.nn.dot_product_attention
+
+    def on_any_device(*arguments, implementation, **options):
+        assert implementation == "cudnn"
+        return kernel(*arguments, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_any_device)
+    output = dot_product_attention(query, key, value, mask, implementation="cudnn", dropout_rate=0.1)
+    np.testing.assert_allclose(output, scaled_dot_product_attention(query, key, value, mask)[0], atol=1e-6)
+
+
 def test_bfloat16_keeps_a_float32_softmax():
     query, key, value = random_qkv(jnp.bfloat16)
     output, weights = scaled_dot_product_attention(query, key, value)
@@ -154,10 +177,12 @@ def test_heads_are_consecutive_slices_of_the_width():
     for n in range(N):
         np.testing.assert_array_equal(heads[:, :, n], x[..., n * H : (n + 1) * H])
     np.testing.assert_array_equal(merge_heads(heads), x)
+    np.testing.assert_array_equal(merge_heads(heads[0]), x[0])
+    np.testing.assert_array_equal(merge_heads(heads[None]), x[None])
 
 
 @pytest.mark.parametrize("width", [256, 255])
-@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_expectation(width, rate):
     dropped = dropout(jnp.full((512, width), 3.0), rate, jax.random.key(0))
     # Rates are multiples of 1/256.
@@ -179,4 +204,6 @@ def test_dropout_is_a_function_of_its_key():
     assert (first != dropout(x, 0.3, jax.random.key(2))).any()
     np.testing.assert_array_equal(dropout(x, 0.0, jax.random.key(1)), x)
     np.testing.assert_array_equal(dropout(x, 0.3, None), x)
+    # The least rate that is not rounded to 0.
+    assert (dropout(jnp.ones((64, 64)), 1 / 256, jax.random.key(1)) == 0).any()
     assert dropout(x.astype(jnp.bfloat16), 0.3, jax.random.key(1)).dtype == jnp.bfloat16

@@ -232,11 +232,13 @@ def test_an_unfinished_checkpoint_is_never_seen(tmp_path):
         checkpoints.save(1, make_state(1), {})
         checkpoints.save(2, make_state(2), {})
     # What a run leaves that is killed while it writes step 2.
+    shutil.copytree(tmp_path / "2", tmp_path / "7.orbax-checkpoint-tmp")
     shutil.move(tmp_path / "2", tmp_path / "2.orbax-checkpoint-tmp")
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         assert max(checkpoints.steps()) == 1
         checkpoints.save(2, make_state(2), {})
         assert int(checkpoints.restore(2, like(make_state()))[0].step) == 2
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["1", "2"]
 
 
 SAVE_FOREVER = """

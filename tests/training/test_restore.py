@@ -46,7 +46,9 @@ def seen(run, progress):
 def test_evaluation_and_batches_stay_the_same(tmp_path, monkeypatch):
     first = open_run(tmp_path, monkeypatch, 8, data=2, fsdp=2, tensor=2)
     state = first.init_state({})
-    progress = Progress()
+    state = state._replace(step=state.step + 1)
+    first.clock.minutes_before = 30.0
+    progress = Progress(best_step=1)
     _, progress.position = next(first.batches.iterate())
     with first.checkpoints:
         loop._save(first, state, 1, progress)
@@ -56,6 +58,9 @@ def test_evaluation_and_batches_stay_the_same(tmp_path, monkeypatch):
         run = open_run(tmp_path, monkeypatch, devices, **mesh)
         with run.checkpoints:
             loss_here, batches_here = seen(run, None)
+        assert run.clock.minutes_before >= 30
+        assert run.stop.saved_step == 1
+        assert 1 in run.checkpoints.preserved(range(1, 100)), "the best one is protected"
         assert loss_here == pytest.approx(loss, rel=1e-6)
         for batch, expected in zip(batches_here, batches, strict=True):
             jax.tree.map(np.testing.assert_array_equal, batch, expected)
