@@ -29,6 +29,7 @@ def test_quiet_ends(run, monkeypatch, error, status, expected):
         ["classify", "--model", "x", "--rules", "none"],
         ["translate"],
         ["translate", "--model", "x", "--beam", "many"],
+        ["translate", "--model=--", "abc"],
     ],
 )
 def test_usage_errors(argv, capsys):

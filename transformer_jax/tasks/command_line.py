@@ -4,8 +4,11 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +26,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with a message, in which an argument cannot control the terminal."""
         super().error(printable(message))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but refuse `--option=--`, of which it makes an empty list."""
+        arguments = sys.argv[1:] if args is None else list(args)
+        for argument in itertools.takewhile(lambda argument: argument != "--", arguments):
+            if re.fullmatch(r"-[^=]*=--", argument):
+                self.error(f"argument {argument[:-3]}: expected one argument, not --")
+        return super().parse_known_args(arguments, namespace)
 
 
 def checked_argument(text: str) -> str:
