@@ -32,10 +32,14 @@ SETTINGS = {
     "jax_numpy_rank_promotion": "raise",
     "jax_transfer_guard": "disallow",
     "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
     "jax_debug_nans": True,
     "jax_debug_infs": True,
 }
-OWN = ("jax_enable_x64", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_debug_nans")
+OWN = (
+    *("jax_enable_x64", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_debug_nans"),
+    "jax_threefry_partitionable",
+)
 """Settings under which layers and functions may be called one by one. Under a transfer guard they need `jax.jit`."""
 
 

@@ -34,6 +34,11 @@ def test_an_empty_path_is_refused():
         as_path("")
 
 
+def test_a_path_with_nul_is_refused():
+    with pytest.raises(UserError, match=r"because of its NUL; name another"):
+        as_path("a\0b")
+
+
 @pytest.mark.parametrize("path", ["s3://bucket/a", "http://host/a", "://"])
 def test_other_storage_is_refused(path):
     with pytest.raises(UserError, match=r"is a path of an unknown kind; name a local one, or gs://"):

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -163,3 +164,14 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     assert re.search(r"500/2,000 ", shown)
     assert re.search(r"1,500/2,000 .*loss 1\.111, tokens per second 12,346 +0:00:0\d left", shown)
     assert "lr" not in shown
+
+
+def test_events_stay_on_this_machine_whatever_the_name(tmp_path, monkeypatch):
+    """To tensorboardX `gs:x` and `s3:x` are buckets."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("gs:x", "s3:x"):
+        folder = Path(name)
+        folder.mkdir()
+        with RunLog(folder, first_step=0, num_steps=2) as log:
+            write(log, [1, 2])
+        assert len(list(events(tmp_path / name / "tensorboard"))) > 2

@@ -149,11 +149,12 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     threshold = round(rate * 256)
     if key is None or threshold == 0:
         return x
-    if x.shape[-1] % 4 == 0:
-        words = jax.random.bits(key, (*x.shape[:-1], x.shape[-1] // 4), jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(x.shape)
-    else:
-        bits = jax.random.bits(key, x.shape, jnp.uint8)
+    with jax.threefry_partitionable(True):  # the default; other settings draw other bits
+        if x.shape[-1] % 4 == 0:
+            words = jax.random.bits(key, (*x.shape[:-1], x.shape[-1] // 4), jnp.uint32)
+            bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(x.shape)
+        else:
+            bits = jax.random.bits(key, x.shape, jnp.uint8)
     return jnp.where(bits >= threshold, x * (256 / (256 - threshold)), 0).astype(x.dtype)
 
 

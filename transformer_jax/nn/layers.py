@@ -20,7 +20,7 @@ from transformer_jax.nn.attention import (
     scaled_dot_product_attention,
     split_heads,
 )
-from transformer_jax.sharding import lookup
+from transformer_jax.sharding import lookup, standard_numerics
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -37,6 +37,7 @@ DropoutKey = Key[Array, ""] | None
 class Linear(nnx.Module):
     """x W + b, computed in `dtype` from float32 parameters; W is Glorot-uniform (Glorot and Bengio, 2010), b is 0."""
 
+    @standard_numerics()
     def __init__(self, d_in: int, d_out: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.kernel = nnx.Param(jax.nn.initializers.glorot_uniform()(rngs.params(), (d_in, d_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(d_out, jnp.float32))
@@ -74,6 +75,7 @@ class Embedding(nnx.Module):
     count from the end.
     """
 
+    @standard_numerics()
     def __init__(
         self, vocab_size: int, d_model: int, *, scale: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ) -> None:
@@ -218,6 +220,7 @@ class Residual(nnx.Module):
         return self.norm(x + dropout(sublayer(x), self.dropout_rate, dropout_key))
 
 
+@standard_numerics()
 def split_key(key: DropoutKey, num: int) -> list[DropoutKey]:
     """`num` keys from one, or `num` times None."""
     return [None] * num if key is None else list(jax.random.split(key, num))

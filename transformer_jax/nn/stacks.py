@@ -13,7 +13,7 @@ from transformer_jax.nn.attention import dropout, sinusoidal_positions
 from transformer_jax.nn.layers import DecoderLayer, DropoutKey, Embedding, EncoderLayer, LayerNorm, split_key
 from transformer_jax.nn.losses import Params
 from transformer_jax.nn.model_config import REMATS, ModelConfig
-from transformer_jax.sharding import gathered
+from transformer_jax.sharding import gathered, standard_numerics
 
 Layer = TypeVar("Layer", EncoderLayer, DecoderLayer)
 
@@ -26,6 +26,7 @@ class ScannedLayers(nnx.Module, Generic[Layer]):
     Optimizers compile faster too, as a large model has a few large parameters instead of hundreds of small ones.
     """
 
+    @standard_numerics()
     def __init__(self, make: Callable[[nnx.Rngs], Layer], num_layers: int, rngs: nnx.Rngs) -> None:
         """Initialize the same parameters as `num_layers` successive calls of `make`."""
         stream = rngs.params
@@ -50,6 +51,7 @@ class ScannedLayers(nnx.Module, Generic[Layer]):
         for number in range(self.num_layers):
             yield nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[number], params))  # noqa: B023 called at once
 
+    @standard_numerics()
     def scan(
         self, x: Float[Array, "B T D"], *context: Any, dropout_key: DropoutKey, remat: str
     ) -> Float[Array, "B T D"]:
@@ -267,6 +269,7 @@ def token_embedding(config: ModelConfig, vocab_size: int, rngs: nnx.Rngs) -> Emb
     )
 
 
+@standard_numerics()
 def _position_table(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
     shape = (config.max_positions, config.d_model)
     return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * config.d_model**-0.5)

@@ -30,13 +30,14 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
     """A local path, in which a leading `~` is the home folder, or one in Google Cloud Storage, gs://bucket/folder.
 
     Raises:
-        UserError: for an empty name, one with NUL or other storage, or if the package for Google's is not installed.
+        UserError: for a name that is empty or has a NUL, for other storage, or if the package for Google's is not
+            installed.
     """
     name = os.fspath(path)
     if not name:
         raise UserError("The name of a file or folder is empty; name one.")
     if "\0" in name:
-        raise UserError(f"{name!r} has a NUL character, which no name of a file has; name another one.")
+        raise UserError(f"{name!r} can't be the name of a file or folder, because of its NUL; name another.")
     scheme, separator, _ = name.partition("://")
     if not separator:
         return Path(name).expanduser() if name.startswith("~") and _has_home(name) else Path(name)

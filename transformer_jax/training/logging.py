@@ -208,7 +208,8 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         # TensorBoard hides what an interrupted run wrote from this step on.
-        folder = str(self._mirror.local / "tensorboard")
+        # Absolute: to tensorboardX, a path that begins with gs: or s3: is not of this machine.
+        folder = str((self._mirror.local / "tensorboard").absolute())
         return SummaryWriter(folder, purge_step=self._first_step + 1, flush_secs=10)
 
     def _write(self, kind: str, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
