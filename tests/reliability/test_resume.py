@@ -161,6 +161,25 @@ def test_numbers_that_are_not_finite_are_told_and_never_saved(tmp_path, few_reco
     assert not (tmp_path / "model").exists()
 
 
+def test_the_learning_rate_in_the_log_is_that_of_the_updates(tmp_path, few_records):
+    """A skipped step is no update, and the schedule waits for it."""
+    made = setup(from_config_dict(make_config(num_steps=4, nonfinite="skip", log_every=1)), tmp_path, started=0.0)
+    real, calls = made.train_step, []
+
+    def breaking(state, batch, values):
+        state, sums = real(state, batch, values)
+        calls.append(batch)
+        return state, sums | ({"nonfinite": 1.0, "loss": jnp.nan} if len(calls) == 2 else {})
+
+    breaking.lower = real.lower
+    made.train_step = breaking
+    loop.train(made)
+    told = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    expected = [float(made.schedule(count)) for count in (0, 0, 1, 2)]
+    assert len(set(expected)) == 3
+    assert [line["lr"] for line in told if line["kind"] == "train"] == pytest.approx(expected)
+
+
 def test_a_parameter_that_is_not_finite_is_not_saved(tmp_path, few_records):
     """As after an update that was too large, before any loss tells of it."""
     config = make_config(num_steps=1, eval_every=1)

@@ -248,7 +248,7 @@ def _log(run: Run, log: RunLog, step: int, progress: Progress, tokens_per_second
     steps = sums["steps"] or math.nan  # all steps since the last line may have been skipped
     values = {
         "loss": sums["loss"] / (sums["weight"] or math.nan),
-        "lr": float(run.schedule(step - 1)),
+        "lr": float(run.schedule(max(step - progress.skipped - 1, 0))),
         "grad_norm": sums["grad_norm"] / steps,
         "tokens": sums["weight"],
         "fill": sums["fill"] / steps,

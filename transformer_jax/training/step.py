@@ -211,6 +211,8 @@ class Progress:
     """Sums since the last line of the log."""
     nonfinite: int = 0
     """Updates skipped in a row because of a loss or gradient that was not finite."""
+    skipped: int = 0
+    """All updates skipped so far."""
     minutes: float = 0.0
     """Wall-clock time up to the checkpoint, over all processes that worked on the run."""
 
@@ -221,6 +223,7 @@ class Progress:
         """
         if sums.get("nonfinite"):
             self.nonfinite += 1
+            self.skipped += 1
             sums = {"skipped": 1.0, "weight": 0.0}
         else:
             self.nonfinite = 0
