@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -159,6 +160,7 @@ def test_a_full_disk_spoils_no_earlier_checkpoint(small_disk, capfd, caplog):
         with pytest.raises(UserError, match=r"step 2 can't be written .*No space left on device") as caught:
             save_too_much()
         assert "\n" not in str(caught.value)
+        assert "metadata_store_0" not in {thread.name for thread in threading.enumerate()}, "Orbax's threads end"
     told = capfd.readouterr()
     assert told.out + told.err + caplog.text == "", "nothing but the error"
     assert logging.getLogger("absl").filters == []
