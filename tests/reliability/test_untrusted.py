@@ -17,7 +17,7 @@ import pytest
 from jax import export
 
 from tests.tasks.toys import CLASSES, write_bundle, write_classifier
-from transformer_jax.config import read_config
+from transformer_jax.config import Config, read_config
 from transformer_jax.data import readers
 from transformer_jax.data.tokenizers import tokenizer_from_files
 from transformer_jax.interop import stablehlo_reader
@@ -26,10 +26,11 @@ from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.interop.stablehlo_reader import ExportError
 from transformer_jax.interop.torch_transformer import import_torch
 from transformer_jax.nn import ModelConfig
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, files
 from transformer_jax.system.files import CHECKSUMS_FILE, write_checksums
 from transformer_jax.tasks.model_folder import check_savable, load
 from transformer_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
+from transformer_jax.training.workdir import find_origin
 
 FILES = ("config.json", "characters.txt", "model.safetensors", "README.md")
 
@@ -313,3 +314,21 @@ def test_what_expands_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_LARGEST_TEXT", 1_000_000)
     with pytest.raises(UserError, match=r"bomb\.gz has more than 1,000,000 bytes of text; cut it into parts"):
         readers.read_lines(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_a_config_is_a_file_that_ends(tmp_path, monkeypatch, kind):
+    path = tmp_path / "config.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        monkeypatch.setattr(files, "_LARGEST_SETTINGS", 10)
+        path.write_text('{"seed": 1000}')
+    reason = "File too large" if kind == "large" else "Not a regular file"
+    with pytest.raises(UserError, match=rf"is not the config of a run \({reason}\); name"):
+        read_config(str(path))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"config\.json can't be read \({reason}\); choose another"):
+        find_origin(Config(), tmp_path)

@@ -24,6 +24,7 @@ AnyPath: TypeAlias = Path | epath.Path
 CHECKSUMS_FILE = "checksums.json"
 NO_CHECKSUMS = f"{CHECKSUMS_FILE} is missing"
 _PIECE = 1 << 20  # bytes read at a time
+_LARGEST_SETTINGS = 16_000_000  # bytes
 
 
 def as_path(path: str | os.PathLike[str]) -> AnyPath:
@@ -162,6 +163,22 @@ def _files_below(folder: AnyPath, prefix: str = "") -> Iterator[str]:
             yield from _files_below(entry, f"{prefix}{entry.name}/")
         else:
             yield prefix + entry.name
+
+
+def read_settings(path: AnyPath) -> bytes:
+    """The content of a file of settings, which is a regular one, and not large: no pipe is waited for.
+
+    Raises:
+        OSError: with a `strerror`, if it is none, or can't be read.
+    """
+    with os_errors(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        with path.open("rb") as stream:
+            content: bytes = stream.read(_LARGEST_SETTINGS + 1)
+    if len(content) > _LARGEST_SETTINGS:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content
 
 
 def read_untrusted(folder: AnyPath, name: str, limit: int | None = None) -> bytes:
