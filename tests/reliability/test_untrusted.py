@@ -210,13 +210,21 @@ def test_a_program_that_calls_out_is_refused(copy):
         stablehlo_reader.load(copy)
 
 
-@pytest.mark.parametrize("file", ["../model/model.safetensors", "..", ""])
+@pytest.mark.parametrize("file", ["../model/model.safetensors", "..", "", "a\0b", "\ud800", "a" * 9999])
 def test_names_out_of_an_export_are_refused(copy, file):
     signature = json.loads((copy / "signature.json").read_text())
     [entry] = signature["programs"].values()
     entry["file"] = file
     (copy / "signature.json").write_text(json.dumps(signature))
     with pytest.raises(ExportError):
+        stablehlo_reader.load(copy)
+
+
+def test_a_program_of_other_classes_is_refused(copy):
+    signature = json.loads((copy / "signature.json").read_text())
+    signature["classes"].append("one more")
+    (copy / "signature.json").write_text(json.dumps(signature))
+    with pytest.raises(ExportError, match=r"other classes than the \d+ named; copy it again"):
         stablehlo_reader.load(copy)
 
 
