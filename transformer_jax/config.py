@@ -27,7 +27,7 @@ from transformer_jax.system import (
     UserError,
     check_fields,
 )
-from transformer_jax.system.files import as_path, os_errors, parse_json
+from transformer_jax.system.files import as_path, read_json
 from transformer_jax.task_groups import moved_fields, task_groups
 
 
@@ -263,11 +263,10 @@ def read_config(argument: str) -> Config:
         return from_config_dict(load_config_file(argument))
     path = as_path(argument)
     try:
-        with os_errors(path):
-            content = path.read_bytes()
-        values = parse_json(content)
+        values = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{argument} is not the config of a run ({error}); name the one in a work folder.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{argument} is not the config of a run ({reason}); name the one in a work folder.") from error
     return config_from_dict(upgraded(values), argument)
 
 

@@ -17,7 +17,7 @@ import pytest
 from jax import export
 
 from tests.tasks.toys import CLASSES, write_bundle, write_classifier
-from transformer_jax.config import read_config
+from transformer_jax.config import Config, read_config
 from transformer_jax.data import readers
 from transformer_jax.data.tokenizers import tokenizer_from_files
 from transformer_jax.interop import stablehlo_reader
@@ -26,10 +26,11 @@ from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.interop.stablehlo_reader import ExportError
 from transformer_jax.interop.torch_transformer import import_torch
 from transformer_jax.nn import ModelConfig
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, files
 from transformer_jax.system.files import CHECKSUMS_FILE, write_checksums
 from transformer_jax.tasks.model_folder import check_savable, load
 from transformer_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
+from transformer_jax.training.workdir import find_origin
 
 FILES = ("config.json", "characters.txt", "model.safetensors", "README.md")
 
@@ -209,13 +210,21 @@ def test_a_program_that_calls_out_is_refused(copy):
         stablehlo_reader.load(copy)
 
 
-@pytest.mark.parametrize("file", ["../model/model.safetensors", "..", ""])
+@pytest.mark.parametrize("file", ["../model/model.safetensors", "..", "", "a\0b", "\ud800", "a" * 9999])
 def test_names_out_of_an_export_are_refused(copy, file):
     signature = json.loads((copy / "signature.json").read_text())
     [entry] = signature["programs"].values()
     entry["file"] = file
     (copy / "signature.json").write_text(json.dumps(signature))
     with pytest.raises(ExportError):
+        stablehlo_reader.load(copy)
+
+
+def test_a_program_of_other_classes_is_refused(copy):
+    signature = json.loads((copy / "signature.json").read_text())
+    signature["classes"].append("one more")
+    (copy / "signature.json").write_text(json.dumps(signature))
+    with pytest.raises(ExportError, match=r"other classes than the \d+ named; copy it again"):
         stablehlo_reader.load(copy)
 
 
@@ -313,3 +322,21 @@ def test_what_expands_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_LARGEST_TEXT", 1_000_000)
     with pytest.raises(UserError, match=r"bomb\.gz has more than 1,000,000 bytes of text; cut it into parts"):
         readers.read_lines(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_a_config_is_a_file_that_ends(tmp_path, monkeypatch, kind):
+    path = tmp_path / "config.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        monkeypatch.setattr(files, "_LARGEST_SETTINGS", 10)
+        path.write_text('{"seed": 1000}')
+    reason = "File too large" if kind == "large" else "Not a regular file"
+    with pytest.raises(UserError, match=rf"is not the config of a run \({reason}\); name"):
+        read_config(str(path))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"config\.json can't be read \({reason}\); choose another"):
+        find_origin(Config(), tmp_path)

@@ -165,6 +165,9 @@ def load(folder: str | Path) -> Seq2SeqProgram | ClassifierProgram:
     programs = {name: _read_program(Path(folder), entry) for name, entry in signature["programs"].items()}
     if signature["kind"] == "seq2seq":
         return Seq2SeqProgram(signature, programs)
+    outputs, classes = programs["classifier"].out_avals, len(signature["classes"])
+    if len(outputs) != 1 or outputs[0].shape[-1:] != (classes,):
+        raise ExportError(f"{folder} has a program of other classes than the {classes:,} named; copy it again.")
     return ClassifierProgram(signature, programs)
 
 
@@ -224,10 +227,14 @@ def _read(path: Path, limit: int | None = None) -> bytes:
         if limit is not None and path.stat().st_size > limit:
             raise ExportError(f"{path} is larger than {limit:,} bytes; copy the folder again from its origin.")
         return path.read_bytes()
+    except ExportError:
+        raise
     except OSError as error:
         raise ExportError(
             f"{path} cannot be read ({error.strerror}); copy the folder again from its origin."
         ) from error
+    except ValueError as error:  # a NUL or a lone surrogate
+        raise ExportError(f"No file has the name {str(path)!a}; copy the folder again from its origin.") from error
 
 
 def _check_length(length: int, limit: int | None, what: str) -> None:

@@ -24,6 +24,7 @@ AnyPath: TypeAlias = Path | epath.Path
 CHECKSUMS_FILE = "checksums.json"
 NO_CHECKSUMS = f"{CHECKSUMS_FILE} is missing"
 _PIECE = 1 << 20  # bytes read at a time
+_LARGEST_SETTINGS = 16_000_000  # bytes
 
 
 def as_path(path: str | os.PathLike[str]) -> AnyPath:
@@ -125,12 +126,10 @@ def find_damage(folder: AnyPath) -> str | None:
     if (name := _irregular_below(folder)) is not None:
         return f"{name} is a link or not a file"
     try:
-        with os_errors(folder):
-            sums = json.loads((folder / CHECKSUMS_FILE).read_bytes())
-        expected = {str(name): str(value) for name, value in sums.items()}
+        expected = {str(name): str(value) for name, value in read_json(folder / CHECKSUMS_FILE).items()}
     except FileNotFoundError:
         return NO_CHECKSUMS
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError):
         return f"{CHECKSUMS_FILE} is damaged"
     for name, value in expected.items():
         if name.startswith("/") or ".." in name.split("/"):
@@ -164,6 +163,23 @@ def _files_below(folder: AnyPath, prefix: str = "") -> Iterator[str]:
             yield from _files_below(entry, f"{prefix}{entry.name}/")
         else:
             yield prefix + entry.name
+
+
+def read_json(path: AnyPath) -> Any:
+    """Parse a file of settings, see `parse_json`. It must be a regular one, and not large: no pipe is waited for.
+
+    Raises:
+        OSError: with a `strerror`, if it is none, or can't be read.
+        ValueError: telling what is wrong with its content.
+    """
+    with os_errors(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        with path.open("rb") as stream:
+            content: bytes = stream.read(_LARGEST_SETTINGS + 1)
+    if len(content) > _LARGEST_SETTINGS:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return parse_json(content)
 
 
 def read_untrusted(folder: AnyPath, name: str, limit: int | None = None, *, is_whole: bool = True) -> bytes:

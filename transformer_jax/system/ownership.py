@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import AnyPath, is_at, os_errors, parse_json, try_lock, write_atomically
+from transformer_jax.system.files import AnyPath, is_at, os_errors, read_json, try_lock, write_atomically
 from transformer_jax.system.runtime import show_error
 
 OWNER_FILE = "owner.json"
@@ -203,8 +203,7 @@ class Ownership:
     def _read(self) -> dict[str, Any] | None:
         """What the file says: None if there is none, and empty if it is unreadable, as while it is being written."""
         try:
-            with os_errors(self._path):
-                owner = parse_json(self._path.read_bytes())
+            owner = read_json(self._path)
         except FileNotFoundError:
             return None
         except ValueError:

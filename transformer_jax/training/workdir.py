@@ -15,7 +15,7 @@ from transformer_jax.data.readers import digest
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer
 from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError, distributed, package_version
-from transformer_jax.system.files import AnyPath, os_errors, parse_json, replace_folder, write_atomically
+from transformer_jax.system.files import AnyPath, os_errors, read_json, replace_folder, write_atomically
 from transformer_jax.system.ownership import Ownership
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import checked_settings, load, task_of
@@ -360,9 +360,7 @@ def _usable(workdir: AnyPath) -> Iterator[None]:
 
 def _read_json(path: AnyPath) -> Any:
     try:
-        with os_errors(path):
-            content = path.read_bytes()
-        return parse_json(content)
+        return read_json(path)
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
     except ValueError as error:
