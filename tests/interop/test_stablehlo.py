@@ -26,6 +26,7 @@ from transformer_jax.system import UserError
 from transformer_jax.tasks.model_folder import load, save
 
 LINES = ["abc", "cab ab", "Bad", "decade", "e", "ABBA"]
+SIZES = ("num_decoder_layers", "num_heads", "head_width")
 
 
 def write_model(path, **options):
@@ -186,6 +187,7 @@ def altered(**fields):
         ("signature.json", altered(kind="diffusion"), "signature.json is damaged"),
         ("signature.json", altered(kind=[]), "signature.json is damaged"),
         ("signature.json", altered(sizes={}), "signature.json is damaged"),
+        ("signature.json", altered(sizes=dict.fromkeys(SIZES, 9)), "a program of other sizes than the signature names"),
         ("signature.json", altered(markers={"start": 1, "end": "2"}), "signature.json is damaged"),
         ("signature.json", altered(never=0), "signature.json is damaged"),
         ("signature.json", altered(dtype=["float32"]), "signature.json is damaged"),

@@ -94,6 +94,13 @@ def test_chunks_in_bfloat16_come_close_and_keep_the_dtypes():
     np.testing.assert_allclose(d_table, expected_table, atol=0.05)
 
 
+def test_the_gradient_of_a_float32_table_is_summed_in_float32():
+    x, table, labels, weights = decoder_output()
+    gradient = jax.grad(chunked_cross_entropy, argnums=1)(x.astype(jnp.bfloat16), table, labels, weights)
+    rounded = gradient.astype(jnp.bfloat16).astype(jnp.float32)
+    assert jnp.mean(gradient == rounded) < 0.5
+
+
 def test_bfloat16_error_is_that_of_its_roundings():
     """Late in training the gradient is p - 1 at the label, where rounding the logits themselves would show.
 

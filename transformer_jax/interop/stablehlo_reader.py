@@ -164,11 +164,24 @@ def load(folder: str | Path) -> Seq2SeqProgram | ClassifierProgram:
     signature = _read_signature(Path(folder) / SIGNATURE_FILE)
     programs = {name: _read_program(Path(folder), entry) for name, entry in signature["programs"].items()}
     if signature["kind"] == "seq2seq":
+        if not _has_cache_of(programs["step"], signature["sizes"]):
+            raise ExportError(f"{folder} has a program of other sizes than the signature names; copy it again.")
         return Seq2SeqProgram(signature, programs)
     outputs, classes = programs["classifier"].out_avals, len(signature["classes"])
     if len(outputs) != 1 or outputs[0].shape[-1:] != (classes,):
         raise ExportError(f"{folder} has a program of other classes than the {classes:,} named; copy it again.")
     return ClassifierProgram(signature, programs)
+
+
+def _has_cache_of(step: export.Exported, sizes: dict[str, int]) -> bool:
+    """Whether the cache that a program takes has these sizes, so that none larger is made."""
+    try:
+        (_, cache, _), _ = jax.tree.unflatten(step.in_tree, step.in_avals)
+        heads = {keys.shape[1:3] for keys, _ in cache["keys_values"]}
+        found = len(cache["keys_values"])
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return False
+    return found == sizes["num_decoder_layers"] and heads <= {(sizes["num_heads"], sizes["head_width"])}
 
 
 def _read_signature(path: Path) -> dict[str, Any]:
