@@ -56,6 +56,13 @@ def logits(built):
     return jax.jit(lambda *args, **kwargs: nnx.merge(graphdef, params)(*args, **kwargs))
 
 
+def test_dropout_is_applied_to_embeddings_and_sub_layers():
+    """Section 5.4; two sub-layers in a layer of the encoder, three in one of the decoder."""
+    model = nnx.merge(*build(num_encoder_layers=2, num_decoder_layers=3))
+    program = jax.make_jaxpr(lambda key: model(SOURCE, TARGET, dropout_key=key))(jax.random.key(0))
+    assert str(program).count("= random_bits") == (1 + 2 * 2) + (1 + 3 * 3)
+
+
 def test_a_later_target_token_moves_no_earlier_logit(logits):
     before = logits(SOURCE, TARGET)
     after = logits(SOURCE, TARGET.at[0, 2].set(11))
