@@ -62,6 +62,13 @@ def test_forbid_sequences_equals_a_plain_search():
     assert num_forbidden > 50
 
 
+def test_forbid_sequences_under_64_bits_and_strict_promotion():
+    history = np.array([[[1, 2, 0]]], np.int32)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        processed = jax.jit(forbid_sequences([(1, 2, 3)]))(history, np.int32(2), np.zeros((1, 1, V), np.float32))
+    assert np.isneginf(processed).tolist() == [[[False, False, False, True]]]
+
+
 def test_many_sequences_make_as_small_a_program_as_few():
     history, step, log_probs = jnp.zeros((2, 2, 8), jnp.int32), jnp.asarray(3), jnp.zeros((2, 2, 2000))
 

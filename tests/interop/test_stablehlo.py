@@ -187,7 +187,11 @@ def altered(**fields):
         ("signature.json", altered(kind="diffusion"), "signature.json is damaged"),
         ("signature.json", altered(kind=[]), "signature.json is damaged"),
         ("signature.json", altered(sizes={}), "signature.json is damaged"),
-        ("signature.json", altered(sizes=dict.fromkeys(SIZES, 9)), "a program of other sizes than the signature names"),
+        (
+            "signature.json",
+            altered(sizes=dict.fromkeys(SIZES, 9)),
+            "a program without the sizes of signature.json",
+        ),
         ("signature.json", altered(markers={"start": 1, "end": "2"}), "signature.json is damaged"),
         ("signature.json", altered(never=0), "signature.json is damaged"),
         ("signature.json", altered(dtype=["float32"]), "signature.json is damaged"),

@@ -114,6 +114,21 @@ def test_what_is_no_file_is_named(tmp_path, kind):
         Ownership(tmp_path).acquire()
 
 
+def test_an_owner_may_release_at_any_moment(tmp_path, monkeypatch):
+    first, second = Ownership(tmp_path), Ownership(tmp_path)
+    first.acquire()
+    create = Ownership._create
+
+    def create_late(self):
+        is_created = create(self)
+        first.release()
+        return is_created
+
+    monkeypatch.setattr(Ownership, "_create", create_late)
+    second.acquire()
+    second.release()
+
+
 def test_whoever_loses_a_folder_finds_out(tmp_path):
     owner = Ownership(tmp_path)
     owner.acquire()

@@ -31,6 +31,7 @@ from transformer_jax.nn.attention import (
 )
 from transformer_jax.nn.losses import chunked_cross_entropy, smoothed_cross_entropy
 from transformer_jax.system import UserError
+from transformer_jax.tasks.seq2seq_model import Seq2SeqSettings
 from transformer_jax.training.step import OPTIMIZERS
 
 NAN = float("nan")
@@ -147,7 +148,9 @@ def test_labels_of_any_integer_dtype_give_the_same_loss_and_gradient(dtype):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("label", "dtype"), [(2**32 - 1, "uint32"), (2**31, "uint32"), (255, "uint8"), (127, "int8")])
+@pytest.mark.parametrize(
+    ("label", "dtype"), [(2**32 + 1, "int64"), (2**32 - 1, "uint32"), (2**31, "uint32"), (255, "uint8"), (127, "int8")]
+)
 def test_a_label_beyond_the_vocabulary_is_the_last_one(label, dtype):
     logits = jnp.arange(12.0).reshape(2, 6)
     found, last = (smoothed_cross_entropy(logits, np.array([1, label], dtype)) for label in (label, 5))
@@ -170,6 +173,7 @@ def test_numbers_of_numpy_become_numbers_of_python():
     assert json.loads(json.dumps(dataclasses.asdict(config))) == dataclasses.asdict(
         ModelConfig(d_model=8, num_heads=2, dropout_rate=0.5)
     )
+    assert type(Seq2SeqSettings(bad_words=((np.int64(3),),)).bad_words[0][0]) is int
     with pytest.raises(UserError, match="d_model is 0"):
         ModelConfig(d_model=np.int64(0))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax import export
 
 from tests.tasks.toys import CLASSES, write_bundle, write_classifier
@@ -25,7 +26,7 @@ from transformer_jax.interop.marian import import_marian
 from transformer_jax.interop.stablehlo_export import export_stablehlo
 from transformer_jax.interop.stablehlo_reader import ExportError
 from transformer_jax.interop.torch_transformer import import_torch
-from transformer_jax.nn import ModelConfig
+from transformer_jax.nn import ModelConfig, Seq2Seq, abstract_params
 from transformer_jax.system import UserError, files
 from transformer_jax.system.files import CHECKSUMS_FILE, write_checksums
 from transformer_jax.tasks.model_folder import check_savable, load
@@ -62,6 +63,36 @@ DAMAGE = {
     "longer": lambda content: content + b"\n",
     **{f"bit at {place:.0%}": lambda content, place=place: flipped(content, place) for place in (0, 0.2, 0.5, 0.8, 1)},
 }
+
+
+@pytest.mark.parametrize("size", [2**64 - 1, 2**45, 2**36])
+def test_a_header_larger_than_its_file(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated or damaged in its header"):
+        load(folder)
+
+
+def test_a_header_that_is_too_deep(folder):
+    (folder / "model.safetensors").write_bytes((10**5).to_bytes(8, "little") + b"[" * 10**5)
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated or damaged in its header"):
+        load(folder)
+
+
+def test_shapes_of_a_giant_in_a_small_file(folder):
+    values = json.loads((folder / "config.json").read_bytes())
+    values["model"]["d_ff"] = 2**31 - 1
+    (folder / "config.json").write_text(json.dumps(values))
+    flat = traverse_util.flatten_dict(abstract_params(Seq2Seq, ModelConfig(**values["model"]))[1])
+    header = json.dumps(
+        {
+            ".".join(map(str, key)): {"dtype": "F32", "shape": leaf.shape, "data_offsets": [0, 4]}
+            for key, leaf in flat.items()
+        }
+    ).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated or damaged"):
+        load(folder)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -224,7 +255,7 @@ def test_a_program_of_other_classes_is_refused(copy):
     signature = json.loads((copy / "signature.json").read_text())
     signature["classes"].append("one more")
     (copy / "signature.json").write_text(json.dumps(signature))
-    with pytest.raises(ExportError, match=r"other classes than the \d+ named; copy it again"):
+    with pytest.raises(ExportError, match=r"without the \d+ classes of signature\.json; copy it again"):
         stablehlo_reader.load(copy)
 
 

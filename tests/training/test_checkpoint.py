@@ -225,6 +225,10 @@ def test_unusable_folder(tmp_path):
         Checkpoints(tmp_path, keep=0)
     (tmp_path / "protected.json").write_text("{")
     Checkpoints(tmp_path, keep=1).close()  # the run protects its best checkpoint again
+    (tmp_path / "protected.json").unlink()
+    os.mkfifo(tmp_path / "protected.json")
+    with pytest.raises(UserError, match="can't hold checkpoints: Not a regular file"):
+        Checkpoints(tmp_path, keep=1)
 
 
 def test_an_unfinished_checkpoint_is_never_seen(tmp_path):

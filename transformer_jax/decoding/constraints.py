@@ -78,7 +78,7 @@ def forbid_sequences(sequences: Sequence[Sequence[int]]) -> LogitsProcessor:
         num_before = max(map(len, longer)) - 1
         before = np.array([[-1] * (num_before + 1 - len(sequence)) + [*sequence[:-1]] for sequence in longer], np.int32)
         last = np.array([sequence[-1] for sequence in longer], np.int32)
-        places = step - num_before + jnp.arange(num_before)
+        places = step - num_before + jnp.arange(num_before, dtype=step.dtype)
         recent = jnp.where(places >= 0, jnp.take(history, places, axis=2, mode="clip"), -2)
         completes: Bool[Array, "B K W"] = ((recent[:, :, None] == before) | (before == -1)).all(-1)
         forbidden = jnp.zeros(log_probs.shape, bool).at[:, :, last].max(completes)

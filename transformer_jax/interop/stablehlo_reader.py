@@ -165,11 +165,11 @@ def load(folder: str | Path) -> Seq2SeqProgram | ClassifierProgram:
     programs = {name: _read_program(Path(folder), entry) for name, entry in signature["programs"].items()}
     if signature["kind"] == "seq2seq":
         if not _has_cache_of(programs["step"], signature["sizes"]):
-            raise ExportError(f"{folder} has a program of other sizes than the signature names; copy it again.")
+            raise ExportError(f"{folder} has a program without the sizes of {SIGNATURE_FILE}; copy it again.")
         return Seq2SeqProgram(signature, programs)
     outputs, classes = programs["classifier"].out_avals, len(signature["classes"])
     if len(outputs) != 1 or outputs[0].shape[-1:] != (classes,):
-        raise ExportError(f"{folder} has a program of other classes than the {classes:,} named; copy it again.")
+        raise ExportError(f"{folder} has a program without the {classes:,} classes of {SIGNATURE_FILE}; copy it again.")
     return ClassifierProgram(signature, programs)
 
 
@@ -185,11 +185,10 @@ def _has_cache_of(step: export.Exported, sizes: dict[str, int]) -> bool:
 
 
 def _read_signature(path: Path) -> dict[str, Any]:
+    content = _read(path, _LARGEST_SIGNATURE)
     try:
-        signature = json.loads(_read(path, _LARGEST_SIGNATURE))
+        signature = json.loads(content)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, ExportError):
-            raise
         raise ExportError(f"{path} is not valid JSON; copy the folder again from its origin.") from error
     if not isinstance(signature, dict) or signature.get("format") != FORMAT:
         raise ExportError(f"{path} does not describe an export of transformer-jax; name another folder.")

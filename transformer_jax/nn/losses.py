@@ -54,13 +54,14 @@ def _checked(labels: Int[Array, "*batch"], smoothing: float) -> Int[Array, "*bat
     """The labels as int32, since other dtypes may not hold the size of a vocabulary."""
     if not isinstance(smoothing, jax.core.Tracer):
         check_value("smoothing", np.asarray(jax.device_get(smoothing)).tolist(), Fraction)
-    labels = labels if isinstance(labels, jax.Array) else jnp.asarray(labels)
+    xp: Any = jnp if isinstance(labels, jax.Array) else np  # JAX may cut 64 bits off without a word
+    labels = xp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise UserError(f"labels are {labels.dtype}, but must be integers.")
     narrow, own = jnp.iinfo(jnp.int32), jnp.iinfo(labels.dtype)
     if own.max > narrow.max:
-        labels = jnp.clip(labels, max(own.min, narrow.min), narrow.max)
-    return labels.astype(jnp.int32)
+        labels = xp.clip(labels, max(own.min, narrow.min), narrow.max)
+    return jnp.asarray(labels, jnp.int32)
 
 
 def _expected_logit(

@@ -166,9 +166,19 @@ def check_fields(values: object, where: Callable[[str], str] = str) -> None:
     """
     kind: Any = type(values)
     for name, hint in field_types(kind).items():
-        if isinstance(value := getattr(values, name), np.number):
-            object.__setattr__(values, name, value := value.item())
+        given = getattr(values, name)
+        if (value := _plain(given)) is not given:
+            object.__setattr__(values, name, value)
         check_value(name, value, hint, where)
+
+
+def _plain(value: Any) -> Any:
+    """The value itself, or with Python's numbers instead of NumPy's."""
+    if isinstance(value, np.number):
+        return value.item()
+    if isinstance(value, tuple) and any(_plain(item) is not item for item in value):
+        return tuple(map(_plain, value))
+    return value
 
 
 def check_value(name: str, value: Any, hint: Any, where: Callable[[str], str] = str) -> None:

@@ -24,21 +24,24 @@ AnyPath: TypeAlias = Path | epath.Path
 CHECKSUMS_FILE = "checksums.json"
 NO_CHECKSUMS = f"{CHECKSUMS_FILE} is missing"
 _PIECE = 1 << 20  # bytes read at a time
-_LARGEST_SETTINGS = 16_000_000  # bytes
+_LARGEST_SETTINGS = 64_000_000  # bytes; a config.json of 16 MB has as much in a run, where JSON escapes all but ASCII
 
 
 def as_path(path: str | os.PathLike[str]) -> AnyPath:
     """A local path, in which a leading `~` is the home folder, or one in Google Cloud Storage, gs://bucket/folder.
 
     Raises:
-        UserError: for a name that is empty or has a NUL, for other storage, or if the package for Google's is not
-            installed.
+        UserError: for a name that no file can have, for other storage, or if the package for Google's is not installed.
     """
     name = os.fspath(path)
     if not name:
         raise UserError("The name of a file or folder is empty; name one.")
-    if "\0" in name:
-        raise UserError(f"{name!r} can't be the name of a file or folder, because of its NUL; name another.")
+    try:
+        is_possible = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise UserError(f"{name!a} can't be the name of a file or folder; name another.")
     scheme, separator, _ = name.partition("://")
     if not separator:
         return Path(name).expanduser() if name.startswith("~") and _has_home(name) else Path(name)
@@ -165,31 +168,44 @@ def _files_below(folder: AnyPath, prefix: str = "") -> Iterator[str]:
             yield prefix + entry.name
 
 
-def read_json(path: AnyPath) -> Any:
-    """Parse a file of settings, see `parse_json`. It must be a regular one, and not large: no pipe is waited for.
+def read_file(path: AnyPath, limit: int | None = None) -> bytes:
+    """The content of a regular file, or its first `limit` bytes; pipes and devices are not waited for.
 
     Raises:
-        OSError: with a `strerror`, if it is none, or can't be read.
-        ValueError: telling what is wrong with its content.
+        OSError: with a `strerror`, if it is not a regular file or can't be read.
     """
     with os_errors(path):
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
         with path.open("rb") as stream:
-            content: bytes = stream.read(_LARGEST_SETTINGS + 1)
+            # `read` allocates what it is asked for, even if the file is smaller.
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            content: bytes = stream.read(size if limit is None else min(size, limit))
+    return content
+
+
+def read_json(path: AnyPath) -> Any:
+    """Parse a JSON file of at most 64 MB, see `read_file` and `parse_json`.
+
+    Raises:
+        OSError: with a `strerror`, if it is not a regular file, is larger or can't be read.
+        ValueError: if its content is not strict JSON.
+    """
+    content = read_file(path, _LARGEST_SETTINGS + 1)
     if len(content) > _LARGEST_SETTINGS:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return parse_json(content)
 
 
-def read_untrusted(folder: AnyPath, name: str, limit: int | None = None, *, is_whole: bool = True) -> bytes:
+def read_untrusted(folder: AnyPath, name: str, limit: int | None = None, *, truncate: bool = False) -> bytes:
     """The content of a file directly in `folder`, which may come from a stranger.
 
     Args:
         folder: the folder; may itself be a link.
         name: of the file.
         limit: largest size in bytes; default: any.
-        is_whole: whether to refuse a larger file; else at most `limit` bytes of it are read.
+        truncate: read the first `limit` bytes of a larger file instead of refusing it.
 
     Raises:
         UserError: if the file is missing, a link out of the folder, not a regular file, too large or unreadable.
@@ -203,8 +219,7 @@ def read_untrusted(folder: AnyPath, name: str, limit: int | None = None, *, is_w
                 )
             if path.exists() and not path.is_file():
                 raise UserError(f"{path} is not a file; copy the model again from its origin.")
-            with path.open("rb") as stream:
-                content: bytes = stream.read(-1 if limit is None else limit + is_whole)
+            content = read_file(path, None if limit is None else limit + (not truncate))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; copy the model again from its origin.") from error
     except OSError as error:
@@ -234,22 +249,6 @@ def parse_json(content: bytes) -> Any:
         return json.loads(content.decode("utf-8"), parse_constant=refuse, object_pairs_hook=distinct)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-
-
-_STORAGE_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
-    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO),
-)
-
-
-def reason_of(error: BaseException) -> str:
-    """Why storage failed, in the words of the system if an error of a library or one of its causes has them."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    texts = " ".join(str(cause) for cause in causes)
-    known = next((os.strerror(number) for number in _STORAGE_ERRORS if os.strerror(number) in texts), None)
-    return known or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300]
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:

@@ -57,7 +57,7 @@ class Ownership:
         """Become the owner; creates the folder. Waits while it is unclear whether the present owner is alive.
 
         Raises:
-            UserError: if another program is the owner, or what should be its file is none.
+            UserError: if another program is the owner, or `owner.json` is not a regular file.
             OSError: if the folder can't be written.
         """
         if isinstance(self._folder, Path):
@@ -66,7 +66,7 @@ class Ownership:
             self._folder.mkdir(parents=True, exist_ok=True)
         _held.add(str(self._identity["token"]))  # before anybody can read it
         while not self._create():
-            if isinstance(self._path, Path) and not stat.S_ISREG(os.lstat(self._path).st_mode):
+            if isinstance(self._path, Path) and _is_irregular(self._path):
                 raise UserError(f"{self._path} is a link or not a file; delete it.")
             if not self._replace(self._watch()):
                 continue
@@ -213,6 +213,13 @@ class Ownership:
 
 _held: set[str] = set()
 """Tokens of the owners in this process."""
+
+
+def _is_irregular(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:  # the owner has just released it
+        return False
 
 
 def _named(owner: Mapping[str, Any]) -> str:

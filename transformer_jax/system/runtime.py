@@ -6,6 +6,7 @@ the library changes nothing.
 
 import contextlib
 import ctypes
+import errno
 import importlib.util
 import io
 import os
@@ -190,18 +191,24 @@ def printable(text: str) -> str:
     )
 
 
-@cache  # one hook for a process
-def silence_closed_loops() -> None:
-    """From now on, show nothing of the writes that TensorStore has not ended when another of the same save fails.
+def silence_pending_writes() -> None:
+    """From now on, show nothing of TensorStore's writes that are pending when another write of the same save fails.
 
     Orbax raises the first failure and closes its asyncio loop; each of the others would print a traceback or a warning.
     """
-    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    warnings.filterwarnings("ignore", r"coroutine 'async_serialize.*' was never awaited", RuntimeWarning)
+    _hook_unraisable()
+
+
+@cache  # once for a process
+def _hook_unraisable() -> None:
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        error, trace = unraisable.exc_value, unraisable.exc_traceback
+        is_pending = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        # Python's own threads have another frame above.
+        if not (is_pending and trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
             before(unraisable)
 
     sys.unraisablehook = hook
@@ -282,6 +289,22 @@ def run_program(name: str, program: Callable[[], int], *, needs_output: bool = T
     if leaves is not None:
         raise leaves
     return status
+
+
+_STORAGE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO),
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why storage failed, in the words of the system if an error of a library or one of its causes has them."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    texts = " ".join(str(cause) for cause in causes)
+    known = next((os.strerror(number) for number in _STORAGE_ERRORS if os.strerror(number) in texts), None)
+    return known or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300]
 
 
 def unwritable_output(error: OSError | ValueError) -> str:

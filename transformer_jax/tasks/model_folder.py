@@ -343,8 +343,8 @@ def _read_params(folder: AnyPath, config: _FolderConfig) -> Any:
 
 
 def _read_header(folder: AnyPath) -> tuple[dict[str, tuple[str, tuple[int, ...]]], int]:
-    """The dtype and shape of every tensor of the weights, and the place where the numbers begin."""
-    content = read_untrusted(folder, WEIGHTS_FILE, 8 + _LARGEST_HEADER, is_whole=False)
+    """The dtype and shape of every tensor, and the offset of the data."""
+    content = read_untrusted(folder, WEIGHTS_FILE, 8 + _LARGEST_HEADER, truncate=True)
     start = 8 + int.from_bytes(content[:8], "little")
     try:
         entries = parse_json(content[8:start])

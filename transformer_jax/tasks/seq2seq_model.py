@@ -47,8 +47,8 @@ CHARACTERS_PER_TOKEN = 32
 """Limit of the characters of a text, per token that the model accepts."""
 
 
-MOST_BAD_WORDS = 250_000
-"""Limit of the sequences that a model never produces times the tokens of the longest: each is compared in each step."""
+LARGEST_BAD_WORDS = 250_000
+"""Limit of the number of sequences that a model never produces times the tokens of the longest."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ class Seq2SeqModel(Generic[Settings]):
         self.tokenizer = tokenizer
         self.settings = self.settings_type() if settings is None else settings
         size = model_config.target_vocab_size
-        if len(self.settings.bad_words) * max(map(len, self.settings.bad_words), default=0) > MOST_BAD_WORDS:
+        count, longest = len(self.settings.bad_words), max(map(len, self.settings.bad_words), default=0)
+        if count * longest > LARGEST_BAD_WORDS:
             raise UserError(
-                f"settings.bad_words has {len(self.settings.bad_words):,} sequences of up to "
-                f"{max(map(len, self.settings.bad_words)):,} tokens, but at most {MOST_BAD_WORDS:,} in all may be "
-                "forbidden; drop the longest."
+                f"settings.bad_words has {count:,} sequences of up to {longest:,} tokens, but the product must be at "
+                f"most {LARGEST_BAD_WORDS:,}; drop the longest."
             )
         for word in self.settings.bad_words:
             if not word or not all(0 <= token < size for token in word):

@@ -24,13 +24,12 @@ from transformer_jax.system.files import (
     find_damage,
     is_remote,
     os_errors,
-    parse_json,
-    reason_of,
+    read_json,
     resolved,
     write_atomically,
     write_checksums,
 )
-from transformer_jax.system.runtime import silence_closed_loops
+from transformer_jax.system.runtime import reason_of, silence_pending_writes
 from transformer_jax.training.step import JSON, leaves_by_name, require_same
 
 Result = TypeVar("Result")
@@ -96,10 +95,8 @@ class Checkpoints:
         try:
             with os_errors(folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                stored = (self._folder / _PROTECTED).read_bytes() if (self._folder / _PROTECTED).exists() else None
-            if stored is not None:
-                with suppress(ValueError, KeyError, TypeError):  # damaged: the run protects its best one again
-                    self._protected = parse_json(stored)["step"]
+            with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # damaged: protected again by the run
+                self._protected = read_json(self._folder / _PROTECTED)["step"]
         except OSError as error:
             raise UserError(f"{folder} can't hold checkpoints: {error.strerror}; choose another folder.") from error
 
@@ -286,7 +283,7 @@ class Checkpoints:
         # Slow to import, and a new run needs it only when it first saves.
         from orbax.checkpoint import v1 as ocp
 
-        silence_closed_loops()
+        silence_pending_writes()
         # It logs the errors that it raises, too, in hundreds of lines.
         logger, is_by_another = logging.getLogger("absl"), lambda record: "orbax" not in Path(record.pathname).parts
         logger.addFilter(is_by_another)

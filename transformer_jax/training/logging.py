@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any, cast
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import AnyPath, os_errors, parse_json, write_atomically
+from transformer_jax.system.files import AnyPath, os_errors, parse_json, read_file, write_atomically
 from transformer_jax.system.runtime import Shown, show
 
 TRIALS = 3
@@ -317,7 +317,7 @@ def _cut(path: Path, step: int) -> None:
     """Remove the lines of steps after `step`, and one that was being written when the run was killed."""
     if not path.exists():
         return
-    content = path.read_bytes()
+    content = read_file(path)
     kept = b"".join(line + b"\n" for line in content.split(b"\n") if _is_of_run(line, step))
     if kept != content:
         write_atomically(path, kept)

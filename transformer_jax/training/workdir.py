@@ -15,7 +15,7 @@ from transformer_jax.data.readers import digest
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer
 from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError, distributed, package_version
-from transformer_jax.system.files import AnyPath, os_errors, read_json, replace_folder, write_atomically
+from transformer_jax.system.files import AnyPath, os_errors, read_file, read_json, replace_folder, write_atomically
 from transformer_jax.system.ownership import Ownership
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import checked_settings, load, task_of
@@ -177,7 +177,7 @@ def _read_tokenizer(workdir: AnyPath, checksums: Mapping[str, str]) -> dict[str,
     folder = workdir / "tokenizer"
     try:
         with os_errors(workdir):
-            files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+            files = {file.name: read_file(file) for file in sorted(folder.iterdir())}
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
     for name, checksum in checksums.items():
