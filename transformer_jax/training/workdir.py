@@ -22,6 +22,7 @@ from transformer_jax.task_groups import file_fields
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import checked_settings, load, task_of
 from transformer_jax.tasks.registry import make_task, registered, registered_names
+from transformer_jax.training.step import all_finite
 
 ORIGIN_FILE = "init_from.json"
 IDENTITY_FILE = "identity.json"
@@ -92,6 +93,10 @@ def read_origin(config: Config) -> Origin:
             "name a model of the same task."
         )
     loaded = load(config.init_from)
+    if not all_finite(loaded.params):
+        raise UserError(
+            f"{config.init_from} (config.init_from) has a parameter that is not finite; name another model."
+        )
     kept = OF_THE_RUN + (OUTSIDE_STACKS if is_stacks else ())
     return Origin(
         model=dataclasses.replace(loaded.model_config, **{name: getattr(config.model, name) for name in kept}),
