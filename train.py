@@ -69,7 +69,7 @@ def _run(argv: list[str], started: float) -> int:
 
 def _workdir_of(config: str) -> str:
     """The folder of a run without `--workdir`."""
-    folder, slash, name = config.rpartition("/")
+    folder, slash, name = config.rstrip("/").rpartition("/")
     if name == "config.json":
         return folder or slash or "."
     file, _, argument = config.partition(":")

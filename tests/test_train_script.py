@@ -70,6 +70,8 @@ def text_files(tmp_path):
         (["--config.optim.lr=fast"], "fast"),
         (["--config.training.num_steps=1.5"], "1.5"),
         (["--config=configs/none.py"], "configs/none.py"),
+        (["--config=runs/x/config.json:de-en"], "the config of a run has none; drop :de-en"),
+        (["--config=RUNS/CONFIG.JSON"], "RUNS/CONFIG.JSON is not the config of a run (No such file"),
         (["--config.decoding.rules=none"], "config.decoding.rules is now config.couplet.rules"),
         (["--config.optim.mask_rate=0.1"], "config.optim.mask_rate is now config.classification.mask_rate"),
         (["--config.couplet.rules=none"], "config.couplet.rules means nothing for task 'translation'"),

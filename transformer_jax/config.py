@@ -229,11 +229,13 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
     Raises:
         UserError: if there is no such file, or it gives no config.
     """
-    if argument.endswith(".json"):
+    if _is_json(argument):
         config = default_config()
         config.update(read_config(argument).to_dict())
         return config
     path, colon, choice = argument.partition(":")
+    if colon and _is_json(path):
+        raise UserError(f"{argument} names a choice, but the config of a run has none; drop {colon}{choice}.")
     path = str(as_path(path))
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file; name a configuration, such as configs/multi30k.py:de-en.")
@@ -253,13 +255,17 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
     return config
 
 
+def _is_json(path: str) -> bool:
+    return path.rstrip("/").lower().endswith(".json")
+
+
 def read_config(argument: str) -> Config:
     """The config of a Python file, see `load_config_file`, or of a run's `config.json`.
 
     Raises:
         UserError: if there is no such file, or it is not a config.
     """
-    if not argument.endswith(".json"):
+    if not _is_json(argument):
         return from_config_dict(load_config_file(argument))
     path = as_path(argument)
     try:
@@ -267,6 +273,8 @@ def read_config(argument: str) -> Config:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{argument} is not the config of a run ({reason}); name the one in a work folder.") from error
+    if isinstance(values, dict) and "format_version" in values:
+        raise UserError(f"{argument} is the config of a model, not of a run; name the one in a work folder.")
     return config_from_dict(upgraded(values), argument)
 
 

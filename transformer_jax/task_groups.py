@@ -15,7 +15,8 @@ def add_group(task: str, group: type[Any] | None) -> None:
     """Make the frozen dataclass `group` the group `config.TASK`, or drop that of the task (None).
 
     A field that an earlier release kept in another group is listed in the class variable `MOVED`: its old path in the
-    config, such as "optim.mask_rate", to its name here.
+    config, such as "optim.mask_rate", to its name here. Fields that name files of further data are listed in the class
+    variable `FILES`: a run may resume with others, if the records are the same.
     """
     if group is None:
         _groups.pop(task, None)
@@ -36,6 +37,11 @@ def moved_fields() -> dict[str, list[str]]:
         for old, name in getattr(group, "MOVED", {}).items():
             moved.setdefault(old, []).append(f"{task}.{name}")
     return moved
+
+
+def file_fields() -> list[str]:
+    """Paths of the fields in tasks' groups that name files of data, such as "couplet.blocklist"."""
+    return [f"{task}.{name}" for task, group in task_groups().items() for name in getattr(group, "FILES", ())]
 
 
 def load_plugins() -> None:

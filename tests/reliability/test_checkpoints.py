@@ -201,3 +201,19 @@ def test_nothing_but_finite_numbers_counts_as_finite():
 def test_metadata_has_a_digest(two):
     stored = json.loads((two / "2" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
     assert set(stored) == {"metadata", "sha256"}
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("part", ["params", "opt_state", "ema_params"])
+def test_a_checkpoint_with_a_number_that_is_not_finite_is_not_used(tmp_path, part, bad):
+    """As release 0.1.0 wrote it. Without a sound one the run stops, and a model of it is never written."""
+    good = {"params": jnp.ones(3), "opt_state": jnp.ones(3), "ema_params": jnp.ones(3)}
+    reports = []
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.save(1, good, {"step": 1})
+        checkpoints.save(2, good | {part: jnp.asarray([1.0, bad, 1.0])}, {"step": 2})
+        assert checkpoints.restore_newest(like(good), reports.append)[1] == {"step": 1}
+        assert "2 can't be read as a checkpoint (a number in it is not finite); an earlier one is used." in reports[0]
+    shutil.rmtree(tmp_path / "1")
+    with Checkpoints(tmp_path, keep=3) as checkpoints, pytest.raises(UserError, match="no sound checkpoint"):
+        checkpoints.restore_newest(like(good), reports.append)

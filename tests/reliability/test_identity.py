@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -151,6 +152,57 @@ def test_the_same_data_may_be_stored_otherwise(pairs, tmp_path):
     stored = (tmp_path / "run" / IDENTITY_FILE).read_bytes()
     resume(pairs, tmp_path / "run")
     assert (tmp_path / "run" / IDENTITY_FILE).read_bytes() == stored
+
+
+def move(config, group, name):
+    """Move a file of the data elsewhere, compressed, and name it there."""
+    path = Path(config[group][name])
+    moved = path.with_name(f"moved.{path.name}.gz")
+    moved.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    config[group][name] = str(moved)
+
+
+@pytest.mark.parametrize("task", ["news", "pairs"])
+def test_the_same_data_may_be_moved(task, request, tmp_path):
+    config = request.getfixturevalue(task)
+    extra = write_rows(tmp_path / "extra.csv", [("World", "b b")])
+    if task == "news":
+        config.classification.extra_train = extra
+    begin(config, tmp_path / "run")
+    for name in [name for name in config.data if name.startswith(("train_", "validation_")) and config.data[name]]:
+        if Path(str(config.data[name])).is_file():
+            move(config, "data", name)
+    if task == "news":
+        move(config, "classification", "extra_train")
+    resume(config, tmp_path / "run")
+    assert "moved" in (tmp_path / "run" / "config.json").read_text()
+
+
+def test_other_files_are_refused_by_what_they_hold(news, pairs, tmp_path):
+    begin(news, tmp_path / "news")
+    news.classification.extra_train = write_rows(tmp_path / "extra.csv", [("World", "b b")])
+    refused(news, tmp_path / "news", r"training data .*classification\.extra_train=.*extra\.csv\) now has 21 records")
+    pairs.data.train_target = write_rows(tmp_path / "other.csv", [(text, text) for text in SENTENCES[1:]])
+    begin(pairs, tmp_path / "pairs")
+    pairs.data.update(train_source=pairs.data.train_target, train_target=pairs.data.train_source)
+    refused(pairs, tmp_path / "pairs", r"8 records of the training data .*train_source=.*other\.csv, .* are others now")
+
+
+def test_files_of_a_run_without_digests_may_not_be_moved(news, tmp_path):
+    begin(news, tmp_path / "run")
+    (tmp_path / "run" / IDENTITY_FILE).unlink()
+    move(news, "data", "train_file")
+    refused(news, tmp_path / "run", r"holds a run with config\.data\.train_file=")
+
+
+def test_what_else_lies_in_the_tokenizers_folder_is_no_part_of_it(pairs, tmp_path):
+    begin(pairs, tmp_path / "run")
+    folder = tmp_path / "run" / "tokenizer"
+    (folder / "source.characters.txt").write_text("another")
+    (folder / ".snapshots").mkdir()
+    resume(pairs, tmp_path / "run")
+    assert list(find_origin(from_config_dict(pairs), tmp_path / "run").tokenizer_files) == ["characters.txt"]
 
 
 def test_a_run_that_never_began_may_begin_on_other_data(news, tmp_path):

@@ -172,6 +172,18 @@ def test_home(tmp_path, monkeypatch):
     assert as_path("a~/x") == Path("a~/x")
 
 
+def test_a_name_that_is_a_slip_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("~nobody.here/x", "~nobody.here"):
+        with pytest.raises(UserError, match=rf"user who is unknown here; write \./{name} if you mean that"):
+            as_path(name)
+    for name in ("", " ", "\t"):
+        with pytest.raises(UserError, match="is empty"):
+            as_path(name)
+    (tmp_path / "~nobody.here").mkdir()
+    assert as_path("~nobody.here/x") == Path("~nobody.here/x")
+
+
 class Broken:
     encoding = "ascii"
 

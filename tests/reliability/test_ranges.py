@@ -41,6 +41,7 @@ NAN = float("nan")
     ("group", "values"),
     [
         (OptimConfig, {"label_smoothing": 1.5, "lr": -1.0, "clip_norm": NAN, "beta1": 1.0, "warmup_steps": -1}),
+        (OptimConfig, {"beta1": 1 - 2e-9, "beta2": 1 - 2**-53}),  # 1 in float32
         (TrainingConfig, {"ema_decay": -1.0, "max_minutes": NAN, "patience": -1, "keep_checkpoints": 0}),
         (ModelConfig, {"d_model": 0, "dropout_rate": 1.0, "num_encoder_layers": -1, "attention_dropout_rate": NAN}),
         (DecodingConfig, {"conventions": "foo", "beam_size": 10_000_000, "alpha": -50.0}),

@@ -252,3 +252,21 @@ def test_other_classes_are_refused(tmp_path, config):
     with pytest.raises(UserError, match=r"classes bee, cat, dog, but the data has bee, cat, emu; name a model"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_a_parameter_that_is_not_finite_is_refused(tmp_path, config):
+    folder = tmp_path / "folder"
+    config.init_from = str(write_bundle(folder))
+    loaded = load(folder)
+    save(
+        folder,
+        task=config.task,
+        model_config=loaded.model_config,
+        params=jax.tree.map(lambda leaf: leaf * np.nan, loaded.params),
+        tokenizer_files=loaded.tokenizer.files(),
+        settings=dataclasses.asdict(loaded.settings),
+        scores={},
+    )
+    with pytest.raises(UserError, match=r"folder \(config\.init_from\) has a parameter that is not finite"):
+        run(config, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.json"))

@@ -88,7 +88,8 @@ class NotNumbersError(UserError):
 class Range:
     """Numbers from `least` to `most`, both included, strictly between `above` and `below`, or equal to `also`.
 
-    NaN and infinities are in no range, nor are numbers too large for 32 bits.
+    NaN and infinities are in no range, nor are numbers too large for 32 bits. What float32 rounds to `above` or `below`
+    is not between them.
     """
 
     least: int | float | None = None
@@ -100,13 +101,15 @@ class Range:
     def __contains__(self, value: Any) -> bool:
         if value == self.also:
             return True
-        largest = LARGEST_INT if isinstance(value, numbers.Integral) and self.most is None else LARGEST_FLOAT
-        return (
-            abs(value) <= largest  # False for NaN
-            and (self.least is None or value >= self.least)
+        is_whole = isinstance(value, numbers.Integral)
+        if not abs(value) <= (LARGEST_INT if is_whole and self.most is None else LARGEST_FLOAT):  # NaN too
+            return False
+        rounded = value if is_whole else float(np.float32(value))
+        return bool(
+            (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
+            and (self.above is None or rounded > self.above)
+            and (self.below is None or rounded < self.below)
         )
 
     def __str__(self) -> str:

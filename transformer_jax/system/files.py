@@ -31,10 +31,11 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
     """A local path, in which a leading `~` is the home folder, or one in Google Cloud Storage, gs://bucket/folder.
 
     Raises:
-        UserError: for a name that no file can have, for other storage, or if the package for Google's is not installed.
+        UserError: for a name that is blank or that no file can have, a `~user` who is unknown, for other storage, or if
+            the package for Google's is not installed.
     """
     name = os.fspath(path)
-    if not name:
+    if not name.strip():
         raise UserError("The name of a file or folder is empty; name one.")
     try:
         is_possible = b"\0" not in os.fsencode(name)
@@ -44,7 +45,7 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
         raise UserError(f"{name!a} can't be the name of a file or folder; name another.")
     scheme, separator, _ = name.partition("://")
     if not separator:
-        return Path(name).expanduser() if name.startswith("~") and _has_home(name) else Path(name)
+        return _expanded(name) if name.startswith("~") else Path(name)
     if scheme != "gs":
         raise UserError(f"{name} is a path of an unknown kind; name a local one, or gs://BUCKET/FOLDER.")
     import fsspec
@@ -57,9 +58,12 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
     return epath.Path(name)
 
 
-def _has_home(name: str) -> bool:
-    """Whether `~` or `~user`, with which a name begins, is known here; else it is a file of that name."""
-    return os.path.expanduser(name) != name
+def _expanded(name: str) -> Path:
+    """The path of a name that begins with `~` or `~user`, unless there is a file or folder of that name."""
+    first = name.partition("/")[0]
+    if os.path.expanduser(name) == name and not os.path.lexists(first):
+        raise UserError(f"{name} begins with the name of a user who is unknown here; write ./{name} if you mean that.")
+    return Path(os.path.expanduser(name))
 
 
 def is_remote(path: AnyPath) -> bool:

@@ -30,7 +30,7 @@ from transformer_jax.system.files import (
     write_checksums,
 )
 from transformer_jax.system.runtime import reason_of, silence_pending_writes
-from transformer_jax.training.step import JSON, leaves_by_name, require_same
+from transformer_jax.training.step import JSON, all_finite, leaves_by_name, require_same
 
 Result = TypeVar("Result")
 
@@ -137,9 +137,7 @@ class Checkpoints:
             UserError: if it can't, or the parameters are others.
         """
         self.wait()
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params
-        )
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), params)
         try:
             found = self.restore_params(step, abstract)
         except UserError as error:
@@ -211,6 +209,8 @@ class Checkpoints:
             abstract = {names.get(name, name): value for name, value in abstract_state._asdict().items()}
         require_same(self._folder / str(step), stored.metadata, abstract)
         state = self._read(step, abstract)
+        if not all_finite(state):  # as release 0.1.0 saved it
+            raise self._damaged(step, "a number in it is not finite")
         if names:
             state = abstract_state._make(state[names.get(name, name)] for name in abstract_state._fields)
         return state, stored.custom_metadata[_METADATA]

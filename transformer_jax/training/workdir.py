@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -17,9 +18,11 @@ from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError, distributed, package_version
 from transformer_jax.system.files import AnyPath, os_errors, read_file, read_json, replace_folder, write_atomically
 from transformer_jax.system.ownership import Ownership
+from transformer_jax.task_groups import file_fields
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import checked_settings, load, task_of
 from transformer_jax.tasks.registry import make_task, registered, registered_names
+from transformer_jax.training.step import all_finite
 
 ORIGIN_FILE = "init_from.json"
 IDENTITY_FILE = "identity.json"
@@ -51,6 +54,8 @@ OUTSIDE_STACKS = ("positions", "max_positions", "tie_embeddings", "output_bias",
 
 _PARTS = {"training": "train", "validation": "validation"}
 """Part of the data to what the names of its fields in `config.data` begin with."""
+_FILES = {part: [f"data.{name}_{kind}" for kind in ("source", "target", "file")] for part, name in _PARTS.items()}
+"""Part of the data to the fields that name its files, which may be others with the same records."""
 _NAMES_SHOWN = 5
 
 
@@ -88,6 +93,10 @@ def read_origin(config: Config) -> Origin:
             "name a model of the same task."
         )
     loaded = load(config.init_from)
+    if not all_finite(loaded.params):
+        raise UserError(
+            f"{config.init_from} (config.init_from) has a parameter that is not finite; name another model."
+        )
     kept = OF_THE_RUN + (OUTSIDE_STACKS if is_stacks else ())
     return Origin(
         model=dataclasses.replace(loaded.model_config, **{name: getattr(config.model, name) for name in kept}),
@@ -146,10 +155,12 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
     if not isinstance(before, dict):
         raise UserError(f"{workdir / 'config.json'} is not the config of a run; choose another --workdir.")
     default = Config(task=config.task).to_dict()
+    is_compared = identity is not None and None not in (identity[part]["sha256"] for part in _PARTS)
+    may_change = (*MAY_CHANGE, *(sum(_FILES.values(), file_fields()) if is_compared else ()))
     # The task first: without it, groups of fields differ.
     differences = _differences(before, config.to_dict(), default)
     for name, value, now in sorted(differences, key=lambda difference: difference[0] != "task"):
-        if not name.startswith(MAY_CHANGE):
+        if not name.startswith(may_change):
             raise UserError(
                 f"{workdir} holds a run with config.{name}={value!r}, not {now!r}; "
                 "choose another --workdir, or delete that one."
@@ -173,11 +184,15 @@ def _stored_origin(config: Config, values: Any, tokenizer_files: dict[str, bytes
 
 
 def _read_tokenizer(workdir: AnyPath, checksums: Mapping[str, str]) -> dict[str, bytes]:
-    """The files of the run's tokenizer, compared with their SHA-256."""
+    """The files of the run's tokenizer, compared with their SHA-256; others, such as a system leaves, are no part."""
     folder = workdir / "tokenizer"
     try:
         with os_errors(workdir):
-            files = {file.name: read_file(file) for file in sorted(folder.iterdir())}
+            files = {
+                file.name: read_file(file)
+                for file in sorted(folder.iterdir())
+                if file.is_file() and (not checksums or file.name in checksums)
+            }
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}); choose another --workdir.") from error
     for name, checksum in checksums.items():
@@ -212,14 +227,14 @@ def check_identity(workdir: AnyPath, config: Config, identity: Mapping[str, Any]
     if before is None:
         return
     difference = _other_classes(before["classes"], identity["classes"])
-    for part, name in _PARTS.items():
+    for part in _PARTS:
         (count, checksum), (count_now, checksum_now) = (
             (values[part]["records"], values[part]["sha256"]) for values in (before, identity)
         )
         if not difference and count != count_now:
-            difference = f"{_named_data(config, part, name)} now has {count_now:,} records instead of {count:,}"
+            difference = f"{_named_data(config, part)} now has {count_now:,} records instead of {count:,}"
         if not difference and None not in (checksum, checksum_now) and checksum != checksum_now:
-            difference = f"the {count:,} records of {_named_data(config, part, name)} are others now"
+            difference = f"the {count:,} records of {_named_data(config, part)} are others now"
     if difference:
         raise UserError(
             f"{workdir} holds a run on other data: {difference}; put the data back, or choose another --workdir."
@@ -244,14 +259,11 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:_NAMES_SHOWN])) + more
 
 
-def _named_data(config: Config, part: str, prefix: str) -> str:
-    """A part of the data, with the fields that name it: files, or a set and its split."""
-    fields = {
-        name: value
-        for name, value in dataclasses.asdict(config.data).items()
-        if value and name in ("manual_dir", *(f"{prefix}_{kind}" for kind in ("source", "target", "file")))
-    }
-    shown = "".join(f", {name}={value}" for name, value in fields.items())
+def _named_data(config: Config, part: str) -> str:
+    """A part of the data, with the fields that name it: files, or a set and its folder."""
+    paths = ["data.manual_dir", *_FILES[part], *(file_fields() if part == "training" else [])]
+    values = {path: attrgetter(path)(config) for path in paths if path.startswith(("data.", f"{config.task}."))}
+    shown = "".join(f", {path.removeprefix('data.')}={value}" for path, value in values.items() if value)
     return f"the {part} data (config.data.name={config.data.name}{shown})"
 
 

@@ -18,6 +18,7 @@ class ClassificationConfig:
     mask_loss: Annotated[float, Range(0)] = 0.0
     """Weight of predicting the hidden tokens (Devlin et al., 2019) beside the class, per token and per text."""
 
+    FILES: ClassVar[tuple[str, ...]] = ("extra_train",)
     MOVED: ClassVar[dict[str, str]] = {
         "data.extra_train": "extra_train",
         "optim.mask_rate": "mask_rate",

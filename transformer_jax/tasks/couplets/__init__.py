@@ -18,6 +18,7 @@ class CoupletConfig:
     blocklist: str = ""
     """A file of words, one a line; couplets that contain one are left out."""
 
+    FILES: ClassVar[tuple[str, ...]] = ("extra_train", "blocklist")
     MOVED: ClassVar[dict[str, str]] = {
         "decoding.rules": "rules",
         "data.extra_train": "extra_train",
