@@ -68,6 +68,14 @@ def equal(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_buckets_take_turns_if_batches_are_shuffled(shuffle):
+    batches = make_batches(make_records(200), batching="bucket", tokens_per_batch=32, shuffle=shuffle)
+    lengths = [batch.source.shape[1] for batch, _ in itertools.islice(batches.iterate(epochs=1), 30)]
+    assert len(set(lengths)) > 1
+    assert (lengths == sorted(lengths)) is not shuffle
+
+
 @pytest.mark.parametrize("batching", ["pack", "bucket"])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("window_size", [30, 1_000])

@@ -41,6 +41,11 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(logits, p):
         assert set(np.flatnonzero(np.isfinite(result)).tolist()) == nucleus
 
 
+def test_top_p_ends_where_the_sum_is_p():
+    kept = keep_top_p(jnp.log(jnp.array([0.25, 0.5, 0.125, 0.125])), 0.5)
+    assert np.isfinite(kept).tolist() == [False, True, False, False]
+
+
 def test_top_p_of_one_keeps_all(logits):
     np.testing.assert_array_equal(keep_top_p(logits, 1.0), logits)
 
