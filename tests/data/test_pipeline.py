@@ -68,6 +68,11 @@ def equal(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_a_digest_tells_data_apart():
+    digests = [make_batches(make_records(50, seed)).digest() for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_buckets_take_turns_if_batches_are_shuffled(shuffle):
     batches = make_batches(make_records(200), batching="bucket", tokens_per_batch=32, shuffle=shuffle)
