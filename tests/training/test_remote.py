@@ -18,6 +18,7 @@ from transformer_jax.system.files import as_path
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.translation import multi30k
 from transformer_jax.tasks.translation.sources import load_pairs
+from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.logging import RunLog
 from transformer_jax.training.workdir import Origin, find_origin
 
@@ -113,3 +114,10 @@ def test_a_prepared_set_must_be_local(bucket):
         UserError, match=r"config\.data\.data_dir is gs://bucket/sets, but prepared sets must be on this"
     ):
         load_pairs(DataConfig(name="multi30k", data_dir="gs://bucket/sets"), "train")
+
+
+def test_checkpoints_in_a_bucket_have_plain_names(bucket):
+    Checkpoints(as_path("gs://bucket/run-1/a_b.c"), keep=1).close()
+    for name in ("a[1]", "a*", "a%20"):
+        with pytest.raises(UserError, match="has characters that checkpoints can't have in a remote path"):
+            Checkpoints(as_path(f"gs://bucket/{name}"), keep=1)
