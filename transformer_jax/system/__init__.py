@@ -6,14 +6,13 @@ calls `check_fields` when it is made, so configs, library calls and command-line
 
 import importlib.metadata
 import numbers
+import struct
 import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Annotated, Any, Union
-
-import numpy as np
 
 LARGEST_INT = 2**31 - 1
 """Largest number in an int32, and the largest whole number of any field without a bound of its own."""
@@ -104,7 +103,7 @@ class Range:
         is_whole = isinstance(value, numbers.Integral)
         if not abs(value) <= (LARGEST_INT if is_whole and self.most is None else LARGEST_FLOAT):  # NaN too
             return False
-        rounded = value if is_whole else float(np.float32(value))
+        rounded = value if is_whole else struct.unpack("f", struct.pack("f", value))[0]
         return bool(
             (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
@@ -177,8 +176,8 @@ def check_fields(values: object, where: Callable[[str], str] = str) -> None:
 
 def _plain(value: Any) -> Any:
     """The value itself, or with Python's numbers instead of NumPy's."""
-    if isinstance(value, np.number):
-        return value.item()
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | int):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, tuple) and any(_plain(item) is not item for item in value):
         return tuple(map(_plain, value))
     return value
