@@ -223,7 +223,7 @@ def test_each_task_has_its_own_group_and_refuses_those_of_others():
     assert copy.deepcopy(crossed) == pickle.loads(pickle.dumps(crossed)) == crossed
 
 
-def test_the_config_of_a_model_is_none_of_a_run(tmp_path):
+def test_the_config_of_a_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"format_version": 2}')
     with pytest.raises(UserError, match=r"config\.json is the config of a model, not of a run"):
         read_config(str(tmp_path / "config.json"))

@@ -127,7 +127,7 @@ def test_tensorboard_hides_what_was_cut(tmp_path):
         write(log, range(5, 9))
     starts = [event for event in events(tmp_path / "tensorboard") if event.HasField("session_log")]
     # The first log, whose file is replaced if both began within a second, hides what came before step 1.
-    assert [(event.step, event.session_log.status) for event in starts][-1] == (5, 1)
+    assert [(event.step, event.session_log.status) for event in starts] in ([(5, 1)], [(1, 1), (5, 1)])
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):

@@ -24,7 +24,7 @@ AnyPath: TypeAlias = Path | epath.Path
 CHECKSUMS_FILE = "checksums.json"
 NO_CHECKSUMS = f"{CHECKSUMS_FILE} is missing"
 _PIECE = 1 << 20  # bytes read at a time
-_LARGEST_SETTINGS = 64_000_000  # bytes; a config.json of 16 MB has as much in a run, where JSON escapes all but ASCII
+_LARGEST_SETTINGS = 64_000_000  # bytes; a run escapes what is not ASCII, and so may need twice the 16 MB of a model
 
 
 def as_path(path: str | os.PathLike[str]) -> AnyPath:
@@ -60,10 +60,10 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
 
 def _expanded(name: str) -> Path:
     """The path of a name that begins with `~` or `~user`, unless there is a file or folder of that name."""
-    first = name.partition("/")[0]
-    if os.path.expanduser(name) == name and not os.path.lexists(first):
+    expanded = os.path.expanduser(name)
+    if expanded == name and not os.path.lexists(name.partition("/")[0]):
         raise UserError(f"{name} begins with the name of a user who is unknown here; write ./{name} if you mean that.")
-    return Path(os.path.expanduser(name))
+    return Path(expanded)
 
 
 def is_remote(path: AnyPath) -> bool:

@@ -192,7 +192,7 @@ def printable(text: str) -> str:
 
 
 def silence_pending_writes() -> None:
-    """From now on, show nothing of TensorStore's writes that are pending when another write of the same save fails.
+    """Suppress, from now on, the output of TensorStore writes that are still pending when a save fails.
 
     Orbax raises the first failure and closes its asyncio loop; each of the others would print a traceback or a warning.
     """

@@ -344,10 +344,10 @@ def _read_params(folder: AnyPath, config: _FolderConfig) -> Any:
 
 def _read_header(folder: AnyPath) -> tuple[dict[str, tuple[str, tuple[int, ...]]], int]:
     """The dtype and shape of every tensor, and the offset of the data."""
-    content = read_untrusted(folder, WEIGHTS_FILE, 8 + _LARGEST_HEADER, truncate=True)
-    start = 8 + int.from_bytes(content[:8], "little")
+    start = 8 + int.from_bytes(read_untrusted(folder, WEIGHTS_FILE, 8, truncate=True), "little")
+    content = read_untrusted(folder, WEIGHTS_FILE, min(start, 8 + _LARGEST_HEADER), truncate=True)
     try:
-        entries = parse_json(content[8:start])
+        entries = parse_json(content[8:])
         entries.pop("__metadata__", None)
         return {name: (str(entry["dtype"]), tuple(entry["shape"])) for name, entry in entries.items()}, start
     except (ValueError, TypeError, AttributeError, KeyError) as error:

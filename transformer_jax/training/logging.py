@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any, cast
 
 from transformer_jax.system import UserError
-from transformer_jax.system.files import AnyPath, os_errors, parse_json, read_file, write_atomically
+from transformer_jax.system.files import AnyPath, os_errors, read_file, write_atomically
 from transformer_jax.system.runtime import Shown, show
 
 TRIALS = 3
@@ -325,9 +325,9 @@ def _cut(path: Path, step: int) -> None:
 
 def _is_of_run(line: bytes, step: int) -> bool:
     try:
-        record = parse_json(line)
+        record = json.loads(line)
         return record["step"] < step or (record["step"] == step and record.get("kind") in ("train", "nonfinite"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -184,7 +184,7 @@ def _stored_origin(config: Config, values: Any, tokenizer_files: dict[str, bytes
 
 
 def _read_tokenizer(workdir: AnyPath, checksums: Mapping[str, str]) -> dict[str, bytes]:
-    """The files of the run's tokenizer, compared with their SHA-256; others, such as a system leaves, are no part."""
+    """The files of the run's tokenizer, compared with their SHA-256; other files in the folder are ignored."""
     folder = workdir / "tokenizer"
     try:
         with os_errors(workdir):
