@@ -1,5 +1,4 @@
-"""Acceptance: dependencies may be used from a package under Apache-2.0, in the versions that tests run with, and no module
-opens pickles."""
+"""Acceptance: dependencies are free to use under Apache-2.0, in the versions that tests run with; no module opens pickles."""
 
 import ast
 import importlib.metadata
