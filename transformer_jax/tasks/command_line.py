@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import math
+import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
 
 class Parser(argparse.ArgumentParser):
     """Reads a command line, and its subcommands those of theirs."""
+
+    def __init__(self, *arguments: Any, example: str = "", **options: Any) -> None:
+        """As argparse does, with an example, of one or more lines, for the end of the help."""
+        super().__init__(*arguments, **options)
+        self._example = example
+
+    def format_help(self) -> str:
+        """The help, with the example."""
+        example = "".join(f"  {line}\n" for line in self._example.splitlines())
+        return super().format_help() + (f"\nexample:\n{example}" if example else "")
 
     def error(self, message: str) -> NoReturn:
         """Exit with a message, in which an argument cannot control the terminal."""
@@ -89,7 +101,12 @@ BEAM_HELP = "hypotheses kept in the search [the model's, usually 4]"
 def add_task_command(commands: Any, command: Command) -> None:
     """Add the subcommand of a task to those of a parser."""
     parser = commands.add_parser(
-        command.name, help=command.help, description=command.description, epilog=command.epilog, allow_abbrev=False
+        command.name,
+        help=command.help,
+        description=command.description,
+        epilog=command.epilog,
+        example=command.example,
+        allow_abbrev=False,
     )
     parser.set_defaults(command=command.run)
     add_model(parser)
@@ -140,9 +157,19 @@ def command_for(task: str, path: str) -> Command:
     return command
 
 
+class _Version(argparse.Action):
+    """Shows the versions, which take a moment to find, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        named = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+        others = ", ".join(f"{name} {version}" for name, version in named.items())
+        print(f"transformer-jax {package_version()} ({others}, Python {platform.python_version()})")
+        parser.exit()
+
+
 def add_version(parser: argparse.ArgumentParser) -> None:
     """Add `--version`."""
-    parser.add_argument("--version", action="version", version=package_version())
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of the package, JAX and Python")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,8 @@ class Command(abc.ABC):
     """A phrase for the list of commands."""
     description: str
     epilog: str | None = None
+    example: str = ""
+    """A command line for the end of the help."""
     subject: str
     """What messages call the task, as in "a model of SUBJECT"."""
     scores: str
