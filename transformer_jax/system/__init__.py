@@ -6,11 +6,12 @@ calls `check_fields` when it is made, so configs, library calls and command-line
 
 import difflib
 import importlib.metadata
+import math
 import numbers
 import struct
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -232,6 +233,15 @@ def shipped_configs() -> dict[str, Path]:
     installed = package / "configs"
     folder = installed if installed.is_dir() else package.parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
+def finite(value: Any) -> Any:
+    """The value, however nested, with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: finite(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def known_names(name: str, known: Iterable[str]) -> str:

@@ -7,14 +7,13 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from transformer_jax.system import UserError, package_version
+from transformer_jax.system import UserError, finite, package_version
 from transformer_jax.system.runtime import printable, show_error, stdout_bytes
 from transformer_jax.tasks.registry import Command, Registration, registered, registered_names
 
@@ -75,7 +74,7 @@ def write(text: str) -> None:
 
 def write_report(report: Mapping[str, object]) -> None:
     """Write one JSON object, with null for infinities and NaN."""
-    write(json.dumps(_finite(report), ensure_ascii=False, allow_nan=False) + "\n")
+    write(json.dumps(finite(report), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def progress(message: str) -> None:
@@ -84,14 +83,6 @@ def progress(message: str) -> None:
 
     if distributed.is_main():
         show_error(f"transformer-jax: {message}")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(member) for name, member in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(member) for member in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 ALPHA_HELP = "exponent of the length penalty [the model's, usually 0.6]"
@@ -298,8 +289,7 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Iterable[Any]) -
 
     from transformer_jax.sharding import replicated
     from transformer_jax.system import distributed
-    from transformer_jax.system.files import as_path
-    from transformer_jax.tasks.model_folder import CONFIG_FILE
+    from transformer_jax.tasks.model_folder import CONFIG_FILE, folder_of
 
     if jax.local_device_count() > 1:
         model.params = replicated(model.params)
@@ -315,7 +305,7 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Iterable[Any]) -
             **{f"--{name.replace('_', '-')}": value for name, value in options.items()},
             "The input": f"{count:,} texts of SHA-256 {digest.hexdigest()[:12]}",
             # It contains the hashes of all other files.
-            "The model": hashlib.sha256((as_path(arguments.model) / CONFIG_FILE).read_bytes()).hexdigest()[:12],
+            "The model": hashlib.sha256((folder_of(arguments.model) / CONFIG_FILE).read_bytes()).hexdigest()[:12],
         }
     )
 

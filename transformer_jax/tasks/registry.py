@@ -202,6 +202,21 @@ def task_class(config: "Config") -> TaskClass:
     return task
 
 
+def checked_settings(task: str, values: Any, where: str) -> Any:
+    """Settings of a model, those of earlier releases upgraded, as an instance of the task's `settings_type`.
+
+    Raises:
+        UserError: naming the field after `where`, if it is unknown or of the wrong type.
+    """
+    from transformer_jax.config import build
+
+    settings_type = registered(task).model.settings_type
+    upgrade = getattr(settings_type, "upgrade", None)
+    if upgrade is not None and isinstance(values, dict):
+        values = upgrade(values)
+    return build(settings_type, values, where)
+
+
 def _resolved(reference: Any) -> Any:
     if not isinstance(reference, str):
         return reference
