@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 DEFAULT_CONFIG = "numerals"
+_OPTIONS = ("--config", "--config.GROUP.FIELD=VALUE", "--workdir", "--profile", "--verbose", "--distributed", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,9 +185,10 @@ def _override(config: "ConfigDict", overrides: list[str]) -> "ConfigDict":
 
     remaining = iter(overrides)
     for override in remaining:
-        name, _, path = override.partition("=")[0].lstrip("-").partition(".")
+        option = override.partition("=")[0]
+        name, _, path = option.lstrip("-").partition(".")
         if name != "config":
-            raise UserError(f"{override} is not an option of train; for a field, write --config.GROUP.FIELD=VALUE.")
+            raise UserError(f"{override} is not an option of train; {known_names(option, _OPTIONS)}")
         group = config
         for part in path.split("."):
             if not isinstance(group, ConfigDict) or part not in group:

@@ -172,8 +172,7 @@ def load(path: str | AnyPath) -> Any:
 def is_intact(path: str | AnyPath) -> bool:
     """Whether a model folder has all its files, unchanged; starts no device."""
     try:
-        folder = folder_of(path)
-        config = _read_config(folder)
+        config = _read_config(folder := folder_of(path))
         _check_unchanged(folder, config, *config.sha256, limit=sys.maxsize)
         return True
     except UserError:

@@ -26,6 +26,7 @@ class CoupletCommand(PairCommand):
     """transformer-jax couplet."""
 
     subject = "couplets"
+    example = "transformer-jax couplet --model runs/couplet/model --explain 春江明月降"
     scores = (
         "perplexity per character, sacreBLEU over characters, distinct-n, the share of lines that keep each rule; with "
         "--config also separately for upper lines that are in the training data (seen) and that are not (unseen)"
