@@ -183,7 +183,7 @@ def _override(config: "ConfigDict", overrides: list[str]) -> "ConfigDict":
     from absl import flags
     from ml_collections import ConfigDict, config_flags
 
-    remaining = iter(overrides)
+    argv, remaining = ["transformer-jax"], iter(overrides)
     for override in remaining:
         option = override.partition("=")[0]
         name, _, path = option.lstrip("-").partition(".")
@@ -197,12 +197,15 @@ def _override(config: "ConfigDict", overrides: list[str]) -> "ConfigDict":
                     raise UserError(f"config.{path} is now {now}; set it there.")
                 raise UserError(f"config.{path} is not a field; {_nearest_fields(path, config, group, part)}")
             group = group[part]
-        if "=" in override or isinstance(group, bool):
+        if "=" not in override and isinstance(group, bool):
+            argv.append(override)
             continue
-        value = next(remaining, "--")
-        if value.startswith(("--", "-config.")):
+        value = override.partition("=")[2] if "=" in override else next(remaining, "--")
+        if "=" not in override and value.startswith(("--", "-config.")):
             raise UserError(f"config.{path} has no value; write --config.{path}=VALUE.")
-    argv = ["transformer-jax", *overrides]
+        if isinstance(group, tuple) and isinstance((*group, 0)[0], str) and not value.lstrip().startswith(("(", "[")):
+            value = repr(tuple(value.split(",")))  # title,text for ('title', 'text')
+        argv.append(f"--config.{path}={value}")
     own = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=own, sys_argv=argv)

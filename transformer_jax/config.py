@@ -47,7 +47,7 @@ class DataConfig:
     """Folder of prepared TFDS sets; default: TFDS's own."""
     train_split: str = "train"
     validation_split: str = "validation"
-    """Empty: hold out `validation_percent` % of the training data, for tasks that can."""
+    """Empty: hold out `validation_percent` % of the training data."""
     validation_percent: Annotated[float, Range(above=0, below=100)] = 5.0
     """Records are chosen by a hash of their input, so equal inputs stay together."""
     train_source: str = ""
@@ -56,8 +56,11 @@ class DataConfig:
     validation_source: str = ""
     validation_target: str = ""
     train_file: str = ""
-    """Files of `name="text"` for labelled texts: CSV, TSV or JSON Lines, plain or gzip."""
+    """Files of `name="text"`, plain or gzip: TSV for pairs; CSV, TSV or JSON Lines for labelled texts."""
     validation_file: str = ""
+    source_column: Positive = 1
+    """Column of the source in a TSV file of pairs, from 1."""
+    target_column: Positive = 2
     text_columns: tuple[str, ...] = ("text",)
     """Columns of the text in these files, joined by a space: names in the header (or JSON fields), or numbers from 1
     for CSV and TSV files without a header."""

@@ -199,6 +199,17 @@ def test_a_config_need_not_name_all_groups(tmp_path, monkeypatch):
     assert config.training == configs.Config().training
 
 
+@pytest.mark.parametrize("value", ["title,review", "('title', 'review')", "['title','review']"])
+def test_names_of_columns_need_no_quotes(value):
+    from transformer_jax.cli import _override
+    from transformer_jax.config import default_config
+
+    for arguments in ([f"--config.data.text_columns={value}"], ["--config.data.text_columns", value]):
+        assert tuple(_override(default_config(), arguments).data.text_columns) == ("title", "review")
+    one = _override(default_config(), ["--config.data.text_columns=headline", "--config.data.bucket_lengths=8,16"])
+    assert (one.data.text_columns, one.data.bucket_lengths) == (("headline",), (8, 16))
+
+
 def test_train_py_and_the_module_are_the_same_command():
     for command in (["train.py"], ["-m", "transformer_jax", "train"]):
         ended = subprocess.run(

@@ -16,7 +16,7 @@ from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.translation import task as translation
 from transformer_jax.training import loop, run
-from transformer_jax.training.evaluation import Evaluator
+from transformer_jax.training.setup import Evaluator
 
 SHORT = {"num_steps": 4, "eval_every": 2, "log_every": 1, "keep_checkpoints": 9, "metric": "loss"}
 

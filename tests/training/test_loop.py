@@ -22,8 +22,7 @@ from transformer_jax.tasks.classification import sources as texts
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.translation import task as translation
 from transformer_jax.training import loop, make_evaluator, run, stopping, usage
-from transformer_jax.training.evaluation import Evaluator
-from transformer_jax.training.setup import setup
+from transformer_jax.training.setup import Evaluator, setup
 
 
 @pytest.fixture(autouse=True)
@@ -140,16 +139,20 @@ def test_a_run_from_config_to_model(tmp_path):
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {
         *("config.json", "tokenizer", "checkpoints", "model", "tensorboard"),
-        *("identity.json", "log.jsonl", "timing.jsonl", "samples.jsonl"),
+        *("identity.json", "log.jsonl", "timing.jsonl", "samples.jsonl", "finished.json"),
     }
     assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [
-        *(("train", 4), ("evaluation", 6), ("train", 8), ("train", 12), ("evaluation", 12))
+        *(("train", 4), ("evaluation", 6), ("train", 8), ("train", 12), ("evaluation", 12), ("final", 12))
     ]
     assert steps_of(tmp_path) in ([9, 12], [6, 9, 12])
     assert len(lines(tmp_path, "samples")) == 4
     first, last = (line["loss"] for line in lines(tmp_path) if line["kind"] == "evaluation")
     assert last < first < math.log(60) + 1, "it learns"
+    stored = json.loads((tmp_path / "model" / "config.json").read_text())["scores"]
+    assert stored == {name: value for name, value in outcome.scores.items() if name != "minutes"}
+    assert lines(tmp_path)[-1] == {"step": 12, "kind": "final", **stored}
     model = load(outcome.model)
+    assert load(tmp_path).settings == model.settings, "a run may stand for its model"
     task = translation.TranslationTask(from_config_dict(small()), None)
     sources, references = zip(*task.validation, strict=True)
     # What the task says of the parameters, the stored model reproduces.
@@ -214,6 +217,43 @@ def test_a_finished_run_only_writes_its_model_again(tmp_path, monkeypatch, score
     assert run(short(), tmp_path).step == 4
     assert (outcome.model / "model.safetensors").read_bytes() == weights
     assert (tmp_path / "log.jsonl").read_bytes() == log
+
+
+def test_a_finished_run_says_so_and_touches_nothing(tmp_path, monkeypatch, scores, capsys):
+    scores(1.0)
+    outcome = run(short(), tmp_path)
+    shown = capsys.readouterr().out
+    command = f"transformer-jax translate --model {outcome.model}"
+    assert f"The model, step 4, is in {outcome.model}" in shown
+    assert f"Try it:\n  {command} a\n" in shown
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(loop, "setup", None)  # neither data nor checkpoints are read
+    again = run(short(log_every=1, max_minutes=9.0), tmp_path)
+    assert again == outcome
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+    assert capsys.readouterr().out == (
+        f"{tmp_path}: finished at step 4, loss 1 on validation data; the model is in {outcome.model}\n"
+        "To train further, raise config.training.num_steps, or name another --workdir\n"
+        f"Try it:\n  {command}\n"
+    )
+
+
+def test_a_finished_run_is_extended_and_evaluated_otherwise(tmp_path, scores):
+    """Where the schedule does not depend on the number of steps."""
+    scores(1.0)
+    run(short(), tmp_path)
+    longer = short(num_steps=6, eval_every=3, log_every=1, patience=9)
+    assert run(longer, tmp_path).step == 6
+    scores(1.0)
+    assert [(line["kind"], line["step"]) for line in lines(tmp_path) if line["step"] > 4] == [
+        *(("train", 5), ("train", 6), ("evaluation", 6), ("final", 6))
+    ]
+    bounded = short(num_steps=6)
+    bounded.optim.schedule = "cosine"
+    run(bounded, tmp_path / "bounded")
+    bounded.training.num_steps = 8
+    with pytest.raises(UserError, match=r"num_steps=6, not 8, on which its cosine schedule depends; choose another"):
+        run(bounded, tmp_path / "bounded")
 
 
 @pytest.mark.parametrize(

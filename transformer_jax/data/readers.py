@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 import regex
@@ -135,23 +135,58 @@ def unreadable(path: AnyPath, error: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({error.strerror}); make it readable or name another folder.")
 
 
-def pair_files(files: Mapping[str, tuple[str, str]], split: str, lines: tuple[str, str]) -> tuple[str, str]:
-    """The source and target file of a split of `config.data.name=text`.
+def text_pairs(config: Any, split: str, lines: tuple[str, str]) -> list[tuple[str, str]]:
+    """The pairs of a split of `config.data.name=text`: of one TSV file, or of two files aligned line by line.
 
     Args:
-        files: split to the values of `config.data.<split>_source` and `config.data.<split>_target`.
-        split: a key of `files`.
+        config: a `DataConfig`.
+        split: train or validation.
         lines: what a line of either file is, for the error about a missing file.
 
     Raises:
-        UserError: if the split does not exist, or one of its files is not named.
+        UserError: if the split does not exist, or its files are not named or cannot be read.
     """
+    files = {
+        "train": (config.train_file, config.train_source, config.train_target),
+        "validation": (config.validation_file, config.validation_source, config.validation_target),
+    }
     if split not in files:
         raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
-    for side, line, path in zip(("source", "target"), lines, files[split], strict=True):
+    table, *sides = files[split]
+    if table and any(sides):
+        raise UserError(f"config.data.{split}_file and config.data.{split}_source are both set; drop one of them.")
+    if table:
+        return read_pair_table(table, (config.source_column, config.target_column))
+    for side, line, path in zip(("source", "target"), lines, sides, strict=True):
         if not path:
-            raise UserError(f"config.data.{split}_{side} is empty; name a text file with one {line} per line.")
-    return files[split]
+            cut = ", or hold out a part with config.data.validation_split=''" if split == "validation" else ""
+            raise UserError(
+                f"config.data.{split}_{side} is empty; name a text file with one {line} per line there, or a TSV file "
+                f"of both in config.data.{split}_file{cut}."
+            )
+    return read_pairs(*sides)
+
+
+def read_pair_table(path: str | AnyPath, columns: tuple[int, int] = (1, 2)) -> list[tuple[str, str]]:
+    """Read a TSV file without a header, one pair a row; a quote is an ordinary character.
+
+    Args:
+        path: plain or gzip.
+        columns: those of source and target, from 1; others are ignored.
+
+    Raises:
+        UserError: if the file cannot be read, or a row lacks a column.
+    """
+    pairs = []
+    for number, line in enumerate(read_lines(path), start=1):
+        cells = line.split("\t")
+        if len(cells) < max(columns):
+            raise UserError(
+                f"{path}, line {number:,} has {len(cells)} tab-separated columns, but source and target are columns "
+                f"{columns[0]} and {columns[1]}; mend the line, or set config.data.source_column and target_column."
+            )
+        pairs.append((cells[columns[0] - 1], cells[columns[1] - 1]))
+    return pairs
 
 
 def read_pairs(source_path: str | AnyPath, target_path: str | AnyPath) -> list[tuple[str, str]]:
