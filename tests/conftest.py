@@ -1,6 +1,7 @@
 """Setup of all tests: eight CPU devices, annotations checked at run time, and fixtures for real data and for gs://."""
 
 import importlib
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -9,21 +10,25 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-XLA_FLAGS = (
+XLA_FLAGS = [
     # Simulate eight devices on one CPU, to test sharding anywhere.
     "--xla_force_host_platform_device_count=8",
     # Tests compile a lot and compute little, so compile time matters more than run time.
     "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-)
+]
+# Later releases end the process at this flag, which they do not know.
+if importlib.metadata.version("jaxlib").startswith(("0.7.", "0.8.", "0.9.", "0.10.")):
+    XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 
-# Caches compiled programs for other functions and processes.
-COMPILED = tempfile.mkdtemp(prefix="transformer_jax-")
+# Caches compiled programs for other tests and processes: the workers of xdist share that of the process they belong to.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] if IS_WORKER else tempfile.mkdtemp(prefix="transformer_jax-")
 
 
 def pytest_unconfigure(config):
     # Not at exit, which processes killed by xdist never reach.
-    shutil.rmtree(COMPILED, ignore_errors=True)
+    if not IS_WORKER:
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 # JAX reads these when first imported; subprocesses of tests inherit them.
@@ -37,6 +42,9 @@ os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS)
 
 install_import_hook("transformer_jax", "beartype.beartype")
 
+MANY_MAPS = 20_000
+"""Of 65,530 that a Linux process may have; a module of tests adds up to half as many."""
+
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -49,13 +57,21 @@ def data_dir() -> Path:
     return folder
 
 
+def _memory_maps():
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return MANY_MAPS
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Free the compiled programs of each module, since the number of memory maps per process is limited."""
+    """Free compiled programs once there are many, since Linux limits the number of memory maps per process."""
     yield
-    import jax  # only after the variables above are set
+    if _memory_maps() >= MANY_MAPS:
+        import jax  # only after the variables above are set
 
-    jax.clear_caches()
+        jax.clear_caches()
 
 
 @pytest.fixture

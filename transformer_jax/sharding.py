@@ -23,6 +23,11 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from transformer_jax.system import UserError, check_fields
 
+if hasattr(jax, "enable_x64"):
+    from jax import enable_x64
+else:  # before jax 0.8
+    from jax.experimental import enable_x64
+
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +43,7 @@ def standard_numerics() -> Iterator[None]:
     with infinities, which mark what a search forbids. The settings belong to the thread, and to what is traced in it.
     """
     with ExitStack() as settings:
-        settings.enter_context(jax.enable_x64(False))
+        settings.enter_context(enable_x64(False))
         settings.enter_context(jax.numpy_dtype_promotion("standard"))
         settings.enter_context(jax.numpy_rank_promotion("allow"))
         settings.enter_context(jax.transfer_guard("allow"))

@@ -1,7 +1,10 @@
 """Config groups of tasks: `tasks.registry` adds them, and `config`, which lies below the tasks, reads them."""
 
 import importlib.metadata
+import os
+import sys
 import warnings
+from functools import lru_cache
 from typing import Any
 
 ENTRY_POINTS = "transformer_jax.tasks"
@@ -49,7 +52,7 @@ def load_plugins() -> None:
 
     A module that cannot be imported is reported as a warning: its tasks are missing, all others work.
     """
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    for point in _entry_points(tuple((folder, _modified(folder)) for folder in sys.path)):
         if point.value in _loaded:
             continue
         _loaded.add(point.value)  # first, as the module may ask for the registered tasks
@@ -57,3 +60,17 @@ def load_plugins() -> None:
             point.load()
         except Exception as error:  # it is another package's code
             warnings.warn(f"The tasks of {point.value} cannot be loaded ({error}); update that package.", stacklevel=2)
+
+
+@lru_cache(maxsize=1)
+def _entry_points(_folders: tuple[tuple[str, int], ...]) -> importlib.metadata.EntryPoints:
+    # Reads the metadata of every installed package, which takes up to a tenth of a second.
+    return importlib.metadata.entry_points(group=ENTRY_POINTS)
+
+
+def _modified(folder: str) -> int:
+    """When packages were last installed into this folder of `sys.path` or removed from it."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0

@@ -5,6 +5,7 @@ import pytest
 
 from transformer_jax.decoding import forbid_sequences, forbid_tokens, min_length, no_repeat_ngram, renormalize
 from transformer_jax.decoding.constraints import constrain
+from transformer_jax.sharding import enable_x64
 
 V = 4
 
@@ -64,7 +65,7 @@ def test_forbid_sequences_equals_a_plain_search():
 
 def test_forbid_sequences_under_64_bits_and_strict_promotion():
     history = np.array([[[1, 2, 0]]], np.int32)
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+    with enable_x64(True), jax.numpy_dtype_promotion("strict"):
         processed = jax.jit(forbid_sequences([(1, 2, 3)]))(history, np.int32(2), np.zeros((1, 1, V), np.float32))
     assert np.isneginf(processed).tolist() == [[[False, False, False, True]]]
 

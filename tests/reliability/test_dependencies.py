@@ -1,4 +1,4 @@
-"""Acceptance: dependencies may be used from a package under Apache-2.0, and none of its modules opens pickles."""
+"""Acceptance: dependencies are free to use under Apache-2.0, in the versions that tests run with; no module opens pickles."""
 
 import ast
 import importlib.metadata
@@ -16,10 +16,16 @@ WEAK_COPYLEFT = {"certifi": "MPL", "num2words": "LGPL", "tqdm": "MPL"}
 """Imported, unchanged and replaceable, which these permit."""
 
 
+def declared():
+    """The requirements of the package, and those of each extra by its name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: list(map(Requirement, lines)) for name, lines in project["optional-dependencies"].items()}
+    return list(map(Requirement, project["dependencies"])), extras
+
+
 def installed_with_the_package():
     """Metadata of what the package needs, directly or not; what this system does not need is left out."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found, waiting = {}, [Requirement(line) for line in project["dependencies"]]
+    found, waiting = {}, declared()[0]
     while waiting:
         needed = waiting.pop()
         if needed.name in found:
@@ -47,6 +53,26 @@ def test_every_licence_permits_the_use():
         else:
             assert PERMISSIVE.search(licence), f"{name}: {licence}"
             assert not COPYLEFT.search(licence), f"{name}: {licence}"
+
+
+def lower_bound(requirement):
+    (bound,) = (found.version for found in requirement.specifier if found.operator == ">=")
+    return bound
+
+
+def test_the_oldest_versions_tested_are_the_lower_bounds():
+    lines = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    needed, extras = declared()
+    assert tested == {requirement.name: lower_bound(requirement) for requirement in (*needed, *extras["test"])}
+
+
+def test_extras_and_the_package_want_the_same_versions():
+    needed, extras = declared()
+    ranges = {requirement.name: requirement.specifier for requirement in needed}
+    again = [requirement for lines in extras.values() for requirement in lines if requirement.name in ranges]
+    assert {requirement.name for requirement in again} == {"jax", "etils"}
+    assert [requirement for requirement in again if requirement.specifier != ranges[requirement.name]] == []
 
 
 UNSAFE = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml"}

@@ -161,7 +161,7 @@ class Encoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.layers = _layers(EncoderLayer, config, config.num_encoder_layers, rngs)
+        self.layers = nnx.data(_layers(EncoderLayer, config, config.num_encoder_layers, rngs))
         self.remat = config.remat
         self.norm = LayerNorm(config.d_model) if config.norm_first or config.final_norm else None
 
@@ -184,7 +184,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.layers = _layers(DecoderLayer, config, config.num_decoder_layers, rngs)
+        self.layers = nnx.data(_layers(DecoderLayer, config, config.num_decoder_layers, rngs))
         self.remat = config.remat
         self.norm = LayerNorm(config.d_model) if config.norm_first or config.final_norm else None
 
@@ -283,7 +283,7 @@ def _layers(
 
     if config.scan_layers and count:
         return ScannedLayers(make, count, rngs)
-    return nnx.List([make(rngs) for _ in range(count)])
+    return [make(rngs) for _ in range(count)]
 
 
 def _layer_options(config: ModelConfig) -> dict[str, Any]:
