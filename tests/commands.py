@@ -7,6 +7,7 @@ import pytest
 
 from tests.tasks.toys import write_bundle, write_classifier, write_couplet_writer
 from transformer_jax.cli import main
+from transformer_jax.system import output
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,8 @@ def couplet_writer(tmp_path_factory):
 def run(translator, classifier, couplet_writer, monkeypatch, capfdbinary):
     """Run a command on a model, its own unless told otherwise; returns (exit status, stdout, stderr)."""
     models = {"translate": translator, "evaluate": translator, "classify": classifier, "couplet": couplet_writer}
+
+    monkeypatch.setattr(output, "QUIET_SECONDS", 1e9)  # whatever the speed of the machine
 
     def call(command, *arguments, stdin=b"", model=None):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="ascii"))

@@ -31,6 +31,8 @@ class Command(abc.ABC):
     """A phrase for the list of commands."""
     description: str
     epilog: str | None = None
+    working: str = "answering"
+    """What a progress display says of its work on lines."""
     subject: str
     """What messages call the task, as in "a model of SUBJECT"."""
     scores: str
