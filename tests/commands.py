@@ -25,6 +25,16 @@ def couplet_writer(tmp_path_factory):
     return write_couplet_writer(tmp_path_factory.mktemp("couplet_writer") / "model")
 
 
+class Pipe(io.BytesIO):
+    """Bytes that can be read once."""
+
+    def seekable(self):
+        return False
+
+    def seek(self, *_):
+        raise io.UnsupportedOperation("seek")
+
+
 @pytest.fixture
 def run(translator, classifier, couplet_writer, monkeypatch, capfdbinary):
     """Run a command on a model, its own unless told otherwise; returns (exit status, stdout, stderr)."""
@@ -32,8 +42,9 @@ def run(translator, classifier, couplet_writer, monkeypatch, capfdbinary):
 
     monkeypatch.setattr(output, "QUIET_SECONDS", 1e9)  # whatever the speed of the machine
 
-    def call(command, *arguments, stdin=b"", model=None):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="ascii"))
+    def call(command, *arguments, stdin=b"", pipe=None, model=None):
+        stream = io.BytesIO(stdin) if pipe is None else Pipe(pipe)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream, encoding="ascii"))
         folder = models[command] if model is None else model
         status = main([command, "--model", str(folder), *map(str, arguments)])
         out, err = capfdbinary.readouterr()

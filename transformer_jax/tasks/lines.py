@@ -208,7 +208,7 @@ def map_windows(
     doing: str,
     noun: str = "lines",
     *,
-    window: int = WINDOW,
+    window: int | None = None,
 ) -> list[Result]:
     """Apply `work` to all items, window by window, and display how many are done; all processes share in the work."""
     from transformer_jax.system import distributed
@@ -216,8 +216,9 @@ def map_windows(
     results: list[Result] = []
     with display_of(doing, len(items), noun) as display:
         report = display.of_share(distributed.process_count())
-        for first in range(0, len(items), window):
-            results += distributed.parallel_map(lambda own: work(own, report), items[first : first + window])
+        size = WINDOW if window is None else window
+        for first in range(0, len(items), size):
+            results += distributed.parallel_map(lambda own: work(own, report), items[first : first + size])
             display.reach(len(results))
     return results
 
