@@ -6,7 +6,9 @@ import, so functions that need it import it late and --help is quick.
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
+import platform
 import signal
 import sys
 import time
@@ -16,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.interop import add_commands
-from transformer_jax.system import UserError, known_names, shipped_configs
+from transformer_jax.system import UserError, known_names, package_version, shipped_configs
 from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.task_groups import moved_fields
 from transformer_jax.tasks.command_line import (
@@ -24,7 +26,6 @@ from transformer_jax.tasks.command_line import (
     add_model,
     add_processes,
     add_task_command,
-    add_version,
     beside_others,
     check_options,
     command_for,
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         example="transformer-jax train\ntransformer-jax COMMAND --help",
         allow_abbrev=False,
     )
-    add_version(parser)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of the package, JAX and Python")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     for command in _task_commands():
@@ -92,6 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     add_commands(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Shows the versions, which take a moment to find, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        named = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+        others = ", ".join(f"{name} {version}" for name, version in named.items())
+        print(f"transformer-jax {package_version()} ({others}, Python {platform.python_version()})")
+        parser.exit()
 
 
 # Training.

@@ -9,7 +9,6 @@ from transformer_jax.data.readers import (
     MappedRecords,
     apart_from,
     cut,
-    drop_blank_pairs,
     find_file,
     is_held_out,
     read_lines,
@@ -84,7 +83,6 @@ def test_pairs(write):
     source, target = write("s.txt", b"a\n\nc\n"), write("t.txt", b"A\nB\n \n")
     pairs = read_pairs(source, target)
     assert pairs == [("a", "A"), ("", "B"), ("c", " ")]
-    assert drop_blank_pairs(pairs) == ([("a", "A")], 2)
 
 
 def test_pairs_of_different_length(write):

@@ -76,7 +76,11 @@ class LineError(UserError):
 
     def numbered(self, number: int) -> "LineError":
         """The same error of the text as it is numbered elsewhere, such as in the file that it comes from."""
-        return LineError(number, *self._parts)
+        return type(self)(number, *self._parts)
+
+
+class BlankLineError(LineError):
+    """A text that shows nothing, where a model needs one."""
 
 
 class NotNumbersError(UserError):

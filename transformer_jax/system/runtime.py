@@ -228,14 +228,29 @@ def stdout_bytes(content: bytes) -> None:
         if not hasattr(stream, "buffer"):  # replaced, by `contextlib.redirect_stdout` for example
             stream.write(content.decode("utf-8"))
         else:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[stream.buffer.write(rest) or 0 :]  # under PYTHONUNBUFFERED not always all
+            stream.flush()
+            write_at_once(getattr(stream.buffer, "raw", stream.buffer), content)
         stream.flush()
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:
         raise UserError(unwritable_output(error)) from error
+
+
+def write_at_once(stream: Any, content: bytes) -> None:
+    """Write to a stream without a buffer, by one call of the system unless that takes only a part.
+
+    A process that is killed then leaves the content whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    rest = memoryview(content)
+    while rest:
+        written = stream.write(rest)
+        if written is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        rest = rest[written:]
 
 
 class Terminated(KeyboardInterrupt):

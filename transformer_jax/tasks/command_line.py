@@ -4,17 +4,17 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
+import io
 import itertools
 import json
-import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from transformer_jax.system import UserError, finite, package_version
-from transformer_jax.system.runtime import printable, show_error, stdout_bytes
+from transformer_jax.system import UserError, finite
+from transformer_jax.system.output import ProgressDisplay
+from transformer_jax.system.runtime import Shown, printable, show_error, stdout_bytes
 from transformer_jax.tasks.registry import Command, Registration, registered, registered_names
 
 if TYPE_CHECKING:
@@ -85,6 +85,59 @@ def progress(message: str) -> None:
         show_error(f"transformer-jax: {message}")
 
 
+def display_of(
+    doing: str, total: int | None, noun: str = "lines", *, beside: bool = False, hidden: bool = False
+) -> ProgressDisplay:
+    """A display, on standard error, of how much of some work is done.
+
+    Args:
+        doing: the work, such as "translating".
+        total: of how many; None if nobody knows.
+        noun: what is counted.
+        beside: whether results go to a terminal meanwhile, where a bar would be in their way.
+        hidden: whether to display nothing.
+    """
+    from transformer_jax.system import distributed
+
+    kind: Literal["bar", "lines", "none"] = "bar" if Shown(sys.stderr).isatty() and not beside else "lines"
+    return ProgressDisplay(kind if distributed.is_main() and not hidden else "none", doing, total, noun, say=progress)
+
+
+PROMPT = "> "
+
+
+class TypedLines:
+    """What somebody types at a terminal, as a stream of lines; each has a prompt."""
+
+    def __init__(self) -> None:
+        """Say how to end, and edit lines if the prompts can be shown where they are typed."""
+        self._edits = Shown(sys.stdout).isatty()
+        if self._edits:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (`input` uses it once it is imported)
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")
+        progress("type a text and press Enter; Ctrl-D ends")
+
+    def readline(self, size: int = -1) -> bytes:
+        """The next line; empty at the end."""
+        # Standard output has the answers: prompts appear there only if it is the terminal.
+        shown = Shown(sys.stdout if self._edits else sys.stderr)
+        line = b""
+        try:
+            if self._edits:
+                line = input(PROMPT).encode(sys.stdin.encoding, "surrogateescape") + b"\n"
+            else:
+                print(PROMPT * shown.isatty(), end="", file=shown, flush=True)
+                line = sys.stdin.buffer.readline(size)
+        except EOFError:
+            pass
+        finally:
+            if not line and shown.isatty():
+                print(file=shown, flush=True)
+        return line
+
+
 ALPHA_HELP = "exponent of the length penalty [the model's, usually 0.6]"
 BEAM_HELP = "hypotheses kept in the search [the model's, usually 4]"
 
@@ -146,21 +199,6 @@ def command_for(task: str, path: str) -> Command:
             f"{path} holds a model that no command serves; load it in Python, or train from it with --config.init_from."
         )
     return command
-
-
-class _Version(argparse.Action):
-    """Shows the versions, which take a moment to find, and exits."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        named = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
-        others = ", ".join(f"{name} {version}" for name, version in named.items())
-        print(f"transformer-jax {package_version()} ({others}, Python {platform.python_version()})")
-        parser.exit()
-
-
-def add_version(parser: argparse.ArgumentParser) -> None:
-    """Add `--version`."""
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of the package, JAX and Python")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -230,7 +268,10 @@ def check_options(arguments: argparse.Namespace) -> None:
             check_value(name, given[name], hint, lambda name: names[name])
 
 
-_NAMES = ("model", "output", "prefix_file", "picture", "data", "source", "reference", "config", "manual_dir", "workdir")
+_NAMES = (
+    *("model", "input", "output", "prefix_file", "picture"),
+    *("data", "source", "reference", "config", "manual_dir", "workdir"),
+)
 
 
 def refuse_empty_names(arguments: argparse.Namespace) -> None:
@@ -247,7 +288,7 @@ def refuse_empty_names(arguments: argparse.Namespace) -> None:
 
 _PROCESS = ("distributed", "coordinator", "num_processes", "process_id")
 _WRITTEN_BY_FIRST = ("output", "picture")
-_NAME_CONTENT = ("texts", "model", "data", "source", "reference", "config", "manual_dir", "prefix_file")
+_NAME_CONTENT = ("texts", "input", "model", "data", "source", "reference", "config", "manual_dir", "prefix_file")
 _MAY_DIFFER = {"command", *_PROCESS, *_WRITTEN_BY_FIRST, *_NAME_CONTENT}
 """Arguments that may differ among processes; the texts and the model that they name must not."""
 

@@ -33,6 +33,8 @@ class Command(abc.ABC):
     epilog: str | None = None
     example: str = ""
     """A command line for the end of the help."""
+    working: str = "answering"
+    """What a progress display says of its work on lines."""
     subject: str
     """What messages call the task, as in "a model of SUBJECT"."""
     scores: str

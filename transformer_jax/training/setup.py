@@ -81,7 +81,9 @@ class Evaluator:
     @property
     def num_tokens(self) -> float:
         """Number of target tokens of the validation data; NaN if the task has no `eval_loss`."""
-        return math.nan if self.batches is None else sum(len(example[-1]) for example in self._task.validation_examples)
+        if self.batches is None:
+            return math.nan
+        return float(sum(len(example[-1]) for example in self._task.validation_examples))
 
     @standard_numerics()
     def loss_sums(self, params: Params) -> dict[str, float] | None:

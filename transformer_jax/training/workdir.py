@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from transformer_jax.config import Config, build, upgraded
-from transformer_jax.data.readers import digest
+from transformer_jax.data.pipeline import digest
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer
 from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError, distributed, package_version

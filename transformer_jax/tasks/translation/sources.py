@@ -1,10 +1,10 @@
 """Sentence pairs by the name of their set: the embedded numerals, text files, or prepared by TFDS."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from transformer_jax.data.readers import MappedRecords, cut, drop_blank_pairs, text_pairs
+from transformer_jax.data.readers import MappedRecords, cut, is_blank, text_pairs
 from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system import UserError
 
@@ -68,6 +68,13 @@ def load_training_data(config: "DataConfig") -> PairData:
     train, validation = cut(train, lambda pair: pair[0], config.validation_percent)
     notes.append(f"{config.validation_percent:g} % of the sources are held out for validation")
     return PairData(train, validation, notes)
+
+
+def drop_blank_pairs(pairs: Iterable[Pair]) -> tuple[list[Pair], int]:
+    """Drop pairs with a blank side; also returns the number dropped."""
+    pairs = list(pairs)
+    kept = [(source, target) for source, target in pairs if not (is_blank(source) or is_blank(target))]
+    return kept, len(pairs) - len(kept)
 
 
 def _tfds_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:
