@@ -126,13 +126,27 @@ def _make_private(folder: Path) -> None:
 
 def _retain_memory() -> bool:
     """Make glibc keep freed memory for the next step; returns whether it does."""
+    global _is_retained
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(_MALLOC_VARIABLES) for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all(mallopt(number, value) == 1 for number, value in _MALLOC_PARAMETERS.values())
+    _is_retained = all(mallopt(number, value) == 1 for number, value in _MALLOC_PARAMETERS.values())
+    return _is_retained
+
+
+_is_retained = False
+
+
+def release_memory() -> None:
+    """Give freed memory that `prepare` made glibc keep back to the system.
+
+    Shapes vary in a search, unlike in training, so the kept memory would break into ever more pieces, and grow.
+    """
+    if _is_retained:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Shown(io.TextIOBase):

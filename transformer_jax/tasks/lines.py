@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from transformer_jax.system import BlankLineError, LineError, UserError
 from transformer_jax.system.output import Output, chunks
-from transformer_jax.system.runtime import Shown, stdout_bytes
+from transformer_jax.system.runtime import Shown, release_memory, stdout_bytes
 from transformer_jax.tasks.command_line import (
     TypedLines,
     checked_argument,
@@ -195,6 +195,8 @@ def answer_lines(
                             stdout_bytes(chunk)
                     done += len(window)
                     display.reach(done)
+                    if not lines.are_typed:
+                        release_memory()
     except BaseException as error:
         if output is not None and output.kept is not None:
             error.add_note(f"The output of the first {done:,} lines is in {output.kept}.")
@@ -220,6 +222,7 @@ def map_windows(
         for first in range(0, len(items), size):
             results += distributed.parallel_map(lambda own: work(own, report), items[first : first + size])
             display.reach(len(results))
+            release_memory()
     return results
 
 
