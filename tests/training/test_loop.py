@@ -20,7 +20,8 @@ from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.classification import sources as texts
 from transformer_jax.tasks.model_folder import load
-from transformer_jax.tasks.translation import task as translation
+from transformer_jax.tasks.translation import sources as translation
+from transformer_jax.tasks.translation.task import TranslationTask
 from transformer_jax.training import loop, make_evaluator, run, stopping, usage
 from transformer_jax.training.setup import Evaluator, setup
 
@@ -153,7 +154,7 @@ def test_a_run_from_config_to_model(tmp_path):
     assert lines(tmp_path)[-1] == {"step": 12, "kind": "final", **stored}
     model = load(outcome.model)
     assert load(tmp_path).settings == model.settings, "a run may stand for its model"
-    task = translation.TranslationTask(from_config_dict(small()), None)
+    task = TranslationTask(from_config_dict(small()), None)
     sources, references = zip(*task.validation, strict=True)
     # What the task says of the parameters, the stored model reproduces.
     evaluation = make_evaluator(task, task.config)(model.params, final=True)
