@@ -116,7 +116,7 @@ def _add_train(commands: Any) -> None:
         description="Train a model; without options, the embedded example: German number words into English, in a few "
         "minutes on a laptop. The same command resumes an interrupted run.",
         epilog=f"Shipped configs: {names}.",
-        example="transformer-jax train --config multi30k:de-en --config.optim.lr=1e-3 --workdir runs/x",
+        example="transformer-jax train --config multi30k:de-en --workdir runs/x \\\n    --config.optim.lr=1e-3",
         allow_abbrev=False,
     )
     train.set_defaults(command=_train)
@@ -251,7 +251,7 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         help="score a model on a test set",
         description=f"Score a model on a test set and print one JSON object. {scores} Seconds include compilation.",
-        example="transformer-jax evaluate --model runs/numerals/model --config numerals --split test",
+        example="transformer-jax evaluate --model runs/numerals --config numerals --split test",
         allow_abbrev=False,
     )
     evaluate.set_defaults(command=_evaluate)

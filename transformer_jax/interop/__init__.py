@@ -62,7 +62,7 @@ def _add_export(commands: Any) -> None:
         epilog="KIND: ctranslate2, a fast engine in C++; marian, MarianMTModel of transformers, for models with "
         "norm_first=False; pegasus, PegasusForConditionalGeneration of transformers, for those with norm_first=True; "
         "stablehlo, for jax without this package, which takes every model with a vocabulary.",
-        example="transformer-jax export --model runs/numerals/model --to ctranslate2 numerals-ct2",
+        example="transformer-jax export --model runs/numerals --to ctranslate2 numerals-ct2",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_export)

@@ -31,7 +31,7 @@ class ClassifyCommand(Command):
         "CLASS<TAB>PROBABILITY, with --top K of the K likeliest classes one after the other."
     )
     subject = "classification"
-    example = "transformer-jax classify --model runs/ag_news/model --top 2 'Oil price climbs'"
+    example = "transformer-jax classify --model runs/ag_news --top 2 'Oil price climbs'"
     working = "classifying"
     scores = "accuracy, macro-F1, precision, recall and F1 of each class, confusion matrix, expected calibration error"
     options = {  # noqa: RUF012  (never changed)

@@ -26,7 +26,7 @@ class CoupletCommand(PairCommand):
     """transformer-jax couplet."""
 
     subject = "couplets"
-    example = "transformer-jax couplet --model runs/couplet/model --explain 春江明月降"
+    example = "transformer-jax couplet --model runs/couplet --explain 春江明月降"
     working = "writing"
     scores = (
         "perplexity per character, sacreBLEU over characters, distinct-n, the share of lines that keep each rule; with "

@@ -25,7 +25,7 @@ class TranslateCommand(PairCommand):
 
     subject = "translation"
     working = "translating"
-    example = "transformer-jax translate --model runs/numerals/model --beam 8 < numbers.de > numbers.en"
+    example = "transformer-jax translate --model runs/numerals < numbers.de > numbers.en"
     scores = (
         "sacreBLEU cased and lower-cased, chrF, their signatures, exact matches, perplexity of the references per "
         "token and per character"
