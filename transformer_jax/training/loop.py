@@ -252,7 +252,7 @@ def _log(run: Run, log: RunLog, step: int, progress: Progress, tokens_per_second
     if "skipped" in sums:
         values["skipped"] = sums["skipped"]
     if tokens_per_second > 0:
-        run.clock.expect_evaluation(run.evaluator.num_tokens / tokens_per_second)
+        run.clock.expect_evaluation(run.evaluator.num_targets / tokens_per_second)
     timing = {"tokens_per_second": tokens_per_second, "minutes": run.clock.minutes()}
     log.train(step, values, timing | usage(sums, tokens_per_second, run.mesh))
 

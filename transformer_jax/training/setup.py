@@ -1,7 +1,6 @@
 """Everything a run needs, built once before its first step."""
 
 import dataclasses
-import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -79,11 +78,9 @@ class Evaluator:
         return evaluation._replace(scores=distributed.broadcast(evaluation.scores))
 
     @property
-    def num_tokens(self) -> float:
-        """Number of target tokens of the validation data; NaN if the task has no `eval_loss`."""
-        if self.batches is None:
-            return math.nan
-        return float(sum(len(example[-1]) for example in self._task.validation_examples))
+    def num_targets(self) -> int:
+        """Number of targets of the validation data, as the loss weighs them: tokens, or texts of a classifier."""
+        return sum(len(example[-1]) for example in self._task.validation_examples)
 
     @standard_numerics()
     def loss_sums(self, params: Params) -> dict[str, float] | None:
