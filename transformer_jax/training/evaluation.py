@@ -1,5 +1,7 @@
 """The end of a run: choosing parameters on the validation data, and writing the model."""
 
+import contextlib
+import itertools
 import json
 import math
 import shlex
@@ -7,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +20,8 @@ from transformer_jax.config import Config
 from transformer_jax.nn import unstack_layers
 from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError, distributed, finite
-from transformer_jax.system.files import AnyPath, read_json, write_atomically
+from transformer_jax.system.files import AnyPath, as_path, read_json, write_atomically
+from transformer_jax.task_groups import file_fields
 from transformer_jax.tasks import model_folder
 from transformer_jax.tasks.base import Evaluation, Task
 from transformer_jax.tasks.registry import registered
@@ -26,6 +30,7 @@ from transformer_jax.training.logging import RunLog
 from transformer_jax.training.setup import Run, is_checkpoint_step
 from transformer_jax.training.step import UNBOUNDED_SCHEDULES, Progress, TrainState, all_finite
 from transformer_jax.training.stopping import FINAL_EVALUATIONS, Clock
+from transformer_jax.training.workdir import DATA_FILES
 
 FINISHED_FILE = "finished.json"
 """In the work folder of a run that has ended, not just run out of time: its config and its outcome."""
@@ -192,7 +197,8 @@ def finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progre
             origin={"data": task.data_name, "command": _command_line(), "minutes": minutes},
         )
         if is_over:
-            content = {"config": run.config.to_dict(), "step": step, "scores": finite(scores | {"minutes": minutes})}
+            shown = finite(scores | {"minutes": minutes})
+            content = {"config": run.config.to_dict(), "data": _stamps(run.config), "step": step, "scores": shown}
             write_atomically(run.workdir / FINISHED_FILE, (json.dumps(content) + "\n").encode())
     log.say(f"The model, {choice.name}, is in {path}, after {run.clock.minutes():.1f} minutes")
     log.say("\n".join(_next_commands(run.config.task, path, [source for source, _, _ in samples])))
@@ -202,12 +208,13 @@ def finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progre
 def finished(config: Config, workdir: AnyPath) -> dict[str, Any] | None:
     """`step`, `scores` and `lines` to show of a finished run of this config in `workdir`; None: it must be run.
 
-    Its model is intact. The data is not read.
+    Its model is intact, and the files of its data have not been touched; they are not read.
     """
     try:
         values = read_json(workdir / FINISHED_FILE)
         config_before, step, scores = (values[name] for name in ("config", "step", "scores"))
         is_same = _what_matters(config_before) == _what_matters(json.loads(json.dumps(config.to_dict())))
+        is_same = is_same and values["data"] == _stamps(config)
         if not is_same or not model_folder.is_intact(workdir / "model"):
             return None
         shown = f"{config.training.metric} {scores[config.training.metric]:.4g} on validation data"
@@ -225,6 +232,19 @@ def finished(config: Config, workdir: AnyPath) -> dict[str, Any] | None:
 def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
     training = {name: value for name, value in config["training"].items() if name not in _NO_MATTER}
     return {name: value for name, value in config.items() if name != "mesh"} | {"training": training}
+
+
+def _stamps(config: Config) -> dict[str, list[int]]:
+    """Size and time of modification of the files and folders of data on this machine, by field."""
+    stamps: dict[str, list[int]] = {}
+    for field in ("data.manual_dir", *itertools.chain.from_iterable(DATA_FILES.values()), *file_fields()):
+        name = attrgetter(field)(config) if field.startswith(("data.", f"{config.task}.")) else ""
+        path = as_path(name) if name else None
+        if isinstance(path, Path):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                stamps[field] = [status.st_size, status.st_mtime_ns]
+    return stamps
 
 
 def _next_commands(task: str, model: AnyPath, inputs: Sequence[str]) -> list[str]:

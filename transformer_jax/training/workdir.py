@@ -52,7 +52,7 @@ OUTSIDE_STACKS = ("positions", "max_positions", "tie_embeddings", "output_bias",
 
 _PARTS = {"training": "train", "validation": "validation"}
 """Part of the data to what the names of its fields in `config.data` begin with."""
-_FILES = {part: [f"data.{name}_{kind}" for kind in ("source", "target", "file")] for part, name in _PARTS.items()}
+DATA_FILES = {part: [f"data.{name}_{kind}" for kind in ("source", "target", "file")] for part, name in _PARTS.items()}
 """Part of the data to the fields that name its files, which may be others with the same records."""
 _NAMES_SHOWN = 5
 
@@ -154,7 +154,7 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
         raise UserError(f"{workdir / 'config.json'} is not the config of a run; choose another --workdir.")
     default = Config(task=config.task).to_dict()
     is_compared = identity is not None and None not in (identity[part]["sha256"] for part in _PARTS)
-    may_change = [*MAY_CHANGE, *(sum(_FILES.values(), file_fields()) if is_compared else ())]
+    may_change = [*MAY_CHANGE, *(sum(DATA_FILES.values(), file_fields()) if is_compared else ())]
     if config.optim.schedule in UNBOUNDED_SCHEDULES:
         may_change.append("training.num_steps")
     # The task first: without it, groups of fields differ.
@@ -262,7 +262,7 @@ def _listed(names: list[str]) -> str:
 
 def _named_data(config: Config, part: str) -> str:
     """A part of the data, with the fields that name it: files, or a set and its folder."""
-    paths = ["data.manual_dir", *_FILES[part], *(file_fields() if part == "training" else [])]
+    paths = ["data.manual_dir", *DATA_FILES[part], *(file_fields() if part == "training" else [])]
     values = {path: attrgetter(path)(config) for path in paths if path.startswith(("data.", f"{config.task}."))}
     shown = "".join(f", {path.removeprefix('data.')}={value}" for path, value in values.items() if value)
     return f"the {part} data (config.data.name={config.data.name}{shown})"
