@@ -18,9 +18,11 @@ from transformer_jax.tasks.model_folder import load
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = """
 import fcntl
+import signal
 import sys
 import termios
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C comes from the controlling terminal
 from transformer_jax.cli import main
 
@@ -70,8 +72,9 @@ class Session:
 
     def end(self):
         """The status of the command and all that the terminal showed."""
+        ends = time.monotonic() + 120
         with contextlib.suppress(OSError):
-            while True:
+            while time.monotonic() < ends:
                 self._read()
         return self.process.wait(60), self.text
 
