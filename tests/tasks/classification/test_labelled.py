@@ -221,7 +221,7 @@ def test_real_rows(data_dir):
             "a.jsonl",
             '{"id": 1, "text": "x", "label": 2}\n',
             Columns(),
-            "text from text, label from label; not used: n",
+            "text from text, label from label; not used: id",
         ),
     ],
 )
