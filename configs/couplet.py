@@ -1,6 +1,6 @@
 """Couplets (对联): wb14123's set; the figures are from 740,333 of its pairs.
 
-Command: python train.py --config=configs/couplet.py --config.data.manual_dir=FOLDER_WITH_THE_FILES
+Command: transformer-jax train --config couplet --config.data.manual_dir=FOLDER_WITH_THE_FILES
 --config.training.max_minutes=88
 (without `manual_dir` the set is downloaded: all 770,491 pairs)
 Hardware and time: 2 cores of an AMD EPYC that trained another model too, 83.7 minutes to step 4,304 (2026-11-22);

@@ -1,6 +1,6 @@
 """Multi30k: 29,000 image captions in English, German and French.
 
-Command: python train.py --config=configs/multi30k.py:de-en --config.data.manual_dir=FOLDER_WITH_THE_FILES
+Command: transformer-jax train --config multi30k:de-en --config.data.manual_dir=FOLDER_WITH_THE_FILES
 (without `manual_dir` the files are downloaded)
 Hardware and time: 2 cores of an AMD EPYC that had other work too, 48.6 minutes de-en, 47.0 minutes en-de (2026-11-22)
 Score: test_2016_flickr, beam 4, cased sacreBLEU (13a): 41.25 de-en, 39.01 en-de; lower-cased 41.50, 39.43

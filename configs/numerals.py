@@ -1,6 +1,6 @@
 """Number words, German to English: the embedded data set, for a first look.
 
-Command: python train.py
+Command: transformer-jax train (the same as transformer-jax train --config numerals)
 Hardware and time: 2 cores of an AMD EPYC, 1.5 minutes (2026-11-23)
 Score: 1,000 of 1,000 unseen numbers right (validation), 1,000 of 1,000 (test)
 """

@@ -7,6 +7,7 @@ import pytest
 
 from tests.tasks.toys import write_bundle, write_classifier, write_couplet_writer
 from transformer_jax.cli import main
+from transformer_jax.system import output
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +25,26 @@ def couplet_writer(tmp_path_factory):
     return write_couplet_writer(tmp_path_factory.mktemp("couplet_writer") / "model")
 
 
+class Pipe(io.BytesIO):
+    """Bytes that can be read once."""
+
+    def seekable(self):
+        return False
+
+    def seek(self, *_):
+        raise io.UnsupportedOperation("seek")
+
+
 @pytest.fixture
 def run(translator, classifier, couplet_writer, monkeypatch, capfdbinary):
     """Run a command on a model, its own unless told otherwise; returns (exit status, stdout, stderr)."""
     models = {"translate": translator, "evaluate": translator, "classify": classifier, "couplet": couplet_writer}
 
-    def call(command, *arguments, stdin=b"", model=None):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="ascii"))
+    monkeypatch.setattr(output, "QUIET_SECONDS", 1e9)  # whatever the speed of the machine
+
+    def call(command, *arguments, stdin=b"", pipe=None, model=None):
+        stream = io.BytesIO(stdin) if pipe is None else Pipe(pipe)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream, encoding="ascii"))
         folder = models[command] if model is None else model
         status = main([command, "--model", str(folder), *map(str, arguments)])
         out, err = capfdbinary.readouterr()

@@ -55,8 +55,10 @@ def test_wrong_type_names_the_field(group, field, value):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sead": 1}, r"config\.sead is not a field; known here: task, seed,"),
-        ({"model": {"d_modell": 64}}, r"config\.model\.d_modell is not a field; known here: d_model,"),
+        ({"sead": 1}, r"config\.sead is not a field; did you mean seed\?"),
+        ({"model": {"d_modell": 64}}, r"config\.model\.d_modell is not a field; did you mean d_model\?"),
+        ({"modle": {"d_model": 64}}, r"config\.modle is not a field; did you mean model\?"),
+        ({"x": 64}, r"config\.x is not a field; known here: task, seed,"),
         ({"model": 64}, r"config\.model is 64, but must be a group of fields\."),
         ({"seed": {"a": 1}}, r"config\.seed is .*must be of type int"),
     ],
@@ -77,7 +79,7 @@ def test_each_config_file_crosses(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert from_config_dict(module.get_config()) != Config()
-    assert "train.py" in module.__doc__
+    assert f"transformer-jax train --config {path.stem}" in " ".join(module.__doc__.split())
 
 
 CONFIG_FILE = """
@@ -102,8 +104,8 @@ def test_a_config_file_is_called_with_its_argument(tmp_path, suffix, d_model):
 @pytest.mark.parametrize(
     ("source", "suffix", "message"),
     [
-        (None, "", "is not a file; name a configuration"),
-        (None, ":large", "is not a file; name a configuration"),
+        (None, "", "is not a file; name one, or a shipped config, such as ag_news,"),
+        (None, ":large", "is not a file; name one, or a shipped config, such as ag_news,"),
         (CONFIG_FILE, ":huge", r"gives no config \(KeyError: huge\)"),
         ("def get_config(): pass", ":large", r"gives no config \(TypeError: .*0 positional arguments"),
         ("def get_hyper(): pass", "", r"has no function get_config"),

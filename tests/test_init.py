@@ -88,6 +88,10 @@ def test_the_library_page_lists_every_public_name_once_with_its_module():
     [
         ("import transformer_jax", ["jax", "flax", "sentencepiece", "sacrebleu", "tensorflow_datasets"]),
         ("import transformer_jax.cli", ["jax", "flax", "sentencepiece", "sacrebleu"]),
+        (
+            "from transformer_jax import dot_product_attention, Encoder, beam_search",
+            ["tensorflow_datasets", "matplotlib", "pypinyin", "sacrebleu", "sentencepiece", "orbax", "num2words"],
+        ),
         ("import transformer_jax; transformer_jax.load", ["tensorflow_datasets", "orbax", "tensorflow", "torch"]),
     ],
 )

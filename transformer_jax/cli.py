@@ -1,22 +1,31 @@
 """The command line: `transformer-jax COMMAND ...`.
 
-The subcommands are those of the registered tasks, and `evaluate`, `import` and `export`. JAX takes seconds to import,
-so functions that need it import it late and --help is quick.
+The subcommands are `train`, those of the registered tasks, `evaluate`, `import` and `export`. JAX takes seconds to
+import, so functions that need it import it late and --help is quick.
 """
 
 import argparse
 import contextlib
-from collections.abc import Callable, Sequence
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from transformer_jax.system import UserError
-from transformer_jax.system.runtime import prepare, run_program, show_error
+from transformer_jax.interop import add_commands
+from transformer_jax.system import UserError, known_names, package_version, shipped_configs
+from transformer_jax.system.runtime import prepare, run_program
+from transformer_jax.task_groups import moved_fields
 from transformer_jax.tasks.command_line import (
     Parser,
     add_model,
+    add_processes,
     add_task_command,
-    add_version,
     beside_others,
     check_options,
     command_for,
@@ -25,41 +34,214 @@ from transformer_jax.tasks.command_line import (
 )
 from transformer_jax.tasks.registry import Command, registered, registered_names
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+DEFAULT_CONFIG = "numerals"
+_OPTIONS = ("--config", "--config.GROUP.FIELD=VALUE", "--workdir", "--profile", "--verbose", "--distributed", "--help")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0: done. 2: a mistake in the command line or its files, or output that cannot be written, reported in one sentence
-    on stderr. 128 and the number of a signal, such as 130 after Ctrl-C: ended by it. 141: the output was closed by its
-    reader. With several processes, if one of them fails it does not return, but exits with 2, or with 75 where another
-    process is gone.
+    0: done, or `train` received SIGTERM or SIGHUP. 2: a mistake in the command line, the config or the files, or output
+    that cannot be written, reported in one sentence on stderr. 128 plus the number of a signal, such as 130 after
+    Ctrl-C: ended by it. 141: the reader of the output has gone. With several processes, if one of them fails it does
+    not return, but exits with 2, or with 75 where another process is gone.
     """
-    return run_program("transformer-jax", lambda: _run(argv))
+    started = time.monotonic()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # What a run prints is in its logs too.
+    return run_program("transformer-jax", lambda: _run(arguments, started), needs_output=arguments[:1] != ["train"])
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+def _run(argv: list[str], started: float) -> int:
+    parser = _parser()
+    _complete(parser)
+    arguments, rest = parser.parse_known_args(argv)
     refuse_empty_names(arguments)
+    if arguments.command is _train:
+        return _train(arguments, rest, started)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     prepare()
     with beside_others(arguments) if "distributed" in arguments else contextlib.nullcontext():
         arguments.command(arguments)
     return 0
 
 
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell, if it asks how the command line may go on, and exit."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="transformer-jax",
-        description="Use a trained Transformer: one command for each task; score, import and export models.",
+        description="Train and use the encoder-decoder Transformer; score, import and export models.",
+        example="transformer-jax train\ntransformer-jax COMMAND --help",
         allow_abbrev=False,
     )
-    add_version(parser)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of the package, JAX and Python")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
     for command in _task_commands():
         add_task_command(commands, command)
     _add_evaluate(commands)
-    _add_import(commands)
-    _add_export(commands)
+    add_commands(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Shows the versions, which take a moment to find, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        named = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+        others = ", ".join(f"{name} {version}" for name, version in named.items())
+        print(f"transformer-jax {package_version()} ({others}, Python {platform.python_version()})")
+        parser.exit()
+
+
+# Training.
+
+
+def _add_train(commands: Any) -> None:
+    names = ", ".join(sorted(shipped_configs()))
+    train = commands.add_parser(
+        "train",
+        help="train a model, or resume a run",
+        description="Train a model; without options, the embedded example: German number words into English, in a few "
+        "minutes on a laptop. The same command resumes an interrupted run.",
+        epilog=f"Shipped configs: {names}.",
+        example="transformer-jax train --config multi30k:de-en --workdir runs/x \\\n    --config.optim.lr=1e-3",
+        allow_abbrev=False,
+    )
+    train.set_defaults(command=_train)
+    train.add_argument(
+        "--config",
+        default=DEFAULT_CONFIG,
+        metavar="NAME[:ARG]",
+        help="a shipped config, a file with get_config(), or the config.json of a run [numerals]",
+    ).completer = lambda **_: sorted(shipped_configs())
+    train.add_argument("--config.GROUP.FIELD", metavar="VALUE", help="change a field of it; may be given several times")
+    train.add_argument(
+        "--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG, or that of config.json]"
+    )
+    train.add_argument(
+        "--profile", action="store_true", help="trace some steps into DIR/profile, for TensorBoard and Perfetto"
+    )
+    train.add_argument("--verbose", action="store_true", help="also show XLA's settings and the compiled step")
+    add_processes(train)
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str], started: float) -> int:
+    """Train, and return the exit status."""
+    from absl import logging
+
+    workdir = _workdir_of(arguments.config) if arguments.workdir is None else arguments.workdir
+    logging.set_verbosity(logging.FATAL)  # libraries raise their errors too; their logs are not for users
+    with _exit_on_sigterm():
+        notes = prepare()
+        # Only now: these import JAX.
+        from transformer_jax.config import load_config_file
+        from transformer_jax.training import run
+
+        with beside_others(arguments):
+            config = _override(load_config_file(arguments.config), overrides)
+            outcome = run(
+                config,
+                workdir,
+                started=started,
+                notes=notes,
+                profile=arguments.profile,
+                verbose=arguments.verbose,
+            )
+    return 130 if outcome.signal == signal.SIGINT else 0
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """A context in which SIGTERM, outside a run, exits with status 0: nothing is unsaved there."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os._exit(0)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _workdir_of(config: str) -> str:
+    """The folder of a run without `--workdir`."""
+    folder, slash, name = config.rstrip("/").rpartition("/")
+    if name == "config.json":
+        return folder or slash or "."
+    file, _, argument = config.partition(":")
+    return str(Path("runs", "-".join(filter(None, [Path(file).stem, argument]))))
+
+
+def _override(config: "ConfigDict", overrides: list[str]) -> "ConfigDict":
+    """Change fields of `config` as `--config.GROUP.FIELD=VALUE` says."""
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags
+
+    argv, remaining = ["transformer-jax"], iter(overrides)
+    for override in remaining:
+        option = override.partition("=")[0]
+        name, _, path = option.lstrip("-").partition(".")
+        if name != "config":
+            raise UserError(f"{override} is not an option of train; {known_names(option, _OPTIONS)}")
+        group = config
+        for part in path.split("."):
+            if not isinstance(group, ConfigDict) or part not in group:
+                if path in moved_fields():
+                    now = " or ".join(f"config.{name}" for name in moved_fields()[path])
+                    raise UserError(f"config.{path} is now {now}; set it there.")
+                raise UserError(f"config.{path} is not a field; {_nearest_fields(path, config, group, part)}")
+            group = group[part]
+        if "=" not in override and isinstance(group, bool):
+            argv.append(override)
+            continue
+        value = override.partition("=")[2] if "=" in override else next(remaining, "--")
+        if "=" not in override and value.startswith(("--", "-config.")):
+            raise UserError(f"config.{path} has no value; write --config.{path}=VALUE.")
+        if isinstance(group, tuple) and isinstance((*group, 0)[0], str) and not value.lstrip().startswith(("(", "[")):
+            value = repr(tuple(value.split(",")))  # title,text for ('title', 'text')
+        argv.append(f"--config.{path}={value}")
+    own = flags.FlagValues()
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=own, sys_argv=argv)
+        rest = own(argv)[1:]
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    if rest:
+        raise UserError(f"{rest[0]} is not an option; write --config.GROUP.FIELD=VALUE.")
+    return holder.value
+
+
+def _nearest_fields(path: str, config: "ConfigDict", group: Any, part: str) -> str:
+    """The end of the sentence about an unknown field: where its name is known, or the nearest names."""
+    last = path.rpartition(".")[2]
+    elsewhere = [f"config.{name}.{last}" for name, fields in config.items() if last in _keys(fields)]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return known_names(part, _keys(group)) if _keys(group) else "docs/configuration.md lists all fields."
+
+
+def _keys(group: Any) -> list[str]:
+    return list(group) if hasattr(group, "keys") else []
+
+
+# Scores.
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -69,6 +251,7 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         help="score a model on a test set",
         description=f"Score a model on a test set and print one JSON object. {scores} Seconds include compilation.",
+        example="transformer-jax evaluate --model runs/numerals --config numerals --split test",
         allow_abbrev=False,
     )
     evaluate.set_defaults(command=_evaluate)
@@ -111,134 +294,3 @@ def _options(commands: list[Command]) -> dict[str, Any]:
     for command in commands:
         options = {**command.options, **options}
     return options
-
-
-# Models from and for other systems.
-
-Convert = Callable[[argparse.Namespace], None]
-
-_TORCH_OPTIONS = ("num_heads", "norm_first", "activation", "prefix")
-_QUANTIZED = "ctranslate2"
-"""The only system with a choice of types for the stored weights."""
-
-
-class _System(NamedTuple):
-    export: Convert
-    runs_in: str
-
-
-def _add_import(commands: Any) -> None:
-    parser = commands.add_parser(
-        "import",
-        help="make a model folder of weights of another system",
-        description="Make the model folder OUT of SOURCE. Weights are read from safetensors files; pickles (*.bin, "
-        "*.pt) are refused, because opening one runs the code in it.",
-        epilog="KIND: marian, a folder of MarianMTModel of transformers, such as the OPUS-MT models (config.json, "
-        "model.safetensors, source.spm, target.spm, vocab.json); torch, a state dict of PyTorch's nn.Transformer in a "
-        "safetensors file.",
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=_import)
-    parser.add_argument("--from", required=True, metavar="KIND", dest="kind", help=", ".join(_IMPORTS))
-    torch = parser.add_argument_group("options of --from torch", "Options that the weights do not show.")
-    torch.add_argument("--num-heads", type=int, metavar="N", help="number of attention heads [8]")
-    torch.add_argument("--norm-first", action="store_true", default=None, help="the layers are pre-norm [post-norm]")
-    torch.add_argument("--activation", metavar="NAME", help="relu, gelu or swish [relu]")
-    torch.add_argument("--prefix", metavar="TEXT", help="prefix of the names of the tensors, such as model. []")
-    parser.add_argument("source", metavar="SOURCE", help="a folder or file of that kind")
-    _add_out(parser)
-
-
-def _add_export(commands: Any) -> None:
-    parser = commands.add_parser(
-        "export",
-        help="write a model for CTranslate2, transformers, or as StableHLO",
-        description="Write a trained model as the folder OUT for another system. Its README.md shows how to use it "
-        "there.",
-        epilog="KIND: ctranslate2, a fast engine in C++; marian, MarianMTModel of transformers, for models with "
-        "norm_first=False; pegasus, PegasusForConditionalGeneration of transformers, for those with norm_first=True; "
-        "stablehlo, for jax without this package, which takes every model with a vocabulary.",
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=_export)
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, such as runs/numerals/model")
-    parser.add_argument("--to", required=True, metavar="KIND", dest="kind", help=", ".join(_EXPORTS))
-    parser.add_argument(
-        "--quantization",
-        metavar="TYPE",
-        help="type of CTranslate2's weights: float32, int8, int8_float32, float16 or another of its types [float32]",
-    )
-    _add_out(parser)
-
-
-def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", help="the folder to write, which must not exist")
-
-
-def _import(arguments: argparse.Namespace) -> None:
-    check_options(arguments)
-    _chosen("--from", arguments.kind, _IMPORTS)(arguments)
-    show_error(f"{arguments.out}: a model folder; {Path(arguments.out, 'README.md')} describes it")
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    system = _chosen("--to", arguments.kind, _EXPORTS)
-    if arguments.kind != _QUANTIZED:
-        _refuse(arguments, ("quantization",), f"--to {_QUANTIZED}")
-    system.export(arguments)
-    readme = Path(arguments.out, "README.md")
-    show_error(f"{arguments.out}: for {system.runs_in}; {readme} shows how to use it")
-
-
-def _chosen(option: str, kind: str, kinds: dict[str, Any]) -> Any:
-    if kind not in kinds:
-        raise UserError(f"{option} is {kind!r}, but must be one of {', '.join(kinds)}.")
-    return kinds[kind]
-
-
-def _refuse(arguments: argparse.Namespace, names: tuple[str, ...], owner: str) -> None:
-    for name in names:
-        if getattr(arguments, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is an option of {owner} only; drop it.")
-
-
-def _from_marian(arguments: argparse.Namespace) -> None:
-    from transformer_jax.interop.marian import import_marian
-
-    _refuse(arguments, _TORCH_OPTIONS, "--from torch")
-    import_marian(arguments.source, arguments.out)
-
-
-def _from_torch(arguments: argparse.Namespace) -> None:
-    from transformer_jax.interop.torch_transformer import import_torch
-
-    options = {name: getattr(arguments, name) for name in _TORCH_OPTIONS}
-    given = {name: value for name, value in options.items() if value is not None}
-    import_torch(arguments.source, arguments.out, **given)
-
-
-def _to_ctranslate2(arguments: argparse.Namespace) -> None:
-    from transformer_jax.interop.ctranslate2_export import export_ctranslate2
-
-    export_ctranslate2(arguments.model, arguments.out, quantization=arguments.quantization or "float32")
-
-
-def _to_transformers(arguments: argparse.Namespace) -> None:
-    from transformer_jax.interop.marian import export_marian
-
-    export_marian(arguments.model, arguments.out, architecture=arguments.kind)
-
-
-def _to_stablehlo(arguments: argparse.Namespace) -> None:
-    from transformer_jax.interop.stablehlo_export import export_stablehlo
-
-    export_stablehlo(arguments.model, arguments.out)
-
-
-_IMPORTS: dict[str, Convert] = {"marian": _from_marian, "torch": _from_torch}
-_EXPORTS = {
-    "ctranslate2": _System(_to_ctranslate2, "CTranslate2"),
-    "marian": _System(_to_transformers, "MarianMTModel of transformers"),
-    "pegasus": _System(_to_transformers, "PegasusForConditionalGeneration of transformers"),
-    "stablehlo": _System(_to_stablehlo, "jax"),
-}

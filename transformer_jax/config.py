@@ -13,7 +13,7 @@ import ml_collections
 from transformer_jax.data.pipeline import BATCHINGS
 from transformer_jax.data.sentencepiece_tokenizers import Normalization
 from transformer_jax.data.tokenizers import KINDS
-from transformer_jax.decoding.options import LONGEST_OUTPUT, Alpha, ConventionsName, ExtraTokens, NumHypotheses
+from transformer_jax.decoding.options import DecodingConfig
 from transformer_jax.nn import ModelConfig
 from transformer_jax.sharding import MeshConfig
 from transformer_jax.system import (
@@ -26,6 +26,8 @@ from transformer_jax.system import (
     Seed,
     UserError,
     check_fields,
+    known_names,
+    shipped_configs,
 )
 from transformer_jax.system.files import as_path, read_json
 from transformer_jax.task_groups import moved_fields, task_groups
@@ -45,7 +47,7 @@ class DataConfig:
     """Folder of prepared TFDS sets; default: TFDS's own."""
     train_split: str = "train"
     validation_split: str = "validation"
-    """Empty: hold out `validation_percent` % of the training data, for tasks that can."""
+    """Empty: hold out `validation_percent` % of the training data."""
     validation_percent: Annotated[float, Range(above=0, below=100)] = 5.0
     """Records are chosen by a hash of their input, so equal inputs stay together."""
     train_source: str = ""
@@ -54,8 +56,11 @@ class DataConfig:
     validation_source: str = ""
     validation_target: str = ""
     train_file: str = ""
-    """Files of `name="text"` for labelled texts: CSV, TSV or JSON Lines, plain or gzip."""
+    """Files of `name="text"`, plain or gzip: TSV for pairs; CSV, TSV or JSON Lines for labelled texts."""
     validation_file: str = ""
+    source_column: Positive = 1
+    """Column of the source in a TSV file of pairs, from 1."""
+    target_column: Positive = 2
     text_columns: tuple[str, ...] = ("text",)
     """Columns of the text in these files, joined by a space: names in the header (or JSON fields), or numbers from 1
     for CSV and TSV files without a header."""
@@ -155,26 +160,6 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class DecodingConfig:
-    """How outputs are searched for (section 6.1)."""
-
-    conventions: ConventionsName = "paper"
-    """paper, or another system whose search is followed where it differs; see `decoding.CONVENTIONS`."""
-
-    beam_size: NumHypotheses = 4
-    alpha: Alpha = 0.6
-    """Exponent of the length penalty of Wu et al. (2016)."""
-    max_extra_tokens: ExtraTokens = 50
-    """An output is at most this many tokens longer than its input."""
-    max_length: Annotated[int, Range(0, LONGEST_OUTPUT)] = 0
-    """Largest number of tokens of an output, end of sentence included; 0: `max_extra_tokens` alone limits it."""
-    batch_size: Positive = 64
-
-    def __post_init__(self) -> None:
-        check_fields(self, "config.decoding.{}".format)
-
-
-@dataclass(frozen=True)
 class Config:
     """One experiment, in groups of fields; a registered task may add a group of its own (`config.couplet.rules`)."""
 
@@ -221,10 +206,11 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def load_config_file(argument: str) -> ml_collections.ConfigDict:
-    """The result of `get_config` of a Python file.
+    """A config with all its fields, to be changed on the command line.
 
     Args:
-        argument: `FILE.py`, `FILE.py:ARGUMENT` for a `get_config` that takes one, or the `config.json` of a run.
+        argument: a shipped config (`NAME`) or a file (`FILE.py`), either with `:ARGUMENT` if its `get_config` takes
+            one, or the `config.json` of a run. Fields that `get_config` does not set have their defaults.
 
     Raises:
         UserError: if there is no such file, or it gives no config.
@@ -233,26 +219,51 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
         config = default_config()
         config.update(read_config(argument).to_dict())
         return config
-    path, colon, choice = argument.partition(":")
-    if colon and _is_json(path):
+    name, colon, choice = argument.partition(":")
+    if colon and _is_json(name):
         raise UserError(f"{argument} names a choice, but the config of a run has none; drop {colon}{choice}.")
-    path = str(as_path(path))
-    if not Path(path).is_file():
-        raise UserError(f"{path} is not a file; name a configuration, such as configs/multi30k.py:de-en.")
+    path = _config_file(name)
     try:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
-            raise UserError(f"{path} has no function get_config; name a configuration, such as configs/numerals.py.")
-        config = get_config(choice) if colon else get_config()
+            raise UserError(f"{path} has no function get_config; see docs/configuration.md.")
+        found = get_config(choice) if colon else get_config()
     except UserError:
         raise
     # The file is the user's own code, in which anything may fail.
     except Exception as error:
         cause = str(error).strip().partition("\n")[0].strip("\"'")
         raise UserError(f"{argument} gives no config ({type(error).__name__}: {cause}); see its get_config.") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"get_config of {path} returns {type(config).__name__}, but must return a ConfigDict.")
-    return config
+    if not isinstance(found, ml_collections.ConfigDict):
+        raise UserError(f"get_config of {path} returns {type(found).__name__}, but must return a ConfigDict.")
+    return ml_collections.ConfigDict(_completed(default_config().to_dict(), found.to_dict()))
+
+
+def _completed(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with defaults for what they lack, and floats where the defaults are."""
+    completed = defaults | values
+    for name, default in defaults.items():
+        value = completed[name]
+        if isinstance(default, dict) and isinstance(value, dict):
+            completed[name] = _completed(default, value)
+        elif isinstance(default, float) and type(value) is int:
+            completed[name] = float(value)
+    return completed
+
+
+def _config_file(name: str) -> str:
+    """The file of a config that is named on the command line."""
+    shipped = shipped_configs()
+    if name in shipped:
+        return str(shipped[name])
+    path = as_path(name)
+    if Path(path).is_file():
+        return str(path)
+    if "/" in name or name.endswith(".py"):
+        stem = Path(name).stem
+        shorter = f"such as {stem}" if stem in shipped else f"such as {', '.join(shipped)}"
+        raise UserError(f"{name} is not a file; name one, or a shipped config, {shorter}.")
+    raise UserError(f"{name} is neither a shipped config nor a file; {known_names(name, shipped)}")
 
 
 def _is_json(path: str) -> bool:
@@ -300,7 +311,7 @@ def config_from_dict(values: Any, where: str) -> Config:
     shared = [field.name for field in dataclasses.fields(Config) if field.name != "groups"]
     for name in values:
         if name not in shared and name not in known:
-            raise UserError(f"{where}.{name} is not a field; known here: {', '.join([*shared, *known])}.")
+            raise UserError(f"{where}.{name} is not a field; {known_names(name, [*shared, *known])}")
     refuse_moved(values, where)
     config: Config = build(Config, {name: values[name] for name in values if name in shared}, where)
     groups = {name: build(known[name], values[name], f"{where}.{name}") for name in values if name in known}
@@ -369,7 +380,7 @@ def build(cls: Any, values: Any, where: str) -> Any:
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in known:
-            raise UserError(f"{where}.{name} is not a field; known here: {', '.join(known)}.")
+            raise UserError(f"{where}.{name} is not a field; {known_names(name, known)}")
     checked = {name: _checked(getattr(defaults, name), value, f"{where}.{name}") for name, value in values.items()}
     try:
         return cls(**checked)

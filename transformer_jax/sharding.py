@@ -23,10 +23,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from transformer_jax.system import UserError, check_fields
 
-if hasattr(jax, "enable_x64"):
+try:
     from jax import enable_x64
-else:  # before jax 0.8
-    from jax.experimental import enable_x64
+except ImportError:  # before jax 0.8
+    from jax.experimental import enable_x64  # type: ignore[attr-defined, no-redef]
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")

@@ -1,9 +1,13 @@
 import io
+import os
+import re
+import shlex
+import subprocess
 import sys
 
 import pytest
 
-from transformer_jax.cli import main
+from transformer_jax.cli import _parser, main
 from transformer_jax.tasks.translation.translator import Translator
 
 
@@ -72,3 +76,48 @@ def test_help_is_shown_in_any_locale(monkeypatch, argv):
     stdout.flush()
     assert caught.value.code == 0
     assert b"lower line" in written.getvalue()
+
+
+def test_version_names_what_a_report_needs(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    pattern = r"transformer-jax \S+ \(jax [\d.]+, flax [\d.]+, Python 3\.[\d.]+\S*\)\n"
+    assert re.fullmatch(pattern, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["train", "translate", "classify", "couplet", "evaluate", "import", "export"])
+def test_each_help_ends_with_an_example_that_parses(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    example = shown.rpartition("\nexample:\n")[2].replace("\\\n", " ")
+    program, *arguments = shlex.split(example)
+    assert program == "transformer-jax"
+    assert arguments[0] == command
+    _parser().parse_known_args(arguments)
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_shell_completes_commands_options_and_configs(monkeypatch, tmp_path):
+    def completions(line):
+        """As bash asks for them, see `register-python-argcomplete`."""
+        out = tmp_path / "out"
+        environment = {
+            **os.environ,
+            "_ARGCOMPLETE": "1",
+            "_ARGCOMPLETE_IFS": "\n",
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(out),
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+            "COMP_TYPE": "9",
+            "_ARGCOMPLETE_SHELL": "bash",
+        }
+        code = "import sys; sys.argv[0] = 'transformer-jax'; from transformer_jax.cli import main; main()"
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        return {each.strip() for each in out.read_text().splitlines()}
+
+    assert {"train", "translate"} <= completions("transformer-jax tra")
+    assert "--n-best" in completions("transformer-jax translate --n")
+    assert completions("transformer-jax train --config mul") == {"multi30k"}

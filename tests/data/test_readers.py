@@ -1,6 +1,7 @@
 import gzip
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytest
 
@@ -8,13 +9,14 @@ from transformer_jax.data.readers import (
     MappedRecords,
     apart_from,
     cut,
-    drop_blank_pairs,
     find_file,
     is_held_out,
     read_lines,
+    read_pair_table,
     read_pairs,
     read_records,
     spread_evenly,
+    text_pairs,
 )
 from transformer_jax.system import UserError
 
@@ -81,13 +83,48 @@ def test_pairs(write):
     source, target = write("s.txt", b"a\n\nc\n"), write("t.txt", b"A\nB\n \n")
     pairs = read_pairs(source, target)
     assert pairs == [("a", "A"), ("", "B"), ("c", " ")]
-    assert drop_blank_pairs(pairs) == ([("a", "A")], 2)
 
 
 def test_pairs_of_different_length(write):
     source, target = write("s.txt", b"a\nb\n"), write("t.txt", b"A\n")
     with pytest.raises(UserError, match=r"s\.txt has 2 lines, but .*t\.txt has 1;"):
         read_pairs(source, target)
+
+
+def test_pairs_of_one_table(write):
+    """Columns are tab-separated; quotes mean nothing, and further columns are ignored."""
+    path = write("pairs.tsv", 'a "b\tÄ\tfrom x\nc\t\n'.encode())
+    assert read_pair_table(path) == [('a "b', "Ä"), ("c", "")]
+    assert read_pair_table(path, (2, 1)) == [("Ä", 'a "b'), ("", "c")]
+    with pytest.raises(UserError, match=r"pairs\.tsv, line 2 has 2 tab-separated columns, .* columns 1 and 3"):
+        read_pair_table(path, (1, 3))
+
+
+class Files(NamedTuple):
+    """Fields of a `DataConfig`."""
+
+    train_file: str = ""
+    train_source: str = ""
+    train_target: str = ""
+    validation_file: str = ""
+    validation_source: str = ""
+    validation_target: str = ""
+    source_column: int = 1
+    target_column: int = 2
+
+
+def test_text_pairs_come_from_one_file_or_two(write):
+    table, source, target = write("p.tsv", b"A\ta\n"), write("s.txt", b"a\n"), write("t.txt", b"A\n")
+    one = Files(train_file=str(table), source_column=2, target_column=1)
+    two = Files(train_source=str(source), train_target=str(target))
+    for files in (one, two):
+        assert text_pairs(files, "train", ("line", "line")) == [("a", "A")]
+        with pytest.raises(UserError, match=r"validation_source is empty; .*data\.validation_split=''"):
+            text_pairs(files, "validation", ("line", "line"))
+    with pytest.raises(UserError, match=r"train_file and config\.data\.train_source are both set; drop one"):
+        text_pairs(two._replace(train_file="x.tsv"), "train", ("line", "line"))
+    with pytest.raises(UserError, match="no split 'test', only train, validation"):
+        text_pairs(two, "test", ("line", "line"))
 
 
 def test_real_files(data_dir):

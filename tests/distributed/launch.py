@@ -114,7 +114,7 @@ def assert_refused(ended: list[Ended], message: str) -> None:
     """Assert that all ended with status 2 and one sentence that contains `message`."""
     assert [process.status for process in ended] == [2] * len(ended), ended
     for process in ended:
-        assert process.err.count("train.py: error:") == 1, process.err
+        assert process.err.count("transformer-jax: error:") == 1, process.err
         assert "Traceback" not in process.err, process.err
         assert message in process.err, process.err
 

@@ -109,7 +109,7 @@ def test_when_one_is_killed_the_others_end_and_one_process_goes_on(data, whole, 
     for index, process in enumerate(ended):
         if index != victim:
             assert process.status == PEER_LOST, process
-            told = [line for line in process.err.splitlines() if line.startswith("train.py: error:")]
+            told = [line for line in process.err.splitlines() if line.startswith("transformer-jax: error:")]
             assert len(told) == 1
             assert "Another process was lost" in told[0]
             assert "Traceback" not in process.err

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests.reliability import tiny_run
-from transformer_jax.tasks.translation import task as translation
+from transformer_jax.tasks.translation import sources as translation
 
 
 @pytest.fixture

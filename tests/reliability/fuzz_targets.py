@@ -18,9 +18,7 @@ from unittest import mock
 
 import numpy as np
 import safetensors.numpy
-from absl import flags
 
-import train
 from tests.interop.marian_folders import ENGLISH, GERMAN, make_folder, sentencepiece_model
 from tests.tasks.toys import write_bundle
 from transformer_jax import cli
@@ -60,7 +58,7 @@ class Target:
 
 
 def overrides(_: Path) -> Target:
-    """The arguments of train.py, one a line."""
+    """The arguments of transformer-jax train, one a line."""
     fields = list(_fields(default_config().to_dict()))
     seeds = [f"--config.{path}={value}" for path, value in fields]
     words = [path.rpartition(".")[2] for path, _ in fields]
@@ -70,13 +68,9 @@ def overrides(_: Path) -> Target:
         # Neither NUL nor lone surrogates other than these escapes occur in arguments.
         arguments = content.replace(b"\0", b"").decode("utf-8", "surrogateescape").split("\n")
         try:
-            from_config_dict(train._override(default_config(), arguments))
+            from_config_dict(cli._override(default_config(), arguments))
         except UserError as error:
-            raise UserError(" ".join(str(error).split())) from error  # as train.main prints it
-        finally:
-            for name in [name for name in flags.FLAGS if name.partition(".")[0] == "config"]:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
+            raise UserError(" ".join(str(error).split())) from error  # as cli.main prints it
 
     return Target(run, _bytes(seeds), _bytes([*words, *literals, *NUMBERS]))
 
@@ -213,10 +207,11 @@ def command_line(_: Path) -> Target:
 
     def run(content: bytes) -> None:
         arguments = content.replace(b"\0", b"").decode("utf-8", "surrogateescape").split("\n")
-        if {"--distributed", "--coordinator", "--num_processes", "--process_id"} & {
+        # Neither train nor wait for other processes.
+        if {"train", "--distributed", "--coordinator", "--num_processes", "--process_id"} & {
             argument.partition("=")[0] for argument in arguments
         }:
-            parse: Callable[[list[str]], object] = cli._parser().parse_args
+            parse: Callable[[list[str]], object] = cli._parser().parse_known_args
         else:
             parse = cli.main
         with (
@@ -236,6 +231,7 @@ def command_line(_: Path) -> Target:
         ["translate", "--model", "nowhere", "--beam", "4", "--alpha=0.6", "--n-best=2", "ein Hund"],
         ["translate", "--model=nowhere", "--stream", "--temperature", "0.5", "--top-k=3", "--top-p=0.5", "--", "-1"],
         ["classify", "--model", "nowhere", "a", "b"],
+        ["train", "--config", "nowhere:de-en", "--workdir=runs/x", "--config.optim.lr=1e-3"],
         ["couplet", "--model", "nowhere", "春风"],
         ["evaluate", "--model", "nowhere", "--source", "a", "--reference", "b", "--samples=2"],
         ["import", "--from", "marian", "nowhere", "out"],

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import translator  # noqa: F401
+from transformer_jax.system import output
 from transformer_jax.tasks import lines as bulk
 from transformer_jax.tasks.translation.command import COMMAND
 
@@ -35,20 +36,20 @@ class Echo:
         pass
 
 
-def echo(model, lines):
+def echo(model, lines, report):
     return [(f"{line.text}\n", []) for line in lines]
 
 
 @pytest.mark.parametrize("policy", ["stop", "blank"])
 def test_no_more_than_a_window_is_held(monkeypatch, tmp_path, policy):
     monkeypatch.setattr(bulk, "load_for", lambda command, path: Echo())
-    monkeypatch.setattr(bulk, "PROGRESS_SECONDS", 1e9)
+    monkeypatch.setattr(output, "QUIET_SECONDS", 1e9)
     monkeypatch.setattr(bulk, "WINDOW", 256)
     source, written = tmp_path / "in", tmp_path / "out"
 
     def peak_of(count):
         source.write_bytes(b"".join(b"%08d of the lines that go through\n" % i for i in range(count)))
-        arguments = argparse.Namespace(texts=[], bad_lines=policy, output=str(written), model="model")
+        arguments = argparse.Namespace(texts=[], input=None, bad_lines=policy, output=str(written), model="model")
         with source.open("rb") as stream:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream, encoding="ascii"))
             tracemalloc.start()

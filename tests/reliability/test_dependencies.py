@@ -1,4 +1,4 @@
-"""Acceptance: dependencies are free to use under Apache-2.0, in the versions that tests run with; no module opens pickles."""
+"""Dependencies are free to use under Apache-2.0, in the versions that tests run with; no module opens pickles."""
 
 import ast
 import importlib.metadata

@@ -10,7 +10,8 @@ import pytest
 
 from transformer_jax import run
 from transformer_jax.config import default_config, from_config_dict
-from transformer_jax.data.readers import MappedRecords, digest
+from transformer_jax.data.pipeline import digest
+from transformer_jax.data.readers import MappedRecords
 from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.sources import load_texts
 from transformer_jax.training.setup import setup

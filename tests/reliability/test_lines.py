@@ -8,17 +8,10 @@ import pytest
 from tests.commands import classifier, couplet_writer, run, translator  # noqa: F401
 from tests.outcomes import as_lines, refused
 from tests.tasks.toys import TEXTS
-from transformer_jax.tasks import lines as bulk
 from transformer_jax.tasks.model_folder import load
 from transformer_jax.tasks.translation.translator import Translator
 
 ODD = ["abc\r", "\r", "a\rb", "a\0b", "a\u2028b", "a\x85b", "\ufeffab", "\v", "e\u0301"]
-
-
-@pytest.fixture(autouse=True)
-def _no_progress(monkeypatch):
-    """Whatever the speed of the machine."""
-    monkeypatch.setattr(bulk, "PROGRESS_SECONDS", 1e9)
 
 
 @pytest.mark.parametrize("policy", ["stop", "blank"])

@@ -18,10 +18,10 @@ TRAINED = f"""
 import sys
 from tests.reliability.tiny_run import load_few, make_config
 from transformer_jax.system.runtime import prepare
-from transformer_jax.tasks.translation import task
+from transformer_jax.tasks.translation import sources
 from transformer_jax.training import run
 
-task.load_pairs = load_few
+sources.load_pairs = load_few
 prepare()
 intervals = dict(log_every=20, eval_every=500, checkpoint_every=250, keep_checkpoints=2)
 run(make_config(num_steps={STEPS}, patience=0, metric="loss", **intervals), sys.argv[1])

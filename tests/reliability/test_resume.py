@@ -22,8 +22,8 @@ from transformer_jax.data.pipeline import Batches, Position
 from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.training import loop
-from transformer_jax.training.evaluation import Evaluator, choose
-from transformer_jax.training.setup import setup
+from transformer_jax.training.evaluation import choose
+from transformer_jax.training.setup import Evaluator, setup
 from transformer_jax.training.step import init_state, train_step
 from transformer_jax.training.stopping import Clock
 

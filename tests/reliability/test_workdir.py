@@ -8,16 +8,15 @@ import sys
 import threading
 
 import pytest
-from absl import flags
 
-import train
 from tests.distributed.launch import FLAGS, ROOT, text_files
 from tests.reliability.tiny_run import load_few, make_config
+from transformer_jax import cli
 from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.translation import task as translation
 from transformer_jax.training import loop, run
-from transformer_jax.training.evaluation import Evaluator
+from transformer_jax.training.setup import Evaluator
 
 SHORT = {"num_steps": 4, "eval_every": 2, "log_every": 1, "keep_checkpoints": 9, "metric": "loss"}
 
@@ -114,18 +113,10 @@ def test_a_folder_that_is_read_only(done, small_disk):
 
 @pytest.fixture
 def main(monkeypatch, capfd):
-    """Call `train.main` here; returns the status and the standard error."""
+    """Call `transformer-jax train` here; returns the status and the standard error."""
 
     def call(*arguments):
-        argv = ["train.py", *arguments]
-        monkeypatch.setattr(sys, "argv", argv)  # where config_flags finds overrides
-        try:
-            status = train.main(argv)
-        finally:
-            for name in [name for name in flags.FLAGS if name.partition(".")[0] == "config"]:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
-        return status, capfd.readouterr().err
+        return cli.main(["train", *arguments]), capfd.readouterr().err
 
     monkeypatch.chdir(ROOT)
     return call
@@ -150,7 +141,7 @@ def test_a_full_disk(main, small_disk, tmp_path, room):
     train_py = program if room else main
     status, told = train_py(*command)
     assert status == 2
-    assert told.startswith("train.py: error: "), told
+    assert told.startswith("transformer-jax: error: "), told
     assert "No space left on device" in told
     assert told.count("\n") == 1, told
     # TensorStore may still write to a folder with a temporary name, which the next run removes.

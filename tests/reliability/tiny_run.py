@@ -4,7 +4,7 @@ import sys
 
 from configs import numerals
 from transformer_jax.system.runtime import prepare
-from transformer_jax.tasks.translation import task as translation
+from transformer_jax.tasks.translation import sources as translation
 from transformer_jax.training import run
 
 _load_pairs = translation.load_pairs

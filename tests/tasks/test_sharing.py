@@ -67,7 +67,8 @@ def pairs(tmp_path):
         ("translate", [], []),
         ("classify", FILLED, []),
         ("classify", FILLED, ["--json", "--batch-size", 2]),
-        ("couplet", UPPERS, []),
+        ("classify", TEXTS, ["--json"]),
+        ("couplet", [*UPPERS[:2], "", *UPPERS[2:]], []),
         ("couplet", UPPERS, ["-n", 3, "--explain", "--beam", 3]),
     ],
 )
@@ -131,8 +132,7 @@ def test_only_the_first_process_writes(run_dealt, place, tmp_path):
     ("command", "texts", "expected"),
     [
         ("translate", ["abc"] * 4 + ["a" * 100_000], "Line 5 has 100,000 characters"),
-        ("classify", ["abc"] * 4 + [" "], "Line 5 is blank"),
-        ("couplet", ["天"] * 4 + [" "], "Line 5 is blank"),
+        ("couplet", ["天"] * 4 + ["天" * 2_000], "Line 5 has 2,001 tokens"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number_among_all(run_dealt, command, texts, expected):

@@ -8,7 +8,8 @@ import pytest
 from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.training.checkpoint import Checkpoints
-from transformer_jax.training.evaluation import Choice, Evaluator, choose, mean_of, params_to_evaluate, rank
+from transformer_jax.training.evaluation import Choice, choose, mean_of, params_to_evaluate, rank
+from transformer_jax.training.setup import Evaluator
 from transformer_jax.training.step import TrainState
 from transformer_jax.training.stopping import Clock
 

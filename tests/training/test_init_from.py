@@ -28,8 +28,7 @@ from transformer_jax.tasks.metrics import translation_scores
 from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.registry import registered
 from transformer_jax.training import loop, make_evaluator, run
-from transformer_jax.training.evaluation import Evaluator
-from transformer_jax.training.setup import setup
+from transformer_jax.training.setup import Evaluator, setup
 from transformer_jax.training.workdir import read_origin, task_from
 
 SOURCES = ["abc", "cab", "bad", "dab ab", "ace", "bead", "cede", "deed"]

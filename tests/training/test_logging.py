@@ -21,7 +21,7 @@ def write(log, steps):
 
 def evaluate(log, step):
     log.evaluation(step, {"bleu": 3.0 * step, "signature": "größe"}, {"seconds": 2.0})
-    log.samples(step, [("zwölf", "twelve", "twelve"), ("对联", "[bold]a[/bold]", "b")])
+    log.samples(step, [("zwölf", "twelve", "twelve"), ("对联", "[bold]a[/bold]", "b")], shows=True)
 
 
 def records(path):
@@ -72,7 +72,7 @@ def test_files(tmp_path):
 
 
 def test_the_compiled_step_is_described(tmp_path, capsys):
-    with RunLog(tmp_path, first_step=3, num_steps=5) as log:
+    with RunLog(tmp_path, first_step=3, num_steps=5, verbose=True) as log:
         log.program(4, ["8 MB", "no collectives"])
     assert records(tmp_path / "timing.jsonl") == [{"step": 4, "kind": "program", "description": "8 MB; no collectives"}]
     assert capsys.readouterr().out == "8 MB\nno collectives\n"
@@ -135,7 +135,10 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
         log.say("Good [morning]")
         log.train(1000, {"loss": 1.23456, "lr": 5e-4}, {"tokens_per_second": 12345.6})
         log.evaluation(1000, {"bleu": 30.123}, {"seconds": 1.0})
-        log.samples(1000, [("a", "b", "c")])
+        log.samples(1000, [("a", "b", "c")], shows=True)
+        log.samples(1000, [("d", "e", "f")], shows=False)
+        log.detail("seen with --verbose alone")
+        log.advance(1001)
     assert capsys.readouterr().out.splitlines() == [
         "Good [morning]",
         "Step 1,000/2,000: loss 1.235, lr 0.0005, tokens per second 12,346",
@@ -155,16 +158,48 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     with RunLog(tmp_path, first_step=500, num_steps=2000) as log:
         log.say("Good [morning]")
         log.train(1000, {"loss": 1.23456, "lr": 5e-4}, {"tokens_per_second": 12345.6})
-        log.train(1500, {"loss": 1.11111, "lr": 5e-4}, {"tokens_per_second": 12345.6})
+        log.train(1500, {"loss": 0.0011111, "lr": 5e-4}, {"tokens_per_second": 12345.6})
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "Good [morning]" in shown
     assert re.search(r"500/2,000 ", shown)
-    assert re.search(r"1,500/2,000 .*loss 1\.111, tokens per second 12,346 +0:00:0\d left", shown)
+    assert re.search(r"1,500/2,000 .*loss 0\.001111, 12,346 tokens/s +0:00:0\d left", shown)
     assert "lr" not in shown
+    assert max(map(len, re.split(r"[\r\n]+", shown))) <= 80
+
+
+def test_the_bar_moves_between_the_lines_of_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    now = 0.0
+    monkeypatch.setattr("transformer_jax.training.logging.time.monotonic", lambda: now)
+    with RunLog(tmp_path, first_step=0, num_steps=100) as log:
+        bar = log._display._progress.tasks[0]
+        for step in range(1, 41):
+            now = step / 10  # ten steps a second
+            log.advance(step)
+            assert step - bar.completed <= 10, "at most a second old"
+
+
+def test_details_are_shown_by_a_verbose_log(tmp_path, capsys):
+    for verbose in (False, True):
+        with RunLog(tmp_path, first_step=0, num_steps=10, verbose=verbose) as log:
+            log.detail("a detail")
+            log.program(1, ["4 GB"])
+    assert capsys.readouterr().out == "a detail\n4 GB\n"
+    assert records(tmp_path / "timing.jsonl")[0]["description"] == "4 GB"
+
+
+def test_the_final_score_is_in_the_log_and_in_tensorboard(tmp_path):
+    with RunLog(tmp_path, first_step=0, num_steps=2) as log:
+        write(log, [1, 2])
+        log.final(2, {"bleu": 41.5, "parameters": "step 2"}, {"minutes": 1.5})
+    assert records(tmp_path / "log.jsonl")[-1] == {"step": 2, "kind": "final", "bleu": 41.5, "parameters": "step 2"}
+    assert records(tmp_path / "timing.jsonl")[-1] == {"step": 2, "kind": "final", "minutes": 1.5}
+    assert scalars(tmp_path / "tensorboard")["final/bleu", 2] == 41.5
 
 
 def test_events_stay_on_this_machine_whatever_the_name(tmp_path, monkeypatch):

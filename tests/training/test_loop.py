@@ -20,10 +20,10 @@ from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.classification import sources as texts
 from transformer_jax.tasks.model_folder import load
-from transformer_jax.tasks.translation import task as translation
+from transformer_jax.tasks.translation import sources as translation
+from transformer_jax.tasks.translation.task import TranslationTask
 from transformer_jax.training import loop, make_evaluator, run, stopping, usage
-from transformer_jax.training.evaluation import Evaluator
-from transformer_jax.training.setup import setup
+from transformer_jax.training.setup import Evaluator, setup
 
 
 @pytest.fixture(autouse=True)
@@ -140,17 +140,21 @@ def test_a_run_from_config_to_model(tmp_path):
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {
         *("config.json", "tokenizer", "checkpoints", "model", "tensorboard"),
-        *("identity.json", "log.jsonl", "timing.jsonl", "samples.jsonl"),
+        *("identity.json", "log.jsonl", "timing.jsonl", "samples.jsonl", "finished.json"),
     }
     assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [
-        *(("train", 4), ("evaluation", 6), ("train", 8), ("train", 12), ("evaluation", 12))
+        *(("train", 4), ("evaluation", 6), ("train", 8), ("train", 12), ("evaluation", 12), ("final", 12))
     ]
     assert steps_of(tmp_path) in ([9, 12], [6, 9, 12])
     assert len(lines(tmp_path, "samples")) == 4
     first, last = (line["loss"] for line in lines(tmp_path) if line["kind"] == "evaluation")
     assert last < first < math.log(60) + 1, "it learns"
+    stored = json.loads((tmp_path / "model" / "config.json").read_text())["scores"]
+    assert stored == {name: value for name, value in outcome.scores.items() if name != "minutes"}
+    assert lines(tmp_path)[-1] == {"step": 12, "kind": "final", **stored}
     model = load(outcome.model)
-    task = translation.TranslationTask(from_config_dict(small()), None)
+    assert load(tmp_path).settings == model.settings, "a run may stand for its model"
+    task = TranslationTask(from_config_dict(small()), None)
     sources, references = zip(*task.validation, strict=True)
     # What the task says of the parameters, the stored model reproduces.
     evaluation = make_evaluator(task, task.config)(model.params, final=True)

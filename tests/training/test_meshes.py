@@ -12,7 +12,7 @@ from configs import classification_sample, numerals
 from transformer_jax.config import Config, from_config_dict
 from transformer_jax.sharding import MeshConfig, shard_batch
 from transformer_jax.tasks.classification import sources as texts
-from transformer_jax.tasks.translation import task as translation
+from transformer_jax.tasks.translation import sources as translation
 from transformer_jax.training.loop import first_state
 from transformer_jax.training.setup import Run, setup
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs import numerals
 from transformer_jax.config import from_config_dict
-from transformer_jax.tasks.translation import task as translation
+from transformer_jax.tasks.translation import sources as translation
 from transformer_jax.training import loop
 from transformer_jax.training.evaluation import params_to_evaluate
 from transformer_jax.training.setup import setup

@@ -1,5 +1,6 @@
 """When a run stops early, by a signal or the clock, on one process or several."""
 
+import math
 import os
 import signal
 
@@ -83,12 +84,40 @@ def test_the_clock_keeps_time_for_the_end(monkeypatch):
     for now, late in ((0.0, False), (87 * 60.0, False), (89 * 60.0, True)):  # 96 minutes, less eight evaluations
         assert clock.is_late() is late
         assert clock.minutes() == pytest.approx(5 + now / 60)
+    clock.evaluation_seconds = 180.0
+    for minutes, late in ((85, False), (87, True)):
+        now = 60.0 * minutes
+        assert clock.is_late() is late, "three evaluations fit into a tenth of the time"
     clock.evaluation_seconds = 3600.0
-    now = 45 * 60.0
-    assert not clock.is_late(), "the end takes half of the time at most"
-    now = 47 * 60.0
-    assert clock.is_late()
+    for minutes, late in ((45, False), (47, True)):
+        now = 60.0 * minutes
+        assert clock.is_late() is late, "the end takes half of the time at most"
     assert Clock(0.0, 0.0).has(1e9), "no limit"
+
+
+def test_a_short_limit_is_used(monkeypatch):
+    """As soon as the speed of training is known, or better an evaluation was timed, little is kept in reserve."""
+    now = 0.0
+    monkeypatch.setattr("transformer_jax.training.stopping.time.monotonic", lambda: now)
+    clock = Clock(0.0, 1.0)
+
+    def last_second():
+        nonlocal now
+        for second in range(60):
+            now = float(second)
+            if clock.is_late():
+                return second
+        return 60
+
+    assert last_second() >= 27
+    clock.expect_evaluation(math.nan)
+    assert last_second() >= 27
+    clock.expect_evaluation(1.0)
+    assert last_second() >= 39
+    clock.measured_evaluation(1.0)
+    assert last_second() >= 50
+    clock.expect_evaluation(100.0)
+    assert last_second() >= 50, "what was measured counts more than an estimate"
 
 
 @pytest.fixture

@@ -93,7 +93,9 @@ def test_what_does_not_change_the_model_may_change(tmp_path):
     begin(tmp_path)
     changed = Config(
         data=DataConfig(manual_dir="x", data_dir="y"),
-        training=TrainingConfig(num_samples=9, max_minutes=5.0, keep_checkpoints=7),
+        training=TrainingConfig(
+            num_samples=9, max_minutes=5.0, keep_checkpoints=7, log_every=1, eval_every=2, patience=3, num_steps=9
+        ),
         decoding=DecodingConfig(beam_size=9, batch_size=3),
         mesh=MeshConfig(data=2, fsdp=4),
     )

@@ -1,6 +1,7 @@
 """Batches of token ids from records, resumable at any batch, and a thread that prefetches them (numpy only)."""
 
 import hashlib
+import json
 import queue
 import threading
 from collections import deque
@@ -22,7 +23,10 @@ BATCHINGS = ("pack", "bucket")
 RECENT = 16
 """Number of batches whose records are remembered; more than are prefetched."""
 DIGESTED = 1000
-"""Maximum number of examples in a digest."""
+"""Maximum number of examples in a digest of batches."""
+_MOST_READ_FOR_DIGEST = 200_000  # records, which takes about 5 s; of more, a sample is read
+_SAMPLED_FOR_DIGEST = 4096
+_CHUNK = 1024
 
 
 class Position(NamedTuple):
@@ -308,3 +312,25 @@ class Prefetched(Iterator[Item]):
             self._items.put(None)
         except BaseException as error:  # re-raised in the consumer
             self._items.put(_Failure(error))
+
+
+def digest(records: Sequence[Record]) -> str | None:
+    """A SHA-256 that identifies a data set: of all records, or of evenly spaced ones if too many must be read for it.
+
+    The records are hashed, not the files of a prepared set: TFDS writes the same records as different bytes, depending
+    on the process.
+
+    Returns:
+        Hexadecimal digits, the same on every machine; None if the records are not plain data (texts, numbers, and
+        tuples, lists or dicts of them).
+    """
+    is_whole = isinstance(records, list | tuple) or len(records) <= _MOST_READ_FOR_DIGEST
+    step = 1 if is_whole else -(-len(records) // _SAMPLED_FOR_DIGEST)
+    numbers = range(0, len(records), step)
+    hashed = hashlib.sha256(f"{len(records)}\n".encode())
+    try:
+        for start in range(0, len(numbers), _CHUNK):
+            hashed.update(json.dumps(read_records(records, numbers[start : start + _CHUNK])).encode())
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return hashed.hexdigest()

@@ -1,11 +1,14 @@
 """Records before tokenization: text files, mapped sequences, and the split into training and held-out parts."""
 
+import contextlib
 import gzip
 import hashlib
 import io
-import json
+import shutil
+import tempfile
+import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 import regex
@@ -28,8 +31,6 @@ _VISIBLE = regex.compile(
     r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]|\p{Prepended_Concatenation_Mark}"
 )
 _LINE_ENDS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
-_MOST_READ_FOR_DIGEST = 200_000  # records, which takes about 5 s; of more, a sample is read
-_SAMPLED_FOR_DIGEST = 4096
 _HASH_BITS = 64
 
 
@@ -98,6 +99,88 @@ def iterate_lines(stream: Any, name: str) -> Iterator[str | UserError]:
             )
 
 
+class LineReader:
+    """The lines of a stream of UTF-8 text from where it stands now, read one by one, and again if it can seek."""
+
+    def __init__(self, stream: Any, path: AnyPath | None = None, *, can_seek: bool) -> None:
+        """Wrap a binary stream.
+
+        Args:
+            stream: has `readline`, `read`, and `seek` if `can_seek`.
+            path: the file that it reads; None: it is standard input.
+            can_seek: whether the stream can be read more than once.
+        """
+        self._stream, self._path = stream, path
+        self.can_seek = can_seek
+        self._start = stream.tell() if can_seek else 0
+
+    def __iter__(self) -> Iterator[str | UserError]:
+        """The lines, as `iterate_lines` yields them.
+
+        Raises:
+            UserError: if the stream cannot be read.
+        """
+        with self._readable():
+            if self.can_seek:
+                self._stream.seek(self._start)
+            yield from iterate_lines(self._stream, "<stdin>" if self._path is None else str(self._path))
+
+    def count(self) -> int:
+        """The number of lines, without decoding them; raises as reading does."""
+        number, last = 0, b"\n"
+        with self._readable():
+            if self.can_seek:
+                self._stream.seek(self._start)
+            piece = self._stream.read(1 << 16).removeprefix(_BYTE_ORDER_MARK.encode())
+            while piece:
+                number, last = number + piece.count(b"\n"), piece[-1:]
+                piece = self._stream.read(1 << 16)
+        return number + (last != b"\n")
+
+    def copied(self) -> "LineReader":
+        """The same lines, of a temporary copy, which can seek."""
+        copy = tempfile.TemporaryFile()  # noqa: SIM115  (the reader closes it)
+        with self._readable():
+            shutil.copyfileobj(self._stream, copy)
+        copy.seek(0)
+        return _closing(LineReader(copy, self._path, can_seek=True), copy)
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        if self._path is not None:
+            with _opened(self._path), _inflated(self._path):
+                yield
+            return
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"Standard input cannot be read ({error.strerror}); direct a file to it.") from error
+
+
+def open_lines(path: str | AnyPath) -> LineReader:
+    """The lines of a UTF-8 text file, decompressed if it starts like a gzip file.
+
+    Raises:
+        UserError: if the file cannot be opened.
+    """
+    path = as_path(path)
+    with _opened(path):
+        stream = path.open("rb")
+        can_seek = stream.seekable()
+        if can_seek:
+            magic = stream.read(2)
+            stream.seek(0)
+        else:
+            magic = stream.peek(2)[:2]
+    text = gzip.GzipFile(fileobj=stream) if magic == _GZIP_MAGIC else stream
+    return _closing(LineReader(text, path, can_seek=can_seek), stream)
+
+
+def _closing(reader: LineReader, stream: Any) -> LineReader:
+    weakref.finalize(reader, stream.close)
+    return reader
+
+
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing: it is empty, or white space, controls, joiners and the like alone."""
     return _VISIBLE.search(text) is None
@@ -135,23 +218,58 @@ def unreadable(path: AnyPath, error: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({error.strerror}); make it readable or name another folder.")
 
 
-def pair_files(files: Mapping[str, tuple[str, str]], split: str, lines: tuple[str, str]) -> tuple[str, str]:
-    """The source and target file of a split of `config.data.name=text`.
+def text_pairs(config: Any, split: str, lines: tuple[str, str]) -> list[tuple[str, str]]:
+    """The pairs of a split of `config.data.name=text`: of one TSV file, or of two files aligned line by line.
 
     Args:
-        files: split to the values of `config.data.<split>_source` and `config.data.<split>_target`.
-        split: a key of `files`.
+        config: a `DataConfig`.
+        split: train or validation.
         lines: what a line of either file is, for the error about a missing file.
 
     Raises:
-        UserError: if the split does not exist, or one of its files is not named.
+        UserError: if the split does not exist, or its files are not named or cannot be read.
     """
+    files = {
+        "train": (config.train_file, config.train_source, config.train_target),
+        "validation": (config.validation_file, config.validation_source, config.validation_target),
+    }
     if split not in files:
         raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
-    for side, line, path in zip(("source", "target"), lines, files[split], strict=True):
+    table, *sides = files[split]
+    if table and any(sides):
+        raise UserError(f"config.data.{split}_file and config.data.{split}_source are both set; drop one of them.")
+    if table:
+        return read_pair_table(table, (config.source_column, config.target_column))
+    for side, line, path in zip(("source", "target"), lines, sides, strict=True):
         if not path:
-            raise UserError(f"config.data.{split}_{side} is empty; name a text file with one {line} per line.")
-    return files[split]
+            cut = ", or hold out a part with config.data.validation_split=''" if split == "validation" else ""
+            raise UserError(
+                f"config.data.{split}_{side} is empty; name a text file with one {line} per line there, or a TSV file "
+                f"of both in config.data.{split}_file{cut}."
+            )
+    return read_pairs(*sides)
+
+
+def read_pair_table(path: str | AnyPath, columns: tuple[int, int] = (1, 2)) -> list[tuple[str, str]]:
+    """Read a TSV file without a header, one pair a row; a quote is an ordinary character.
+
+    Args:
+        path: plain or gzip.
+        columns: those of source and target, from 1; others are ignored.
+
+    Raises:
+        UserError: if the file cannot be read, or a row lacks a column.
+    """
+    pairs = []
+    for number, line in enumerate(read_lines(path), start=1):
+        cells = line.split("\t")
+        if len(cells) < max(columns):
+            raise UserError(
+                f"{path}, line {number:,} has {len(cells)} tab-separated columns, but source and target are columns "
+                f"{columns[0]} and {columns[1]}; mend the line, or set config.data.source_column and target_column."
+            )
+        pairs.append((cells[columns[0] - 1], cells[columns[1] - 1]))
+    return pairs
 
 
 def read_pairs(source_path: str | AnyPath, target_path: str | AnyPath) -> list[tuple[str, str]]:
@@ -169,13 +287,6 @@ def read_pairs(source_path: str | AnyPath, target_path: str | AnyPath) -> list[t
     return list(zip(sources, targets, strict=True))
 
 
-def drop_blank_pairs(pairs: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], int]:
-    """Drop pairs with a blank side; also returns the number dropped."""
-    pairs = list(pairs)
-    kept = [(source, target) for source, target in pairs if not (is_blank(source) or is_blank(target))]
-    return kept, len(pairs) - len(kept)
-
-
 def read_records(records: Sequence[Record], indices: Sequence[int]) -> list[Record]:
     """The records at `indices`, fetched with `__getitems__` where the sequence has it (as TFDS data sources do)."""
     read_many = getattr(records, "__getitems__", None)
@@ -185,28 +296,6 @@ def read_records(records: Sequence[Record], indices: Sequence[int]) -> list[Reco
 def spread_evenly(records: Sequence[Record], most: int) -> list[Record]:
     """At most `most` records, evenly spaced."""
     return read_records(records, range(0, len(records), max(1, -(-len(records) // most))))
-
-
-def digest(records: Sequence[Record]) -> str | None:
-    """A SHA-256 that identifies a data set: of all records, or of evenly spaced ones if too many must be read for it.
-
-    The records are hashed, not the files of a prepared set: TFDS writes the same records as different bytes, depending
-    on the process.
-
-    Returns:
-        Hexadecimal digits, the same on every machine; None if the records are not plain data (texts, numbers, and
-        tuples, lists or dicts of them).
-    """
-    is_whole = isinstance(records, list | tuple) or len(records) <= _MOST_READ_FOR_DIGEST
-    step = 1 if is_whole else -(-len(records) // _SAMPLED_FOR_DIGEST)
-    numbers = range(0, len(records), step)
-    hashed = hashlib.sha256(f"{len(records)}\n".encode())
-    try:
-        for start in range(0, len(numbers), _CHUNK):
-            hashed.update(json.dumps(read_records(records, numbers[start : start + _CHUNK])).encode())
-    except (TypeError, ValueError, RecursionError):
-        return None
-    return hashed.hexdigest()
 
 
 class MappedRecords(Sequence[Record], Generic[Record]):
@@ -276,23 +365,36 @@ def apart_from(held_out: Iterable[Record], records: Iterable[Record], key: Calla
 
 
 def _read_bytes(path: AnyPath) -> bytes:
+    with _opened(path), path.open("rb") as stream:
+        content: bytes = stream.read(_LARGEST_TEXT + 1)
+    if not content.startswith(_GZIP_MAGIC):
+        return content
+    text = bytearray()
+    with _inflated(path), gzip.open(io.BytesIO(content)) as stream:
+        while len(text) <= _LARGEST_TEXT and (piece := stream.read(_PIECE)):
+            text += piece
+    if len(text) > _LARGEST_TEXT:
+        raise UserError(f"{path} has more than {_LARGEST_TEXT:,} bytes of text; cut it into parts.")
+    return bytes(text)
+
+
+@contextlib.contextmanager
+def _opened(path: AnyPath) -> Iterator[None]:
+    """Turn errors of opening and reading a file into sentences."""
     try:
-        with os_errors(path), path.open("rb") as stream:
-            content: bytes = stream.read(_LARGEST_TEXT + 1)
+        with os_errors(path):
+            yield
     except FileNotFoundError as error:
         where = "the file" if path.parent.is_dir() else "its folder"
         raise UserError(f"{path} cannot be read, {where} does not exist; check the path.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a readable file.") from error
-    if not content.startswith(_GZIP_MAGIC):
-        return content
-    text = bytearray()
+
+
+@contextlib.contextmanager
+def _inflated(path: AnyPath) -> Iterator[None]:
+    """Turn errors of decompression into sentences."""
     try:
-        with gzip.open(io.BytesIO(content)) as stream:
-            while len(text) <= _LARGEST_TEXT and (piece := stream.read(_PIECE)):
-                text += piece
-    except (EOFError, OSError, zlib.error) as error:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is a damaged or truncated gzip file ({error}); copy or download it again.") from error
-    if len(text) > _LARGEST_TEXT:
-        raise UserError(f"{path} has more than {_LARGEST_TEXT:,} bytes of text; cut it into parts.")
-    return bytes(text)

@@ -38,6 +38,8 @@ USUAL_BEAM = 4
 MAX_BATCHES = 8
 """Most batches of short sentences that are searched, and compacted, together."""
 
+Report = Callable[[int], None]
+"""Called while work is in progress with the number of texts finished since the last call, by any thread."""
 Group = tuple[Search, int, int, list[tuple[int, list[int]]]]
 """A search, the padded lengths of its sources and prefixes, and the rows and sentences of each of its batches."""
 
@@ -111,6 +113,7 @@ class Generator:
         *,
         constraints: SentenceConstraints | None = None,
         places: Sequence[int] | None = None,
+        report: Report | None = None,
     ) -> list[list[Hypothesis]]:
         """The `options.n_best` best hypotheses of each sentence, best first, or as many samples.
 
@@ -122,6 +125,7 @@ class Generator:
                 stand.
             constraints: further constraints, sentence by sentence.
             places: from 0, that of each sentence among all, where these are a part; samples depend on it.
+            report: called as sentences are finished.
 
         Raises:
             UserError: if the model's outputs are not numbers, or a prefix is longer than its table of positions.
@@ -153,8 +157,12 @@ class Generator:
         def run(arrays: Any, group: Group) -> dict[int, list[Hypothesis]]:
             (params, shared), (search, length, width, members) = arrays, group
             batches = [begin(params, search, length, width, rows, numbers) for rows, numbers in members]
-            found = search_batches(self.graphdef, search, params, batches, make_processor, shared)
-            return {number: _hypotheses(result, options.n_best) for number, result in found}
+            found = {}
+            for number, result in search_batches(self.graphdef, search, params, batches, make_processor, shared):
+                found[number] = _hypotheses(result, options.n_best)
+                if report is not None:
+                    report(1)
+            return found
 
         outputs: dict[int, list[Hypothesis]] = {}
         devices, at_once = workers(arrays)
@@ -219,9 +227,17 @@ class Generator:
         return (token for token in search.stream(step_fn, cache, state) if token != self.special_tokens.eos)
 
     def score(
-        self, params: Any, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+        self,
+        params: Any,
+        sources: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        *,
+        report: Report | None = None,
     ) -> list[Float[np.ndarray, " T"]]:
-        """The log-probability of each token of each target; sources and targets include the end of sentence."""
+        """The log-probability of each token of each target; sources and targets include the end of sentence.
+
+        `report` is called as batches are finished.
+        """
         scores: list[Float[np.ndarray, " T"]] = [np.zeros(0, np.float32)] * len(sources)
         lengths = [max(len(s), len(t)) for s, t in zip(sources, targets, strict=True)]
 
@@ -235,6 +251,8 @@ class Generator:
         for chosen, found in spread(score, batches, params):
             for row, i in enumerate(chosen):
                 scores[i] = found[row, : len(targets[i])]
+            if report is not None:
+                report(len(chosen))
         return scores
 
     @standard_numerics()

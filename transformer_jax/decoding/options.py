@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.system import Choice, FieldError, NotNegative, Range, Seed, UserError, check_fields
+from transformer_jax.system import Choice, FieldError, NotNegative, Positive, Range, Seed, UserError, check_fields
 
 PenaltyForm = Literal["wu", "power"]
 StopRule = Literal["bound", "estimate", "full", "full_or_best", "never"]
@@ -135,3 +135,23 @@ class SearchOptions:
         if self.max_length is not None and self.min_length > self.max_length:
             remedy = f"at most {{other}}, which is {self.max_length}"
             raise FieldError("min_length", self.min_length, remedy, "max_length")
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How outputs are searched for (section 6.1)."""
+
+    conventions: ConventionsName = "paper"
+    """paper, or another system whose search is followed where it differs; see `CONVENTIONS`."""
+
+    beam_size: NumHypotheses = 4
+    alpha: Alpha = 0.6
+    """Exponent of the length penalty of Wu et al. (2016)."""
+    max_extra_tokens: ExtraTokens = 50
+    """An output is at most this many tokens longer than its input."""
+    max_length: Annotated[int, Range(0, LONGEST_OUTPUT)] = 0
+    """Largest number of tokens of an output, end of sentence included; 0: `max_extra_tokens` alone limits it."""
+    batch_size: Positive = 64
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.decoding.{}".format)

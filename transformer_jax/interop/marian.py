@@ -27,16 +27,14 @@ from transformer_jax.interop.marian_layout import (
     OUTPUT,
     POSITIONS,
     SHARED,
+    TOKENIZER_CONFIG,
     from_marian,
     marian_shapes,
-    sinusoids,
-    to_marian,
-)
-from transformer_jax.interop.marian_vocabulary import (
-    TOKENIZER_CONFIG,
     numbering_of,
     read_tokenizers,
     sides_of,
+    sinusoids,
+    to_marian,
     write_json,
     write_tokenizers,
 )

@@ -4,14 +4,17 @@ The table of ranges is the annotations of the frozen dataclasses: `lr: Annotated
 calls `check_fields` when it is made, so configs, library calls and command-line options are checked alike.
 """
 
+import difflib
 import importlib.metadata
+import math
 import numbers
 import struct
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 LARGEST_INT = 2**31 - 1
@@ -73,7 +76,11 @@ class LineError(UserError):
 
     def numbered(self, number: int) -> "LineError":
         """The same error of the text as it is numbered elsewhere, such as in the file that it comes from."""
-        return LineError(number, *self._parts)
+        return type(self)(number, *self._parts)
+
+
+class BlankLineError(LineError):
+    """A text that shows nothing, where a model needs one."""
 
 
 class NotNumbersError(UserError):
@@ -222,3 +229,27 @@ def package_version() -> str:
         return importlib.metadata.version("transformer-jax")
     except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
         return "unknown"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the package: name to file. In a checkout, they are in `configs/` beside it."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    folder = installed if installed.is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
+def finite(value: Any) -> Any:
+    """The value, however nested, with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: finite(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def known_names(name: str, known: Iterable[str]) -> str:
+    """The end of the sentence about an unknown name: the nearest of the known ones, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}."

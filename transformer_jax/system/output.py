@@ -1,4 +1,4 @@
-"""Files that a person named for output."""
+"""What a command writes: files that a person named for output, and how far its work is."""
 
 import contextlib
 import errno
@@ -7,14 +7,29 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import IO, Literal, cast
 
 from transformer_jax.system import UserError
 from transformer_jax.system.files import as_path, is_at, os_errors, sync_folder, try_lock
+from transformer_jax.system.runtime import Shown, write_at_once
+
+CHUNK_BYTES = 4096
+"""A pipe takes as many at once, whole or not at all."""
+QUIET_SECONDS = 3.0
+"""Work that takes no longer shows no progress."""
+LINE_SECONDS = 5.0
+"""Between two lines about progress, where there is no bar."""
+_FRAME_SECONDS = 0.5
+_SAMPLES = 200
 
 
 class Output:
@@ -34,7 +49,7 @@ class Output:
             UserError: if it cannot.
         """
         self._name = path
-        self._stream: BinaryIO | None = None
+        self._stream: FileIO | None = None
         self._target = self._unfinished = as_path(path)
         self.kept: Path | None = None
         """After work that failed: the file with what was written before, if there is any."""
@@ -87,23 +102,34 @@ class Output:
         with self._user_errors():
             if self._stream is None:
                 self._stream = self._open()
-            self._stream.write(content)
-            self._stream.flush()
+            write_at_once(self._stream, content)
             self.kept = self._unfinished if content and isinstance(self._unfinished, Path) else self.kept
 
-    def _open(self) -> BinaryIO:
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        if not self._is_stream:
+            return False
+        if self._descriptor is not None:
+            return os.isatty(self._descriptor)
+        if not (isinstance(self._target, Path) and self._target.is_char_device()):
+            return False
+        with contextlib.suppress(OSError), self._target.open("rb", buffering=0) as stream:
+            return stream.isatty()
+        return False
+
+    def _open(self) -> FileIO:
         if not isinstance(self._target, Path):
-            return tempfile.TemporaryFile()
+            return tempfile.TemporaryFile(buffering=0)
         if self._is_stream:
             if self._descriptor is not None:  # opened anew, a file would be written from its beginning
-                return os.fdopen(os.dup(self._descriptor), "wb")
-            return os.fdopen(os.open(self._target, os.O_WRONLY), "wb")
+                return os.fdopen(os.dup(self._descriptor), "wb", buffering=0)
+            return os.fdopen(os.open(self._target, os.O_WRONLY), "wb", buffering=0)
         assert isinstance(self._unfinished, Path)
         old = self._target.stat() if self._target.exists() else None
         flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         # Nobody may read what will be private.
         descriptor = os.open(self._unfinished, flags, 0o666 if old is None else 0o600)
-        stream = os.fdopen(descriptor, "wb")
+        stream = os.fdopen(descriptor, "wb", buffering=0)
         try:
             _require_lock(descriptor)
             if os.fstat(descriptor).st_size or not is_at(descriptor, self._unfinished):
@@ -168,6 +194,155 @@ def write_output(path: str | os.PathLike[str], content: bytes) -> None:
     """
     with Output(os.fspath(path)) as output:
         output.write(content)
+
+
+def chunks(content: bytes) -> Iterator[bytes]:
+    """Whole lines of the content at a time, as many as `CHUNK_BYTES` hold; of a longer line, all."""
+    start = 0
+    while start < len(content):
+        end = content.rfind(b"\n", start, start + CHUNK_BYTES) + 1
+        if len(content) - start <= CHUNK_BYTES:
+            end = len(content)
+        elif not end:
+            end = content.find(b"\n", start) + 1 or len(content)
+        yield content[start:end]
+        start = end
+
+
+class ProgressDisplay:
+    """How far some work is, on standard error, once it has taken `QUIET_SECONDS`.
+
+    A bar, above which appears what is written to `sys.stderr` meanwhile, or a line every few seconds. Speed and time
+    left follow from the latter half of the time since the first result, so that loading and compiling do not distort
+    them for long.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["bar", "lines", "none"],
+        doing: str,
+        total: int | None,
+        noun: str = "lines",
+        *,
+        say: Callable[[str], None],
+    ) -> None:
+        """Prepare a display of work that has not begun; enter it to begin.
+
+        Args:
+            kind: of display.
+            doing: the work, such as "translating".
+            total: of how many; None if nobody knows.
+            noun: what is counted.
+            say: shows a line.
+        """
+        is_dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+        self._kind = "lines" if kind == "bar" and is_dumb else kind
+        self._doing, self._total, self._noun, self._say = doing, total, noun, say
+        self._lock = threading.Lock()
+        self._done, self._is_shown = 0, False
+        self._began = time.monotonic()
+        self._samples: deque[tuple[float, int]] = deque()
+        self._first: float | None = None
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._bar if self._kind == "bar" else self._lines, daemon=True)
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._began = time.monotonic()
+        if self._kind != "none":
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ends.set()
+        if self._kind != "none":
+            self._thread.join()
+        if self._is_shown and error is None:
+            seconds = time.monotonic() - self._began
+            self._say(f"{self._done:,} {self._noun} in {_clock(seconds)}, {_number(self._done / seconds)} a second")
+
+    def add(self, count: int) -> None:
+        """So many more are done; any thread may call this."""
+        with self._lock:
+            self._set(self._done + count)
+
+    def reach(self, done: int) -> None:
+        """So many are done in all."""
+        with self._lock:
+            self._set(done)
+
+    def _set(self, done: int) -> None:
+        now, samples = time.monotonic(), self._samples
+        self._done, first = done, now if self._first is None else self._first
+        self._first = first
+        if len(samples) > 1 and now - samples[-2][0] < (now - first) / _SAMPLES:
+            samples.pop()  # to keep few, however long it takes
+        samples.append((now, done))
+        while len(samples) > 2 and samples[1][0] <= (first + now) / 2:
+            samples.popleft()
+
+    def of_share(self, shares: int) -> Callable[[int], None]:
+        """`add` for work that is a share of one in so many, which advance alike."""
+        return lambda count: self.add(count * shares)
+
+    def status(self) -> str:
+        """Such as: 12,288 of 200,000 lines, 251 a second, 12:31 left."""
+        now = time.monotonic()
+        with self._lock:
+            done, samples = self._done, [*self._samples]
+        of_all = "" if self._total is None else f" of {self._total:,}"
+        parts, left = [f"{done:,}{of_all} {self._noun}"], 0.0
+        if len(samples) > 1 and samples[-1][0] > samples[0][0]:
+            (start, before), (end, after) = samples[0], samples[-1]
+            speed = max(0.0, (after - before) / (end - start))
+            parts.append(f"{_number(speed)} a second")
+            if self._total is not None and speed:
+                left = (self._total - done) / speed - (now - end)  # counts down until the next result
+        parts.append(f"{_clock(left)} left" if left > 0 else f"{_clock(now - self._began)} so far")
+        return ", ".join(parts)
+
+    def _lines(self) -> None:
+        told, seconds = 0, QUIET_SECONDS
+        while not self._ends.wait(seconds):
+            if self._done != told:
+                told, self._is_shown = self._done, True
+                self._say(self.status())
+                seconds = LINE_SECONDS
+
+    def _bar(self) -> None:
+        if self._ends.wait(QUIET_SECONDS):
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
+        self._is_shown = True
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
+            console=Console(file=cast(IO[str], Shown(sys.stderr)), force_terminal=True),
+            auto_refresh=False,
+            expand=True,
+            transient=True,
+            redirect_stdout=False,
+        )
+        task = bar.add_task(self._doing, total=self._total, status=self.status())
+        with bar:
+            while not self._ends.wait(_FRAME_SECONDS):
+                bar.update(task, completed=self._done, status=self.status(), refresh=True)
+
+
+def _clock(seconds: float) -> str:
+    """Such as 1:02:03 or 2:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _number(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
 def _require_unused(path: Path) -> None:

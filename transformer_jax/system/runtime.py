@@ -126,13 +126,27 @@ def _make_private(folder: Path) -> None:
 
 def _retain_memory() -> bool:
     """Make glibc keep freed memory for the next step; returns whether it does."""
+    global _is_retained
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(_MALLOC_VARIABLES) for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all(mallopt(number, value) == 1 for number, value in _MALLOC_PARAMETERS.values())
+    _is_retained = all(mallopt(number, value) == 1 for number, value in _MALLOC_PARAMETERS.values())
+    return _is_retained
+
+
+_is_retained = False
+
+
+def release_memory() -> None:
+    """Give freed memory that `prepare` made glibc keep back to the system.
+
+    Shapes vary in a search, unlike in training, so the kept memory would break into ever more pieces, and grow.
+    """
+    if _is_retained:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Shown(io.TextIOBase):
@@ -228,14 +242,29 @@ def stdout_bytes(content: bytes) -> None:
         if not hasattr(stream, "buffer"):  # replaced, by `contextlib.redirect_stdout` for example
             stream.write(content.decode("utf-8"))
         else:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[stream.buffer.write(rest) or 0 :]  # under PYTHONUNBUFFERED not always all
+            stream.flush()
+            write_at_once(getattr(stream.buffer, "raw", stream.buffer), content)
         stream.flush()
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:
         raise UserError(unwritable_output(error)) from error
+
+
+def write_at_once(stream: Any, content: bytes) -> None:
+    """Write to a stream without a buffer, by one call of the system unless that takes only a part.
+
+    A process that is killed then leaves the content whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    rest = memoryview(content)
+    while rest:
+        written = stream.write(rest)
+        if written is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        rest = rest[written:]
 
 
 class Terminated(KeyboardInterrupt):

@@ -4,16 +4,17 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
-import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from transformer_jax.system import UserError, package_version
-from transformer_jax.system.runtime import printable, show_error, stdout_bytes
+from transformer_jax.system import UserError, finite
+from transformer_jax.system.output import ProgressDisplay
+from transformer_jax.system.runtime import Shown, printable, show_error, stdout_bytes
 from transformer_jax.tasks.registry import Command, Registration, registered, registered_names
 
 if TYPE_CHECKING:
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 
 class Parser(argparse.ArgumentParser):
     """Reads a command line, and its subcommands those of theirs."""
+
+    def __init__(self, *arguments: Any, example: str = "", **options: Any) -> None:
+        """As argparse does, with an example, of one or more lines, for the end of the help."""
+        super().__init__(*arguments, **options)
+        self._example = example
+
+    def format_help(self) -> str:
+        """The help, with the example."""
+        example = "".join(f"  {line}\n" for line in self._example.splitlines())
+        return super().format_help() + (f"\nexample:\n{example}" if example else "")
 
     def error(self, message: str) -> NoReturn:
         """Exit with a message, in which an argument cannot control the terminal."""
@@ -63,7 +74,7 @@ def write(text: str) -> None:
 
 def write_report(report: Mapping[str, object]) -> None:
     """Write one JSON object, with null for infinities and NaN."""
-    write(json.dumps(_finite(report), ensure_ascii=False, allow_nan=False) + "\n")
+    write(json.dumps(finite(report), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def progress(message: str) -> None:
@@ -74,12 +85,57 @@ def progress(message: str) -> None:
         show_error(f"transformer-jax: {message}")
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(member) for name, member in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(member) for member in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def display_of(
+    doing: str, total: int | None, noun: str = "lines", *, beside: bool = False, hidden: bool = False
+) -> ProgressDisplay:
+    """A display, on standard error, of how much of some work is done.
+
+    Args:
+        doing: the work, such as "translating".
+        total: of how many; None if nobody knows.
+        noun: what is counted.
+        beside: whether results go to a terminal meanwhile, where a bar would be in their way.
+        hidden: whether to display nothing.
+    """
+    from transformer_jax.system import distributed
+
+    kind: Literal["bar", "lines", "none"] = "bar" if Shown(sys.stderr).isatty() and not beside else "lines"
+    return ProgressDisplay(kind if distributed.is_main() and not hidden else "none", doing, total, noun, say=progress)
+
+
+PROMPT = "> "
+
+
+class TypedLines:
+    """What somebody types at a terminal, as a stream of lines; each has a prompt."""
+
+    def __init__(self) -> None:
+        """Say how to end, and edit lines if the prompts can be shown where they are typed."""
+        self._edits = Shown(sys.stdout).isatty()
+        if self._edits:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (`input` uses it once it is imported)
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")
+        progress("type a text and press Enter; Ctrl-D ends")
+
+    def readline(self, size: int = -1) -> bytes:
+        """The next line; empty at the end."""
+        # Standard output has the answers: prompts appear there only if it is the terminal.
+        shown = Shown(sys.stdout if self._edits else sys.stderr)
+        line = b""
+        try:
+            if self._edits:
+                line = input(PROMPT).encode(sys.stdin.encoding, "surrogateescape") + b"\n"
+            else:
+                print(PROMPT * shown.isatty(), end="", file=shown, flush=True)
+                line = sys.stdin.buffer.readline(size)
+        except EOFError:
+            pass
+        finally:
+            if not line and shown.isatty():
+                print(file=shown, flush=True)
+        return line
 
 
 ALPHA_HELP = "exponent of the length penalty [the model's, usually 0.6]"
@@ -89,7 +145,12 @@ BEAM_HELP = "hypotheses kept in the search [the model's, usually 4]"
 def add_task_command(commands: Any, command: Command) -> None:
     """Add the subcommand of a task to those of a parser."""
     parser = commands.add_parser(
-        command.name, help=command.help, description=command.description, epilog=command.epilog, allow_abbrev=False
+        command.name,
+        help=command.help,
+        description=command.description,
+        epilog=command.epilog,
+        example=command.example,
+        allow_abbrev=False,
     )
     parser.set_defaults(command=command.run)
     add_model(parser)
@@ -138,11 +199,6 @@ def command_for(task: str, path: str) -> Command:
             f"{path} holds a model that no command serves; load it in Python, or train from it with --config.init_from."
         )
     return command
-
-
-def add_version(parser: argparse.ArgumentParser) -> None:
-    """Add `--version`."""
-    parser.add_argument("--version", action="version", version=package_version())
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -212,7 +268,10 @@ def check_options(arguments: argparse.Namespace) -> None:
             check_value(name, given[name], hint, lambda name: names[name])
 
 
-_NAMES = ("model", "output", "prefix_file", "picture", "data", "source", "reference", "config", "manual_dir", "workdir")
+_NAMES = (
+    *("model", "input", "output", "prefix_file", "picture"),
+    *("data", "source", "reference", "config", "manual_dir", "workdir"),
+)
 
 
 def refuse_empty_names(arguments: argparse.Namespace) -> None:
@@ -229,7 +288,7 @@ def refuse_empty_names(arguments: argparse.Namespace) -> None:
 
 _PROCESS = ("distributed", "coordinator", "num_processes", "process_id")
 _WRITTEN_BY_FIRST = ("output", "picture")
-_NAME_CONTENT = ("texts", "model", "data", "source", "reference", "config", "manual_dir", "prefix_file")
+_NAME_CONTENT = ("texts", "input", "model", "data", "source", "reference", "config", "manual_dir", "prefix_file")
 _MAY_DIFFER = {"command", *_PROCESS, *_WRITTEN_BY_FIRST, *_NAME_CONTENT}
 """Arguments that may differ among processes; the texts and the model that they name must not."""
 
@@ -271,8 +330,7 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Iterable[Any]) -
 
     from transformer_jax.sharding import replicated
     from transformer_jax.system import distributed
-    from transformer_jax.system.files import as_path
-    from transformer_jax.tasks.model_folder import CONFIG_FILE
+    from transformer_jax.tasks.model_folder import CONFIG_FILE, folder_of
 
     if jax.local_device_count() > 1:
         model.params = replicated(model.params)
@@ -288,7 +346,7 @@ def share_out(model: Any, arguments: argparse.Namespace, texts: Iterable[Any]) -
             **{f"--{name.replace('_', '-')}": value for name, value in options.items()},
             "The input": f"{count:,} texts of SHA-256 {digest.hexdigest()[:12]}",
             # It contains the hashes of all other files.
-            "The model": hashlib.sha256((as_path(arguments.model) / CONFIG_FILE).read_bytes()).hexdigest()[:12],
+            "The model": hashlib.sha256((folder_of(arguments.model) / CONFIG_FILE).read_bytes()).hexdigest()[:12],
         }
     )
 

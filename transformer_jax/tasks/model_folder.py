@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from flax import traverse_util
 from transformer_jax.config import build
 from transformer_jax.data.tokenizers import TokenizerPair, pair_from_files
 from transformer_jax.nn import ModelConfig, abstract_params, unstack_layers
-from transformer_jax.system import UserError, package_version
+from transformer_jax.system import UserError, finite, package_version
 from transformer_jax.system.files import (
     AnyPath,
     as_path,
@@ -29,7 +30,7 @@ from transformer_jax.system.files import (
     replace_folder,
     resolved,
 )
-from transformer_jax.tasks.registry import registered, registered_names
+from transformer_jax.tasks.registry import checked_settings, registered, registered_names
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -41,7 +42,7 @@ CARD_FILE = "README.md"
 _LARGEST_CONFIG = 16_000_000  # bytes; a hundred for each of 160,000 classes
 _LARGEST_TOKENIZER = 64_000_000
 _LARGEST_HEADER = 16_000_000
-_CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "sha256")
+_CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "scores", "sha256")
 _UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|```")
 """Characters that would let an untrusted title write more than a heading into READMEs."""
 
@@ -69,7 +70,7 @@ def save(
         params: as `nn.split` returns them; stored with a set of tensors per layer.
         tokenizer_files: as `TokenizerPair.files` returns them; empty for a model without a vocabulary.
         settings: fields of the task's settings, such as `TranslatorSettings`.
-        scores: on validation or test data, with their signatures, for the model card.
+        scores: on validation or test data, with their signatures, for `config.json` and the model card.
         origin: data and command that made the model, for the model card.
 
     Raises:
@@ -92,7 +93,7 @@ def save(
         WEIGHTS_FILE: safetensors.numpy.save(tensors),
         CARD_FILE: _card(model_config, checked, num_parameters, {**(origin or {}), **scores}).encode(),
     }
-    files[CONFIG_FILE] = _config_content(task, model_config, checked, files)
+    files[CONFIG_FILE] = _config_content(task, model_config, checked, scores, files)
     try:
         replace_folder(folder, files)
     except OSError as error:
@@ -111,7 +112,7 @@ def check_savable(
                 "lower config.tokenizer.vocab_size."
             )
     model_config = dataclasses.replace(model_config, **_AS_STORED)
-    content = _config_content(task, model_config, checked, {**tokenizer_files, WEIGHTS_FILE: b""})
+    content = _config_content(task, model_config, checked, {}, {**tokenizer_files, WEIGHTS_FILE: b""})
     if len(content) > _LARGEST_CONFIG:
         raise UserError(
             f"The settings of the model take {len(content):,} bytes, but {CONFIG_FILE} may have {_LARGEST_CONFIG:,}; "
@@ -121,7 +122,9 @@ def check_savable(
     return checked
 
 
-def _config_content(task: str, model_config: ModelConfig, settings: Any, files: Mapping[str, bytes]) -> bytes:
+def _config_content(
+    task: str, model_config: ModelConfig, settings: Any, scores: Mapping[str, object], files: Mapping[str, bytes]
+) -> bytes:
     """The content of `config.json`, with the checksums of the other files, and of itself without that value."""
     config = {
         "format_version": FORMAT_VERSION,
@@ -129,6 +132,7 @@ def _config_content(task: str, model_config: ModelConfig, settings: Any, files: 
         "task": task,
         "model": dataclasses.asdict(model_config),
         "settings": dataclasses.asdict(settings),
+        "scores": finite(scores),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} | {CONFIG_FILE: ""},
     }
     content = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -142,7 +146,7 @@ def task_of(path: str | AnyPath) -> str:
     Raises:
         UserError: if it is not one, or its `config.json` is damaged.
     """
-    return _read_config(_folder(path)).task
+    return _read_config(folder_of(path)).task
 
 
 def load(path: str | AnyPath) -> Any:
@@ -156,7 +160,7 @@ def load(path: str | AnyPath) -> Any:
     Raises:
         UserError: if a file is missing, damaged, of another version, or does not belong to the others.
     """
-    folder = _folder(path)
+    folder = folder_of(path)
     config = _read_config(folder)
     tokenizer = _read_tokenizer(folder, config)
     params = _read_params(folder, config)
@@ -165,17 +169,14 @@ def load(path: str | AnyPath) -> Any:
     return model
 
 
-def checked_settings(task: str, values: Any, where: str) -> Any:
-    """Settings of a model, those of earlier releases upgraded, as an instance of the task's `settings_type`.
-
-    Raises:
-        UserError: naming the field after `where`, if it is unknown or of the wrong type.
-    """
-    settings_type = registered(task).model.settings_type
-    upgrade = getattr(settings_type, "upgrade", None)
-    if upgrade is not None and isinstance(values, dict):
-        values = upgrade(values)
-    return build(settings_type, values, where)
+def is_intact(path: str | AnyPath) -> bool:
+    """Whether a model folder has all its files, unchanged; starts no device."""
+    try:
+        config = _read_config(folder := folder_of(path))
+        _check_unchanged(folder, config, *config.sha256, limit=sys.maxsize)
+        return True
+    except UserError:
+        return False
 
 
 def _may_be_replaced(folder: AnyPath) -> bool:
@@ -191,15 +192,21 @@ def _may_be_replaced(folder: AnyPath) -> bool:
         raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder.") from error
 
 
-def _folder(path: str | AnyPath) -> AnyPath:
+def folder_of(path: str | AnyPath) -> AnyPath:
+    """The model folder that a path names, or that of the run that it names; a `UserError` if there is none."""
     folder = as_path(path)
     try:
         with os_errors(folder):
             is_folder = folder.is_dir()
+            if (folder / "model" / CONFIG_FILE).is_file() and not (folder / WEIGHTS_FILE).exists():
+                return folder / "model"
+            is_run = (folder / "checkpoints").is_dir()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a model folder.") from error
     if not is_folder:
         raise UserError(f"{path} is not a folder; name a model folder, such as runs/numerals/model.")
+    if is_run:
+        raise UserError(f"{path} is a run that has not written its model yet; finish it by transformer-jax train.")
     return folder
 
 
@@ -235,7 +242,7 @@ def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
         raise UserError(
             f"{path} has format_version {version!r}, but this release reads 1 and 2; use the release that wrote it."
         )
-    for name in sorted(set(values) ^ set(_CONFIG_FIELDS)):
+    for name in sorted(set(values) ^ set(_CONFIG_FIELDS) - ({"scores"} if version == 1 else set())):
         if name in values:
             raise UserError(f"{path}: {name} is not a field; known here: {', '.join(_CONFIG_FIELDS)}.")
         raise UserError(f"{path} has no field {name}; copy the model again from its origin.")
@@ -270,13 +277,13 @@ def _tokenizer_names(sha256: Mapping[str, str]) -> list[str]:
     return [name for name in sha256 if name not in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)]
 
 
-def _check_unchanged(folder: AnyPath, config: _FolderConfig, *names: str) -> None:
-    """Compare `config.json` or the card with its checksum, once nothing more can be told of its content."""
+def _check_unchanged(folder: AnyPath, config: _FolderConfig, *names: str, limit: int = _LARGEST_CONFIG) -> None:
+    """Compare files of at most `limit` bytes, such as `config.json`, with their checksums."""
     for name in names:
         checksum = config.sha256.get(name)
         if checksum is None:
             continue
-        content = read_untrusted(folder, name, _LARGEST_CONFIG)
+        content = read_untrusted(folder, name, limit)
         if name == CONFIG_FILE:
             content = f'"{name}": "'.encode().join(content.rsplit(f'"{name}": "{checksum}'.encode(), 1))
         if hashlib.sha256(content).hexdigest() != checksum:
@@ -292,8 +299,8 @@ def _read_tokenizer(folder: AnyPath, config: _FolderConfig) -> TokenizerPair | N
     except UserError:
         _check_unchanged(folder, config, CONFIG_FILE)  # which may have damaged names
         raise
-    for name, content in files.items():
-        if hashlib.sha256(content).hexdigest() != config.sha256[name]:
+    for name in files:
+        if hashlib.sha256(files[name]).hexdigest() != config.sha256[name]:
             _check_unchanged(folder, config, CONFIG_FILE)
             raise UserError(
                 f"{folder / name} is another vocabulary than the model was trained with; copy the right one there."

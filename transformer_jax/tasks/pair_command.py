@@ -16,7 +16,7 @@ from transformer_jax.tasks.command_line import (
     samples,
     share_out,
 )
-from transformer_jax.tasks.lines import Line, add_lines, answer_lines
+from transformer_jax.tasks.lines import Line, Report, add_lines, answer_lines, map_windows
 from transformer_jax.tasks.registry import Command
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ class PairCommand(Command):
     """Writes an output for each input text; for any `Seq2SeqModel` whose `search` gives texts, such as `Translator`."""
 
     subject = "pairs"
-    working = "answering"
-    """What progress messages say of its work on N lines."""
     scores = "exact matches, perplexity of the references per token and per character"
     options = {  # noqa: RUF012  (never changed)
         "--beam": {"type": int, "metavar": "K", "help": BEAM_HELP},
@@ -63,16 +61,14 @@ class PairCommand(Command):
         """Write the best output for each text."""
         check_options(arguments)
 
-        def answer(model: Any, lines: list[Line]) -> list[tuple[str, list[str]]]:
-            found = self.outputs(arguments, model, [line.text for line in lines])
+        def answer(model: Any, lines: list[Line], report: Report) -> list[tuple[str, list[str]]]:
+            found = self.outputs(arguments, model, [line.text for line in lines], report)
             return [(f"{output}\n", []) for output in found]
 
         answer_lines(self, arguments, answer)
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best outputs, and perplexities of the references."""
-        from transformer_jax.system import distributed
-
         pairs = self.pairs(arguments, model)
         sources, references = [source for source, _ in pairs], [reference for _, reference in pairs]
         model.check_pairs(sources, references)
@@ -80,7 +76,7 @@ class PairCommand(Command):
         scored = score_references(model, pairs)
         progress(f"{self.working} {len(pairs):,} lines")
         start = time.perf_counter()
-        outputs = distributed.parallel_map(lambda own: self.outputs(arguments, model, own), sources)
+        outputs = map_windows(lambda own, report: self.outputs(arguments, model, own, report), sources, self.working)
         seconds = time.perf_counter() - start
         decoding = model.settings.decoding
         return {
@@ -93,9 +89,17 @@ class PairCommand(Command):
             "alpha": decoding.alpha if arguments.alpha is None else arguments.alpha,
         }
 
-    def outputs(self, arguments: argparse.Namespace, model: Any, texts: Sequence[str]) -> list[str]:
-        """The best output for each text."""
-        found = model.search(texts, beam_size=arguments.beam, alpha=arguments.alpha, batch_size=arguments.batch_size)
+    def outputs(
+        self, arguments: argparse.Namespace, model: Any, texts: Sequence[str], report: Report | None = None
+    ) -> list[str]:
+        """The best output for each text; `report` is called with numbers of texts as they are done."""
+        found = model.search(
+            texts,
+            beam_size=arguments.beam,
+            alpha=arguments.alpha,
+            batch_size=arguments.batch_size,
+            report=report,
+        )
         return [best.text for best, *_ in found]
 
     def score(self, outputs: Sequence[str], references: Sequence[str], model: Any) -> dict[str, float | str]:
@@ -140,14 +144,16 @@ class PairCommand(Command):
 
 def score_references(model: Any, pairs: Pairs) -> Scored:
     """Log-probability and tokens of each reference; all processes share in the work."""
-    from transformer_jax.system import distributed
 
-    def score(pairs: list[tuple[str, str]]) -> list[tuple[float, int]]:
-        scores = model.score([source for source, _ in pairs], [reference for _, reference in pairs])
+    def score(pairs: list[tuple[str, str]], report: Report) -> list[tuple[float, int]]:
+        scores = model.score([source for source, _ in pairs], [reference for _, reference in pairs], report=report)
         return [(score.log_prob, len(score.tokens)) for score in scores]
 
     progress(f"scoring {len(pairs):,} references")
-    return [(log_prob, tokens) for log_prob, tokens in distributed.parallel_map(score, pairs)]
+    # In one window: the last digit of a log-probability depends on the shape of its batch, and `score` holds only a few
+    # batches at a time anyway.
+    scored = map_windows(score, pairs, "scoring", "references", window=max(1, len(pairs)))
+    return [(log_prob, tokens) for log_prob, tokens in scored]
 
 
 def perplexities(scored: Scored, references: Sequence[Sequence[str]]) -> dict[str, float]:

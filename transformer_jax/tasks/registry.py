@@ -31,6 +31,10 @@ class Command(abc.ABC):
     """A phrase for the list of commands."""
     description: str
     epilog: str | None = None
+    example: str = ""
+    """A command line for the end of the help."""
+    working: str = "answering"
+    """What a progress display says of its work on lines."""
     subject: str
     """What messages call the task, as in "a model of SUBJECT"."""
     scores: str
@@ -198,6 +202,21 @@ def task_class(config: "Config") -> TaskClass:
     if task is None:
         raise UserError(f"config.task is {config.task!r}, but must be one of {', '.join(trained)}.")
     return task
+
+
+def checked_settings(task: str, values: Any, where: str) -> Any:
+    """Settings of a model, those of earlier releases upgraded, as an instance of the task's `settings_type`.
+
+    Raises:
+        UserError: naming the field after `where`, if it is unknown or of the wrong type.
+    """
+    from transformer_jax.config import build
+
+    settings_type = registered(task).model.settings_type
+    upgrade = getattr(settings_type, "upgrade", None)
+    if upgrade is not None and isinstance(values, dict):
+        values = upgrade(values)
+    return build(settings_type, values, where)
 
 
 def _resolved(reference: Any) -> Any:

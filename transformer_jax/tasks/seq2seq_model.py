@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from transformer_jax.config import DecodingConfig, upgraded_decoding
 from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
-from transformer_jax.decoding.generator import BAD_WORDS, Generator
+from transformer_jax.decoding.generator import BAD_WORDS, Generator, Report
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer, abstract_params
 from transformer_jax.system import LineError, Positive, UserError, check_fields, check_value
@@ -143,15 +143,20 @@ class Seq2SeqModel(Generic[Settings]):
         """
         return "text"
 
-    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[Score]:
+    def score(self, sources: Sequence[str], targets: Sequence[str], *, report: Report | None = None) -> list[Score]:
         """The log-probability of each target as the answer to its source.
+
+        Args:
+            sources: texts.
+            targets: a text for each.
+            report: called with numbers of targets as they are finished.
 
         Raises:
             TypeError: if a text is not a string.
             UserError: if a text is longer than the model accepts, or there are more of one than of the other.
         """
         source_ids, target_ids = self._encode_pairs(sources, targets)
-        scores = self._generator(None).score(self.params, source_ids, target_ids)
+        scores = self._generator(None).score(self.params, source_ids, target_ids, report=report)
         piece = self.tokenizer.target.piece
         return [
             Score(float(log_probs.sum(dtype=np.float64)), [piece(token) for token in ids], log_probs)

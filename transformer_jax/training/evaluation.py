@@ -1,66 +1,55 @@
-"""Evaluating parameters on the validation data, and choosing those that a run leaves behind."""
+"""The end of a run: choosing parameters on the validation data, and writing the model."""
 
+import contextlib
+import itertools
+import json
 import math
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from transformer_jax.data.pipeline import Batches
-from transformer_jax.nn import stack_layers, unstack_layers
-from transformer_jax.nn.losses import Params, eval_step
-from transformer_jax.sharding import on_mesh, shard_batch, standard_numerics, state_shardings
-from transformer_jax.system import UserError, distributed
+from transformer_jax.config import Config
+from transformer_jax.nn import unstack_layers
+from transformer_jax.nn.losses import Params
+from transformer_jax.system import UserError, distributed, finite
+from transformer_jax.system.files import AnyPath, as_path, read_json, write_atomically
+from transformer_jax.task_groups import file_fields
+from transformer_jax.tasks import model_folder
 from transformer_jax.tasks.base import Evaluation, Task
+from transformer_jax.tasks.registry import registered
 from transformer_jax.training.checkpoint import Checkpoints
-from transformer_jax.training.step import TrainState, all_finite
-from transformer_jax.training.stopping import Clock
+from transformer_jax.training.logging import RunLog
+from transformer_jax.training.setup import Run, is_checkpoint_step
+from transformer_jax.training.step import UNBOUNDED_SCHEDULES, Progress, TrainState, all_finite
+from transformer_jax.training.stopping import FINAL_EVALUATIONS, Clock
+from transformer_jax.training.workdir import DATA_FILES
+
+FINISHED_FILE = "finished.json"
+"""In the work folder of a run that has ended, not just run out of time: its config and its outcome."""
+
+_NO_MATTER = ("max_minutes", "log_every", "num_samples", "keep_checkpoints")
+"""Fields of `config.training` that leave the model of a finished run as it is."""
+_LONGEST_EXAMPLE = 60
 
 
-class Evaluator:
-    """Evaluates parameters of a task over all devices and processes; made by `setup.make_evaluator`."""
+class Outcome(NamedTuple):
+    """How a run ended."""
 
-    def __init__(self, task: Task, batches: Batches | None, mesh: Mesh) -> None:
-        """Prepare, but compile nothing yet.
-
-        Args:
-            task: the task to evaluate.
-            batches: its validation batches, or None if it has no `eval_loss`.
-            mesh: all devices of the run.
-        """
-        self.batches = batches
-        self._task, self._mesh = task, mesh
-        self._eval_step = jax.jit(partial(on_mesh(eval_step, mesh), loss_fn=task.eval_loss))
-
-    @standard_numerics()
-    def __call__(self, params: Params, *, final: bool) -> Evaluation:
-        """Scores and samples, the same on all processes.
-
-        Args:
-            params: the parameters, with one set of tensors per layer.
-            final: whether to search as configured; otherwise with a quick search.
-        """
-        predict = partial(self._task.predict, distributed.local_copy(params), final=final)
-        predictions = distributed.parallel_map(predict, range(len(self._task.validation)))
-        evaluation = self._task.score(predictions, self.loss_sums(params))
-        return evaluation._replace(scores=distributed.broadcast(evaluation.scores))
-
-    @standard_numerics()
-    def loss_sums(self, params: Params) -> dict[str, float] | None:
-        """The task's `eval_loss` summed over the validation data, or None if it has none."""
-        if self.batches is None:
-            return None
-        params = stack_layers(params) if self._task.model_config.scan_layers else params
-        params = jax.device_put(params, state_shardings(params, self._mesh))
-        totals: dict[str, float] = {}
-        for batch, _ in self.batches.iterate(epochs=1):
-            for name, value in self._eval_step(params, shard_batch(batch, self._mesh)).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return totals
+    step: int
+    scores: dict[str, Any]
+    """Scores of the written model on validation data; empty if the run was interrupted."""
+    model: AnyPath | None
+    """Folder of the written model, or None if the run was interrupted."""
+    signal: int | None = None
+    """The signal that interrupted the run."""
 
 
 class Rank(NamedTuple):
@@ -156,3 +145,138 @@ def mean_of(checkpoints: Checkpoints, steps: Sequence[int], abstract_params: Par
         total = add(total, checkpoints.restore_params(step, abstract_params))
     divide = jax.jit(lambda total: jax.tree.map(lambda leaf: leaf / len(steps), total))
     return unstack_layers(divide(total))
+
+
+def finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progress, *, is_over: bool) -> Outcome:
+    """Choose among the last, the best and the averaged parameters on validation data, and write the model.
+
+    Args:
+        run: the run.
+        log: its log.
+        state: the last state.
+        step: number of updates so far.
+        progress: progress of the run.
+        is_over: whether the run has ended, and is not just out of time.
+    """
+    training, task = run.config.training, run.task
+
+    def report(name: str, evaluation: Evaluation | str | None) -> None:
+        if evaluation is None:
+            log.say(f"{name} is skipped for lack of time")
+        elif isinstance(evaluation, str):
+            log.say(f"{name} is left out: {evaluation}")
+        else:
+            log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
+
+    final = distributed.broadcast(run.clock.has(FINAL_EVALUATIONS / 4 * run.clock.evaluation_seconds))
+    choice = choose(
+        _candidates(run, state, step, progress),
+        partial(run.evaluator, final=final),
+        partial(rank, task, training.metric),
+        run.clock,
+        report,
+    )
+    samples = choice.evaluation.samples[: training.num_samples]
+    for source, output, reference in samples:
+        log.say(f"  {source}\n    {output}\n    {'as the reference' if output == reference else reference}")
+    scores = choice.evaluation.scores | {"parameters": choice.name, "steps": step}
+    minutes = round(run.clock.minutes(), 1)
+    path = run.workdir / "model"
+    params = distributed.local_copy(choice.params)
+    run.owner.check()
+    log.final(step, scores, {"minutes": minutes})
+    if distributed.is_main():
+        model_folder.save(
+            path,
+            task=run.config.task,
+            model_config=task.model_config,
+            params=params,
+            tokenizer_files=task.tokenizer_files,
+            settings=task.settings,
+            scores=scores,
+            origin={"data": task.data_name, "command": _command_line(), "minutes": minutes},
+        )
+        if is_over:
+            shown = finite(scores | {"minutes": minutes})
+            content = {"config": run.config.to_dict(), "data": _stamps(run.config), "step": step, "scores": shown}
+            write_atomically(run.workdir / FINISHED_FILE, (json.dumps(content) + "\n").encode())
+    log.say(f"The model, {choice.name}, is in {path}, after {run.clock.minutes():.1f} minutes")
+    log.say("\n".join(_next_commands(run.config.task, path, [source for source, _, _ in samples])))
+    return Outcome(step, scores | {"minutes": minutes}, path)
+
+
+def finished(config: Config, workdir: AnyPath) -> dict[str, Any] | None:
+    """`step`, `scores` and `lines` to show of a finished run of this config in `workdir`; None: it must be run.
+
+    Its model is intact, and the files of its data have not been touched; they are not read.
+    """
+    try:
+        values = read_json(workdir / FINISHED_FILE)
+        config_before, step, scores = (values[name] for name in ("config", "step", "scores"))
+        is_same = _what_matters(config_before) == _what_matters(json.loads(json.dumps(config.to_dict())))
+        is_same = is_same and values["data"] == _stamps(config)
+        if not is_same or not model_folder.is_intact(workdir / "model"):
+            return None
+        shown = f"{config.training.metric} {scores[config.training.metric]:.4g} on validation data"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    longer = "raise config.training.num_steps, or " if config.optim.schedule in UNBOUNDED_SCHEDULES else ""
+    lines = [
+        f"{workdir}: finished at step {step:,}, {shown}; the model is in {workdir / 'model'}",
+        f"To train further, {longer}name another --workdir",
+        *_next_commands(config.task, workdir / "model", []),
+    ]
+    return {"step": step, "scores": scores, "lines": lines}
+
+
+def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
+    training = {name: value for name, value in config["training"].items() if name not in _NO_MATTER}
+    return {name: value for name, value in config.items() if name != "mesh"} | {"training": training}
+
+
+def _stamps(config: Config) -> dict[str, list[int]]:
+    """Size and time of modification of the files and folders of data on this machine, by field."""
+    stamps: dict[str, list[int]] = {}
+    for field in ("data.manual_dir", *itertools.chain.from_iterable(DATA_FILES.values()), *file_fields()):
+        name = attrgetter(field)(config) if field.startswith(("data.", f"{config.task}.")) else ""
+        path = as_path(name) if name else None
+        if isinstance(path, Path):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                stamps[field] = [status.st_size, status.st_mtime_ns]
+    return stamps
+
+
+def _next_commands(task: str, model: AnyPath, inputs: Sequence[str]) -> list[str]:
+    """What to do with the model: its command, on the shortest of these inputs."""
+    command = registered(task).command
+    if command is None:
+        return [f'Use it in Python: transformer_jax.load("{model}")']
+    fitting = [text for text in inputs if len(text) <= _LONGEST_EXAMPLE and not text.startswith("-")]
+    example = [shlex.quote(min(fitting, key=len))] if fitting else []
+    return ["Try it:", "  " + " ".join(["transformer-jax", command.name, "--model", shlex.quote(str(model)), *example])]
+
+
+def _command_line() -> str:
+    """The command that trains, as a person would write it."""
+    program = Path(sys.argv[0]).name
+    if program == "__main__.py":
+        names = ["python", "-m", "transformer_jax"]
+    else:
+        names = ["python", sys.argv[0]] if program.endswith(".py") else [program]
+    return shlex.join([*names, *sys.argv[1:]])
+
+
+def _candidates(run: Run, state: TrainState, step: int, progress: Progress) -> Mapping[str, Callable[[], Params]]:
+    """What the written model may be, by name."""
+    training, checkpoints = run.config.training, run.checkpoints
+    candidates: dict[str, Callable[[], Params]] = {f"step {step:,}": lambda: params_to_evaluate(state)}
+    if progress.best_step not in (0, step):
+        best = progress.best_step
+        candidates[f"step {best:,}"] = lambda: params_to_evaluate(checkpoints.restore(best, run.abstract_state)[0])
+    last = [saved for saved in checkpoints.steps() if saved == step or is_checkpoint_step(training, saved)]
+    last = distributed.broadcast(last[-training.average_last :])
+    if len(last) > 1:
+        name = f"mean of the {len(last)} checkpoints to step {last[-1]:,}"
+        candidates[name] = lambda: mean_of(checkpoints, last, run.abstract_state.params)
+    return candidates

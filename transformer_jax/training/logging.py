@@ -7,13 +7,14 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, finite
 from transformer_jax.system.files import AnyPath, os_errors, read_file, write_atomically
 from transformer_jax.system.runtime import Shown, show
 
@@ -111,8 +112,10 @@ class Mirror:
 Value = float | int | str | None
 
 _FILES = ("log", "timing", "samples")
-SHOWN = ("loss", "tokens_per_second")
-"""Values that the progress bar shows; plain lines show all."""
+SHOWN = {"loss": "loss {}", "tokens_per_second": "{} tokens/s"}
+"""Values that the progress bar shows, and how; plain lines show all."""
+BAR_SECONDS = 0.5
+"""The bar moves this often, at most."""
 
 
 class RunLog:
@@ -122,8 +125,8 @@ class RunLog:
     the curves of both. Files in remote folders lag a little, see `Mirror`.
     """
 
-    def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int) -> None:
-        """Open the log of a run that has made `first_step` of `num_steps` steps.
+    def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int, verbose: bool = False) -> None:
+        """Open the log of a run that has made `first_step` of `num_steps` steps; `verbose`: show details.
 
         Lines of later steps, left by a run that was killed after its last checkpoint, are removed, and so is the
         evaluation at `first_step`: the resumed run repeats them. Infinity and NaN are written as null.
@@ -136,7 +139,12 @@ class RunLog:
             self._files[name] = path.open("a", encoding="utf-8")
         self._first_step = first_step
         self._said: set[str] = set()
+        self._verbose = verbose
         self._display = _Bar(first_step, num_steps) if Shown(sys.stdout).isatty() else _Lines(num_steps)
+
+    def advance(self, step: int) -> None:
+        """Show that `step` updates have been made."""
+        self._display.advance(step)
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         """Log training metrics.
@@ -159,17 +167,27 @@ class RunLog:
         shown = {name: value for name, value in values.items() if not name.endswith("_signature")}
         self.say(f"Step {step:,}, validation: {_join(shown)}")
 
-    def samples(self, step: int, samples: Sequence[tuple[str, str, str]]) -> None:
-        """Log some examples as (source, output, reference)."""
+    def final(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        """Log the scores of the written model; arguments as in `train`."""
+        self._write("final", step, values, timing)
+
+    def samples(self, step: int, samples: Sequence[tuple[str, str, str]], *, shows: bool) -> None:
+        """Log some examples as (source, output, reference), on the terminal if `shows`."""
         for source, output, reference in samples:
             self._line("samples", {"step": step, "source": source, "output": output, "reference": reference})
-            self.say(f"  source     {source}\n  output     {output}\n  reference  {reference}")
+            if shows:
+                self.say(f"  source     {source}\n  output     {output}\n  reference  {reference}")
 
     def program(self, step: int, description: Sequence[str]) -> None:
         """Log a description of the compiled step, given as lines."""
         self._line("timing", {"step": step, "kind": "program", "description": "; ".join(description)})
         for line in description:
-            self.say(line)
+            self.detail(line)
+
+    def detail(self, text: str) -> None:
+        """Show lines above the bar, if the log is verbose."""
+        if self._verbose:
+            self.say(text)
 
     def say(self, text: str) -> None:
         """Show lines above the bar."""
@@ -221,8 +239,7 @@ class RunLog:
 
     def _line(self, name: str, record: Mapping[str, Any]) -> None:
         file = self._files[name]
-        valid = {key: _valid(value) for key, value in record.items()}
-        file.write(json.dumps(valid, ensure_ascii=False, allow_nan=False) + "\n")
+        file.write(json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n")
         file.flush()
         self._mirror.push()
 
@@ -230,8 +247,11 @@ class RunLog:
 class SilentLog(RunLog):
     """The log of a process other than the first: nothing."""
 
-    def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int) -> None:
+    def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int, verbose: bool = False) -> None:
         """Take the arguments of `RunLog`."""
+
+    def advance(self, step: int) -> None:
+        """Do nothing."""
 
     def train(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         """Do nothing."""
@@ -242,10 +262,16 @@ class SilentLog(RunLog):
     def evaluation(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         """Do nothing."""
 
-    def samples(self, step: int, samples: Sequence[tuple[str, str, str]]) -> None:
+    def final(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        """Do nothing."""
+
+    def samples(self, step: int, samples: Sequence[tuple[str, str, str]], *, shows: bool) -> None:
         """Do nothing."""
 
     def program(self, step: int, description: Sequence[str]) -> None:
+        """Do nothing."""
+
+    def detail(self, text: str) -> None:
         """Do nothing."""
 
     def say(self, text: str) -> None:
@@ -266,6 +292,9 @@ class _Lines:
 
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps
+
+    def advance(self, step: int) -> None:
+        pass
 
     def train(self, step: int, values: Mapping[str, Value]) -> None:
         self.say(f"Step {step:,}/{self._num_steps:,}: {_join(values)}")
@@ -292,15 +321,22 @@ class _Bar:
             TextColumn("left"),
             console=Console(file=cast(IO[str], Shown(sys.stdout))),
             expand=True,
-            # Few refreshes, to spare the CPU; a long period, since seconds may pass between two calls.
+            # Few refreshes, to spare the CPU; a long period, as an evaluation may come between two steps.
             refresh_per_second=2,
             speed_estimate_period=600,
         )
         self._task = self._progress.add_task("", total=num_steps, completed=first_step, shown="")
+        self._updated = -math.inf
         self._progress.start()
 
+    def advance(self, step: int) -> None:
+        # Rich remembers 1,000 updates, from which it estimates the time left.
+        if time.monotonic() >= self._updated + BAR_SECONDS:
+            self._updated = time.monotonic()
+            self._progress.update(self._task, completed=step)
+
     def train(self, step: int, values: Mapping[str, Value]) -> None:
-        shown = _join({name: values[name] for name in SHOWN if name in values})
+        shown = ", ".join(form.format(_short(values[name])) for name, form in SHOWN.items() if name in values)
         self._progress.update(self._task, completed=step, shown=shown)
 
     def say(self, text: str) -> None:
@@ -329,11 +365,6 @@ def _is_of_run(line: bytes, step: int) -> bool:
         return record["step"] < step or (record["step"] == step and record.get("kind") in ("train", "nonfinite"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-
-
-def _valid(value: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _join(values: Mapping[str, Value]) -> str:

@@ -4,33 +4,28 @@ import contextlib
 import dataclasses
 import errno
 import math
-import shlex
 import signal
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
 
 from transformer_jax.config import Config, from_config_dict
 from transformer_jax.data.pipeline import Position, Prefetched
-from transformer_jax.nn.losses import Batch, Params
+from transformer_jax.nn.losses import Batch
 from transformer_jax.sharding import shard_batch, standard_numerics
 from transformer_jax.system import NotNumbersError, UserError, distributed
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.system.runtime import show
-from transformer_jax.tasks import model_folder
-from transformer_jax.tasks.base import Evaluation
-from transformer_jax.training.evaluation import choose, mean_of, params_to_evaluate, rank
+from transformer_jax.training.evaluation import Outcome, finish, finished, params_to_evaluate, rank
 from transformer_jax.training.logging import RunLog, SilentLog
 from transformer_jax.training.setup import Run, is_checkpoint_step, setup
 from transformer_jax.training.step import Progress, TrainState, all_finite
-from transformer_jax.training.stopping import FINAL_EVALUATIONS, StopSignal, host_values, stop_on_signals
+from transformer_jax.training.stopping import StopSignal, host_values, stop_on_signals
 from transformer_jax.training.usage import Rate, batch_stats, describe, traced, usage
 from transformer_jax.training.workdir import owned, params_of_origin
 
@@ -41,18 +36,6 @@ SHOWN_RECORDS = 10
 _REMEDY = "lower config.optim.lr, raise config.optim.warmup_steps or set config.optim.clip_norm"
 
 
-class Outcome(NamedTuple):
-    """How a run ended."""
-
-    step: int
-    scores: dict[str, float | str]
-    """Scores of the written model on validation data; empty if the run was interrupted."""
-    model: AnyPath | None
-    """Folder of the written model, or None if the run was interrupted."""
-    signal: int | None = None
-    """The signal that interrupted the run."""
-
-
 def run(
     config: ml_collections.ConfigDict | Config,
     workdir: str | AnyPath,
@@ -60,18 +43,21 @@ def run(
     started: float | None = None,
     notes: Sequence[str] = (),
     profile: bool = False,
+    verbose: bool = False,
 ) -> Outcome:
     """Train, or resume training, in `workdir`.
 
     Writes `config.json`, `tokenizer/`, `checkpoints/`, logs, and the trained model in `model/`. If the folder already
-    holds a run of the same config, the run resumes and ends as it would have without the interruption.
+    holds a run of the same config, the run resumes and ends as it would have without the interruption. If that run has
+    finished, nothing is done.
 
     Args:
         config: the experiment.
         workdir: a local folder or gs://BUCKET/FOLDER.
         started: `time.monotonic()` at program start, for elapsed time and `max_minutes`; default: now.
-        notes: lines to show at the top of the log.
+        notes: lines to show at the top of the log, if `verbose`.
         profile: whether to trace some steps into `profile/`, see `usage.traced`.
+        verbose: whether to show `notes` and the compiled step.
 
     Raises:
         UserError: for mistakes in config, data or work folder.
@@ -79,11 +65,15 @@ def run(
     started = time.monotonic() if started is None else started
     config = config if isinstance(config, Config) else from_config_dict(config)
     workdir = as_path(workdir)
+    if found := distributed.broadcast(finished(config, workdir) if distributed.is_main() else None):
+        if distributed.is_main():
+            show("\n".join(found["lines"]))
+        return Outcome(found["step"], found["scores"], workdir / "model")
     with stop_on_signals() as stop:
         try:
             with owned(workdir) as owner, _storage_errors(workdir):
                 made = setup(config, workdir, started=started, stop=stop, owner=owner)
-                outcome = train(made, notes=notes, profile=profile)
+                outcome = train(made, notes=notes, profile=profile, verbose=verbose)
                 distributed.barrier()
         except BaseException as error:
             if not stop.explains(error):
@@ -108,7 +98,7 @@ def _storage_errors(workdir: AnyPath) -> Iterator[None]:
 
 
 @standard_numerics()
-def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outcome:
+def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False, verbose: bool = False) -> Outcome:
     """Train from the last checkpoint, or from the start, to the end; arguments as in `run`."""
     training = run.config.training
     damages: list[str] = []
@@ -116,7 +106,7 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
     step = first_step = 0 if saved is None else int(saved.step)
     is_over = step >= training.num_steps or _out_of_patience(run, progress)
     with (
-        _open_log(run, step) as log,
+        _open_log(run, step, verbose) as log,
         run.checkpoints,
         contextlib.closing(Prefetched(iter(()) if is_over else run.batches.iterate(progress.position))) as batches,
         contextlib.closing(run.batches),
@@ -125,10 +115,11 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
         ) as train_step,
         distributed.exit_if_peer_lost(),
     ):
-        _greet(run, log, step, [*damages, *notes])
+        _greet(run, log, step, damages, notes)
         state, program = _start(run, saved)
         if step and step % training.eval_every == 0:
-            _evaluate(run, log, state, step, progress)  # the interruption may have come between saving and evaluating
+            # The interruption may have come between saving and evaluating.
+            _evaluate(run, log, state, step, progress, shows=not is_over)
         rate, unread, position, is_read_back = Rate(), None, progress.position, saved is not None
         while step < training.num_steps and not _out_of_patience(run, progress):
             before, position = position, progress.position
@@ -139,12 +130,13 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
             step += 1
             if step == first_step + 1:
                 jax.block_until_ready(sums)
-                log.say(f"The first step was done after {run.clock.seconds():.1f} s")
+                log.detail(f"The first step was done after {run.clock.seconds():.1f} s")
                 if program is not None:
                     log.program(step, describe(program))
             if unread is not None:  # a step late, so that devices do not wait for their host
                 rate.tokens += _read(run, log, unread, step - 1, before, progress)
             unread = stats | sums
+            log.advance(step)
             logs, evaluates = step % training.log_every == 0, step % training.eval_every == 0
             ends = step == training.num_steps or run.stop_flags.must_stop()
             saves = is_checkpoint_step(training, step) or ends
@@ -162,11 +154,12 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False) -> Outc
                 run.stop.mark_saved(step)
             if evaluates:
                 with rate.paused():
-                    _evaluate(run, log, state, step, progress)
+                    _evaluate(run, log, state, step, progress, shows=not ends)
             if ends:
                 break
         run.checkpoints.wait()
-        return _finish(run, log, state, step, progress)
+        is_over = step >= training.num_steps or _out_of_patience(run, progress)
+        return finish(run, log, state, step, progress, is_over=is_over)
 
 
 def _restore(run: Run, report: Callable[[str], None] = print) -> tuple[TrainState | None, Progress]:
@@ -223,18 +216,20 @@ def _out_of_patience(run: Run, progress: Progress) -> bool:
     return 0 < run.config.training.patience <= progress.stale
 
 
-def _open_log(run: Run, first_step: int) -> RunLog:
+def _open_log(run: Run, first_step: int, verbose: bool) -> RunLog:
     log_type = RunLog if distributed.is_main() else SilentLog
-    return log_type(run.workdir, first_step=first_step, num_steps=run.config.training.num_steps)
+    return log_type(run.workdir, first_step=first_step, num_steps=run.config.training.num_steps, verbose=verbose)
 
 
-def _greet(run: Run, log: RunLog, step: int, notes: Sequence[str]) -> None:
+def _greet(run: Run, log: RunLog, step: int, damages: Sequence[str], notes: Sequence[str]) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state.params))
     devices = f"{run.mesh.size} {jax.devices()[0].device_kind} device{'s' if run.mesh.size > 1 else ''}"
     log.say(f"{run.workdir}: {run.config.task}, {'; '.join(run.task.notes)}")
     log.say(f"{count:,} parameters, {run.config.data.tokens_per_batch:,} token slots per side and step, on {devices}")
+    for damage in damages:
+        log.say(damage)
     for note in notes:
-        log.say(note)
+        log.detail(note)
     if step:
         log.say(f"Resuming from step {step:,}")
     elif run.config.init_from:
@@ -256,6 +251,8 @@ def _log(run: Run, log: RunLog, step: int, progress: Progress, tokens_per_second
     }
     if "skipped" in sums:
         values["skipped"] = sums["skipped"]
+    if tokens_per_second > 0:
+        run.clock.expect_evaluation(run.evaluator.num_targets / tokens_per_second)
     timing = {"tokens_per_second": tokens_per_second, "minutes": run.clock.minutes()}
     log.train(step, values, timing | usage(sums, tokens_per_second, run.mesh))
 
@@ -301,8 +298,10 @@ def _read(run: Run, log: RunLog, values: Mapping[str, Any], step: int, position:
     return weight
 
 
-def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Progress) -> None:
+def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Progress, *, shows: bool) -> None:
     """Evaluate with a quick search, and protect the checkpoint of `step` if it is the best so far.
+
+    Samples are shown if `shows`, unless the run is out of patience: those of the final evaluation follow then.
 
     Raises:
         UserError: if the model's outputs are not numbers.
@@ -315,72 +314,17 @@ def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Pro
         raise UserError(
             f"The model's probabilities became NaN by step {step:,}; {_REMEDY}, and train in another --workdir."
         ) from error
-    seconds = run.clock.evaluation_seconds = time.monotonic() - started
+    seconds = time.monotonic() - started
+    run.clock.measured_evaluation(seconds)
     log.evaluation(step, evaluation.scores, {"seconds": seconds, "minutes": run.clock.minutes()})
-    log.samples(step, evaluation.samples[: run.config.training.num_samples])
     found = rank(run.task, run.config.training.metric, evaluation)
     if not progress.best_step or found > (progress.best_score, progress.best_tie):
         (progress.best_score, progress.best_tie), progress.best_step, progress.stale = found, step, 0
         run.checkpoints.protect(step)
     else:
         progress.stale += 1
-
-
-def _finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progress) -> Outcome:
-    """Choose among the last, the best and the averaged parameters on validation data, and write the model."""
-    training, task = run.config.training, run.task
-
-    def report(name: str, evaluation: Evaluation | str | None) -> None:
-        if evaluation is None:
-            log.say(f"{name} is skipped for lack of time")
-        elif isinstance(evaluation, str):
-            log.say(f"{name} is left out: {evaluation}")
-        else:
-            log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
-
-    final = distributed.broadcast(run.clock.has(FINAL_EVALUATIONS / 2 * run.clock.evaluation_seconds))
-    choice = choose(
-        _candidates(run, state, step, progress),
-        partial(run.evaluator, final=final),
-        partial(rank, task, training.metric),
-        run.clock,
-        report,
-    )
-    for source, output, reference in choice.evaluation.samples[: training.num_samples]:
-        log.say(f"  {source}\n    {output}\n    {'as the reference' if output == reference else reference}")
-    minutes = round(run.clock.minutes(), 1)
-    scores = choice.evaluation.scores | {"parameters": choice.name, "steps": step, "minutes": minutes}
-    path = run.workdir / "model"
-    params = distributed.local_copy(choice.params)
-    run.owner.check()
-    if distributed.is_main():
-        model_folder.save(
-            path,
-            task=run.config.task,
-            model_config=task.model_config,
-            params=params,
-            tokenizer_files=task.tokenizer_files,
-            settings=task.settings,
-            scores=scores,
-            origin={"data": task.data_name, "command": shlex.join(["python", *sys.argv])},
-        )
-    log.say(f"The model is in {path}, after {run.clock.minutes():.1f} minutes")
-    return Outcome(step, scores, path)
-
-
-def _candidates(run: Run, state: TrainState, step: int, progress: Progress) -> Mapping[str, Callable[[], Params]]:
-    """What the written model may be, by name."""
-    training, checkpoints = run.config.training, run.checkpoints
-    candidates: dict[str, Callable[[], Params]] = {f"step {step:,}": lambda: params_to_evaluate(state)}
-    if progress.best_step not in (0, step):
-        best = progress.best_step
-        candidates[f"step {best:,}"] = lambda: params_to_evaluate(checkpoints.restore(best, run.abstract_state)[0])
-    last = [saved for saved in checkpoints.steps() if saved == step or is_checkpoint_step(training, saved)]
-    last = distributed.broadcast(last[-training.average_last :])
-    if len(last) > 1:
-        name = f"mean of the {len(last)} checkpoints to step {last[-1]:,}"
-        candidates[name] = lambda: mean_of(checkpoints, last, run.abstract_state.params)
-    return candidates
+    samples = evaluation.samples[: run.config.training.num_samples]
+    log.samples(step, samples, shows=shows and not _out_of_patience(run, progress))
 
 
 def _interrupted(stop: StopSignal) -> Outcome:

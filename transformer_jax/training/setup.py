@@ -15,24 +15,24 @@ from transformer_jax.config import Config, TrainingConfig
 from transformer_jax.data.packing import Example
 from transformer_jax.data.pipeline import ALONE, Batches, Share, check_row_fits
 from transformer_jax.nn import stack_layers
-from transformer_jax.nn.losses import Batch, Params, Sums
+from transformer_jax.nn.losses import Batch, Params, Sums, eval_step
 from transformer_jax.sharding import (
     check_heads,
     make_mesh,
     on_mesh,
     own_rows,
     row_shards,
+    shard_batch,
     standard_numerics,
     state_shardings,
 )
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, write_atomically
 from transformer_jax.system.ownership import Ownership
-from transformer_jax.tasks.base import Task
+from transformer_jax.tasks.base import Evaluation, Task
 from transformer_jax.tasks.model_folder import check_savable
 from transformer_jax.tasks.registry import task_class
 from transformer_jax.training.checkpoint import Checkpoints
-from transformer_jax.training.evaluation import Evaluator
 from transformer_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
 from transformer_jax.training.stopping import Clock, HostValues, StopFlags, StopSignal, mean_over_devices
 from transformer_jax.training.workdir import (
@@ -47,6 +47,53 @@ from transformer_jax.training.workdir import (
 
 SHARED_SECONDS = 20.0
 """Network file systems may take this long to show a new file to other hosts."""
+
+
+class Evaluator:
+    """Evaluates parameters of a task over all devices and processes; made by `make_evaluator`."""
+
+    def __init__(self, task: Task, batches: Batches | None, mesh: Mesh) -> None:
+        """Prepare, but compile nothing yet.
+
+        Args:
+            task: the task to evaluate.
+            batches: its validation batches, or None if it has no `eval_loss`.
+            mesh: all devices of the run.
+        """
+        self.batches = batches
+        self._task, self._mesh = task, mesh
+        self._eval_step = jax.jit(partial(on_mesh(eval_step, mesh), loss_fn=task.eval_loss))
+
+    @standard_numerics()
+    def __call__(self, params: Params, *, final: bool) -> Evaluation:
+        """Scores and samples, the same on all processes.
+
+        Args:
+            params: the parameters, with one set of tensors per layer.
+            final: whether to search as configured; otherwise with a quick search.
+        """
+        predict = partial(self._task.predict, distributed.local_copy(params), final=final)
+        predictions = distributed.parallel_map(predict, range(len(self._task.validation)))
+        evaluation = self._task.score(predictions, self.loss_sums(params))
+        return evaluation._replace(scores=distributed.broadcast(evaluation.scores))
+
+    @property
+    def num_targets(self) -> int:
+        """Number of targets of the validation data, as the loss weighs them: tokens, or texts of a classifier."""
+        return sum(len(example[-1]) for example in self._task.validation_examples)
+
+    @standard_numerics()
+    def loss_sums(self, params: Params) -> dict[str, float] | None:
+        """The task's `eval_loss` summed over the validation data, or None if it has none."""
+        if self.batches is None:
+            return None
+        params = stack_layers(params) if self._task.model_config.scan_layers else params
+        params = jax.device_put(params, state_shardings(params, self._mesh))
+        totals: dict[str, float] = {}
+        for batch, _ in self.batches.iterate(epochs=1):
+            for name, value in self._eval_step(params, shard_batch(batch, self._mesh)).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
 
 
 @dataclass

@@ -49,6 +49,10 @@ def noam_schedule(d_model: int, warmup_steps: int, factor: float = 1.0) -> optax
     return schedule
 
 
+UNBOUNDED_SCHEDULES = ("noam", "rsqrt", "constant")
+"""Those that do not depend on the number of steps, which may change when a run is resumed."""
+
+
 def make_schedule(config: OptimConfig, *, d_model: int, num_steps: int) -> optax.Schedule:
     """The learning rate at each update, counted from 0.
 

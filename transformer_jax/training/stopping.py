@@ -5,6 +5,7 @@ means a step late, together with the metrics.
 """
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -26,9 +27,13 @@ SIGNALS = tuple(filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None), s
 TIME_RESERVE = 0.04
 """Safety margin, as a fraction of `max_minutes`."""
 FINAL_EVALUATIONS = 8
-"""Time kept for the final evaluations, which use the configured search, in units of one evaluation during training."""
+"""Duration of the final evaluations, which use the configured search, in units of one evaluation during training."""
+FEWEST_FINAL_EVALUATIONS = 3
+"""The same for the last parameters alone."""
 FIRST_EVALUATION_SECONDS = 15.0
-"""Estimate for an evaluation during training, until one has been measured."""
+"""Estimate for an evaluation during training, until the speed of training is known."""
+COMPILATION_SECONDS = 5.0
+"""Estimate for the compilation of the first evaluation."""
 
 
 class Clock:
@@ -45,7 +50,8 @@ class Clock:
         self.minutes_before = 0.0
         """Minutes spent by earlier processes on this run."""
         self.evaluation_seconds = FIRST_EVALUATION_SECONDS
-        """Duration of the last evaluation during training."""
+        """Duration of the last evaluation during training, or an estimate."""
+        self._has_measured = False
 
     def seconds(self) -> float:
         """Seconds since this process started."""
@@ -59,9 +65,22 @@ class Clock:
         """Whether at least `seconds` are left."""
         return not self._limit or self.seconds() + seconds < self._limit * (1 - TIME_RESERVE)
 
+    def expect_evaluation(self, seconds: float) -> None:
+        """Set the estimate for an evaluation, compilation excluded, unless one has been measured."""
+        if not self._has_measured and math.isfinite(seconds):
+            self.evaluation_seconds = COMPILATION_SECONDS + seconds
+
+    def measured_evaluation(self, seconds: float) -> None:
+        """Set the duration of the last evaluation."""
+        self.evaluation_seconds, self._has_measured = seconds, True
+
     def is_late(self) -> bool:
-        """Whether the time left is only enough for the final evaluations, which get at most half of the limit."""
-        return not self.has(min(FINAL_EVALUATIONS * self.evaluation_seconds, self._limit / 2))
+        """Whether the time left is only enough for the final evaluations.
+
+        They get a tenth of the limit, more if one would not fit otherwise, and at most half.
+        """
+        all_of_them, fewest = (n * self.evaluation_seconds for n in (FINAL_EVALUATIONS, FEWEST_FINAL_EVALUATIONS))
+        return not self.has(min(all_of_them, max(fewest, self._limit / 10), self._limit / 2))
 
 
 class Interrupted(BaseException):

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from transformer_jax.config import Config, build, upgraded
-from transformer_jax.data.readers import digest
+from transformer_jax.data.pipeline import digest
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer
 from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError, distributed, package_version
@@ -20,25 +20,23 @@ from transformer_jax.system.files import AnyPath, os_errors, read_file, read_jso
 from transformer_jax.system.ownership import Ownership
 from transformer_jax.task_groups import file_fields
 from transformer_jax.tasks.base import Task
-from transformer_jax.tasks.model_folder import checked_settings, load, task_of
-from transformer_jax.tasks.registry import make_task, registered, registered_names
-from transformer_jax.training.step import all_finite
+from transformer_jax.tasks.model_folder import load, task_of
+from transformer_jax.tasks.registry import checked_settings, make_task, registered, registered_names
+from transformer_jax.training.step import UNBOUNDED_SCHEDULES, all_finite
 
 ORIGIN_FILE = "init_from.json"
 IDENTITY_FILE = "identity.json"
 IDENTITY_VERSION = 1
 
 MAY_CHANGE = (
-    "training.num_samples",
-    "training.max_minutes",
-    "training.keep_checkpoints",
-    "training.nonfinite",
+    *(f"training.{name}" for name in ("num_samples", "log_every", "eval_every", "checkpoint_every", "patience")),
+    *(f"training.{name}" for name in ("max_minutes", "keep_checkpoints", "nonfinite")),
     "data.manual_dir",
     "data.data_dir",
     "decoding.",
     "mesh.",
 )
-"""Fields, and groups of fields, that may change when a run is resumed: they do not affect what is learned."""
+"""Fields, and groups of fields, that may change when a run is resumed: they do not affect what a step learns."""
 
 OF_THE_RUN = (
     "dropout_rate",
@@ -54,7 +52,7 @@ OUTSIDE_STACKS = ("positions", "max_positions", "tie_embeddings", "output_bias",
 
 _PARTS = {"training": "train", "validation": "validation"}
 """Part of the data to what the names of its fields in `config.data` begin with."""
-_FILES = {part: [f"data.{name}_{kind}" for kind in ("source", "target", "file")] for part, name in _PARTS.items()}
+DATA_FILES = {part: [f"data.{name}_{kind}" for kind in ("source", "target", "file")] for part, name in _PARTS.items()}
 """Part of the data to the fields that name its files, which may be others with the same records."""
 _NAMES_SHOWN = 5
 
@@ -156,13 +154,16 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
         raise UserError(f"{workdir / 'config.json'} is not the config of a run; choose another --workdir.")
     default = Config(task=config.task).to_dict()
     is_compared = identity is not None and None not in (identity[part]["sha256"] for part in _PARTS)
-    may_change = (*MAY_CHANGE, *(sum(_FILES.values(), file_fields()) if is_compared else ()))
+    may_change = [*MAY_CHANGE, *(sum(DATA_FILES.values(), file_fields()) if is_compared else ())]
+    if config.optim.schedule in UNBOUNDED_SCHEDULES:
+        may_change.append("training.num_steps")
     # The task first: without it, groups of fields differ.
     differences = _differences(before, config.to_dict(), default)
     for name, value, now in sorted(differences, key=lambda difference: difference[0] != "task"):
-        if not name.startswith(may_change):
+        if not name.startswith(tuple(may_change)):
+            why = f", on which its {config.optim.schedule} schedule depends" if name == "training.num_steps" else ""
             raise UserError(
-                f"{workdir} holds a run with config.{name}={value!r}, not {now!r}; "
+                f"{workdir} holds a run with config.{name}={value!r}, not {now!r}{why}; "
                 "choose another --workdir, or delete that one."
             )
     tokenizer_files = _read_tokenizer(workdir, {} if identity is None else identity["tokenizer"])
@@ -261,7 +262,7 @@ def _listed(names: list[str]) -> str:
 
 def _named_data(config: Config, part: str) -> str:
     """A part of the data, with the fields that name it: files, or a set and its folder."""
-    paths = ["data.manual_dir", *_FILES[part], *(file_fields() if part == "training" else [])]
+    paths = ["data.manual_dir", *DATA_FILES[part], *(file_fields() if part == "training" else [])]
     values = {path: attrgetter(path)(config) for path in paths if path.startswith(("data.", f"{config.task}."))}
     shown = "".join(f", {path.removeprefix('data.')}={value}" for path, value in values.items() if value)
     return f"the {part} data (config.data.name={config.data.name}{shown})"

@@ -58,13 +58,20 @@ def test_output_file(run, expected, tmp_path):
     assert run("classify", "--output", path, *TEXTS) == (0, "", "")
     assert path.read_text(encoding="utf-8") == expected
     refused(run("classify", "--output", tmp_path / "no" / "out.txt", "abc"), "out.txt", "cannot be written")
-    refused(run("classify", "--output", tmp_path / "no", "abc", " "), "Line 2 is blank")
+    refused(run("classify", "--output", tmp_path / "no", stdin=b"abc\n\xff\n"), "<stdin>, line 2")
     assert [each.name for each in tmp_path.iterdir()] == ["out.txt"]
 
 
-@pytest.mark.parametrize("stdin", [b"abc\n\nabc\n", b"abc\n \t\n", "abc\n\u3000\n".encode()])
-def test_an_empty_line_has_no_class(run, stdin):
-    refused(run("classify", stdin=stdin), "Line 2 is blank, so it has no class; leave it out.")
+@pytest.mark.parametrize("policy", ["stop", "blank"])
+@pytest.mark.parametrize("blank", ["", " \t", "\u3000", "\u200d"])
+def test_a_blank_line_has_a_blank_answer(run, blank, policy):
+    lines = as_lines(["abc", blank, "Bad", blank]).encode()
+    told = "transformer-jax: 2 blank lines in the input, blank in the output; the first: line 2\n"
+    one, two = run("classify", "abc", "Bad")[1].splitlines()
+    assert run("classify", f"--bad-lines={policy}", stdin=lines) == (0, as_lines([one, "", two, ""]), told)
+    found = [json.loads(line) for line in run("classify", "--json", stdin=lines)[1].splitlines()]
+    assert found[1] == {"line": 2, "label": None, "probabilities": None}
+    assert [each["line"] for each in found] == [1, 2, 3, 4]
 
 
 def test_bad_input(run):

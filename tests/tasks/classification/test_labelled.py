@@ -209,3 +209,24 @@ def test_real_rows(data_dir):
     extra = read_labelled(folder / "train_extra.csv.gz", classes=CLASSES, columns=AG_NEWS_EXTRA_COLUMNS)
     assert len(extra) == 19_194
     assert not any(text.startswith(("joined ", "description ")) for text, _ in extra)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "expected"),
+    [
+        ("a.csv", "text,Body,label,\nx,y,z,\n", Columns(), "text from text, label from label; not used: Body, "),
+        ("a.csv", "Title,Body,label\nx,y,z\n", Columns(("title", "body")), "text from title, body, label from label"),
+        ("a.tsv", "x\ty\tz\n", Columns(("2",), "1"), "text from column 2, label from column 1; not used: 3"),
+        (
+            "a.jsonl",
+            '{"id": 1, "text": "x", "label": 2}\n',
+            Columns(),
+            "text from text, label from label; not used: id",
+        ),
+    ],
+)
+def test_the_columns_that_are_used_are_told(tmp_path, name, content, columns, expected):
+    told = []
+    (tmp_path / name).write_text(content)
+    read_labelled(tmp_path / name, columns=columns, report=told.append)
+    assert told == [f"{tmp_path / name}: {expected}"]

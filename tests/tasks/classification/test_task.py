@@ -100,13 +100,14 @@ def texts_in(batches):
     return sum(int(batch.segments.max(1).sum()) for batch, _ in batches.iterate(epochs=1))
 
 
-def test_it_is_a_task(task):
+def test_it_is_a_task(task, folder):
+    columns = f"{folder / 'train.csv'}: text from text, label from label"
     assert isinstance(task, Task)
     assert task.classes == tuple(sorted(CLASSES))
     assert task.model_config.num_classes == len(CLASSES)
     assert task.model_config.source_vocab_size == task.tokenizer.vocab_size
     assert task.data_name == "text"
-    assert task.notes == [f"{TRAIN} training texts, {VALIDATION} validation texts, 4 classes: {NAMES}"]
+    assert task.notes == [f"{TRAIN} training texts, {VALIDATION} validation texts, 4 classes: {NAMES}", columns]
     assert texts_in(batches_of(task)) == TRAIN
 
 
@@ -223,6 +224,7 @@ def test_extra_training_texts_leave_validation_unseen(make_config, task, folder)
     more = make_task(make_config(own=ClassificationConfig(extra_train=path)), task.tokenizer_files)
     assert more.notes == [
         f"{TRAIN + 5} training texts, {VALIDATION} validation texts, 4 classes: {NAMES}",
+        f"{folder / 'train.csv'}: text from text, label from label",
         f"5 of the training texts are from {path}",
     ]
     assert texts_in(batches_of(more)) == TRAIN + 5

@@ -101,9 +101,13 @@ def test_output_file(run, couplet_writer, tmp_path):
     assert path.read_text(encoding="utf-8") == columns(load(couplet_writer).search(UPPERS))
 
 
-@pytest.mark.parametrize("stdin", ["天\n\n地\n", "天\n \t\n", "天\n\u3000\n"])
-def test_an_empty_line_has_no_answer(run, stdin):
-    refused(run("couplet", stdin=stdin.encode()), "Line 2 is blank", "upper line of at least one character")
+@pytest.mark.parametrize("blank", ["", " \t", "\u3000", "\u200d"])
+def test_a_blank_line_has_a_blank_answer(run, blank):
+    one, two = run("couplet", "天", "春风有雨")[1].splitlines()
+    status, out, err = run("couplet", "天", blank, "春风有雨")
+    assert (status, out) == (0, as_lines([one, "", two]))
+    assert err == "transformer-jax: 1 blank line in the input, blank in the output; the first: line 2\n"
+    assert run("couplet", "-n", 2, blank)[1] == "1\t\t\n"
 
 
 def test_bad_input(run):

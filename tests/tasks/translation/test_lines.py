@@ -69,7 +69,7 @@ def writes(monkeypatch):
     def write(ids):
         monkeypatch.setattr(Generator, "stream", lambda self, params, source, options, prefix=(): iter([*prefix, *ids]))
 
-        def generate(self, params, sources, options, prefixes=None, places=None):
+        def generate(self, params, sources, options, prefixes=None, places=None, report=None):
             prefixes = [()] * len(sources) if prefixes is None else prefixes
             return [[Hypothesis([*prefix, *ids], 0.0, 0.0)] for prefix in prefixes]
 

@@ -8,7 +8,7 @@ import pytest
 from transformer_jax.config import DataConfig
 from transformer_jax.data.readers import read_pairs
 from transformer_jax.system import UserError
-from transformer_jax.tasks.translation.sources import load_pairs
+from transformer_jax.tasks.translation.sources import drop_blank_pairs, load_pairs
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_two_processes_prepare_at_once(multi30k):
     script = (
         "import sys; from transformer_jax.config import DataConfig;"
         "from transformer_jax.tasks.translation import multi30k; multi30k._check_files = lambda *_: None;"
-        "from transformer_jax.tasks.translation.sources import load_pairs;"
+        "from transformer_jax.tasks.translation.sources import drop_blank_pairs, load_pairs;"
         "print(len(load_pairs(DataConfig(name='multi30k', manual_dir=sys.argv[1], data_dir=sys.argv[2]), 'train')))"
     )
     command = [sys.executable, "-c", script, multi30k.manual_dir, multi30k.data_dir]
@@ -142,3 +142,7 @@ def test_nothing_heavy_is_imported_for_nothing():
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output == "[]\n"
+
+
+def test_pairs_with_a_blank_side_are_dropped():
+    assert drop_blank_pairs([("a", "A"), ("", "B"), ("c", " ")]) == ([("a", "A")], 2)

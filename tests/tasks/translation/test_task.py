@@ -130,6 +130,20 @@ def test_blank_training_pairs_are_left_out_and_told(task):
     assert seen + batches.skipped == 40
 
 
+def test_a_part_of_the_training_pairs_is_held_out(tmp_path):
+    """Of one TSV file; pairs with equal sources stay on one side."""
+    pairs = [(f"a{number % 50}", f"b{number}") for number in range(100)]
+    (tmp_path / "pairs.tsv").write_text("".join(f"{source}\t{target}\tx\n" for source, target in pairs))
+    held_out = DataConfig(
+        name="text", train_file=str(tmp_path / "pairs.tsv"), validation_split="", validation_percent=20.0
+    )
+    task = make_task(Config(data=held_out, tokenizer=TokenizerConfig(kind="char"), model=ModelConfig(d_model=16)))
+    assert sorted([*task.train, *task.validation]) == sorted(pairs)
+    assert 0 < len(task.validation) < 50
+    assert not {source for source, _ in task.train} & {source for source, _ in task.validation}
+    assert task.notes[-1] == "20 % of the sources are held out for validation"
+
+
 def test_no_training_pairs(make_config, tmp_path):
     (tmp_path / "blank").write_text("\n \n")
     blank = str(tmp_path / "blank")

@@ -14,7 +14,7 @@ from transformer_jax.tasks.command_line import (
     samples,
     share_out,
 )
-from transformer_jax.tasks.lines import Line, add_lines, answer_lines
+from transformer_jax.tasks.lines import Line, Report, add_lines, answer_lines, map_windows
 from transformer_jax.tasks.registry import Command
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class ClassifyCommand(Command):
         "CLASS<TAB>PROBABILITY, with --top K of the K likeliest classes one after the other."
     )
     subject = "classification"
+    example = "transformer-jax classify --model runs/ag_news --top 2 'Oil price climbs'"
+    working = "classifying"
     scores = "accuracy, macro-F1, precision, recall and F1 of each class, confusion matrix, expected calibration error"
     options = {  # noqa: RUF012  (never changed)
         "--data": {"metavar": "FILE", "help": "labelled texts: CSV, TSV or JSON Lines, plain or gzip"},
@@ -64,8 +66,8 @@ class ClassifyCommand(Command):
         if arguments.json and arguments.top is not None:
             raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
 
-        def answer(model: Any, lines: list[Line]) -> list[tuple[str, list[str]]]:
-            found = model.classify([line.text for line in lines], **_batch_size(arguments))
+        def answer(model: Any, lines: list[Line], report: Report) -> list[tuple[str, list[str]]]:
+            found = model.classify([line.text for line in lines], report=report, **_batch_size(arguments))
             return [
                 ((_as_json(line.number, said) if arguments.json else _as_columns(top, said)) + "\n", [])
                 for line, said in zip(lines, found, strict=True)
@@ -97,12 +99,15 @@ class ClassifyCommand(Command):
         model.check(texts)
         share_out(model, arguments, records)
 
-        def classify(texts: list[str]) -> list[list[float]]:
-            return [list(map(float, row)) for row in model.probabilities(texts, **_batch_size(arguments))]
+        def classify(texts: list[str], report: Report) -> list[list[float]]:
+            found = model.probabilities(texts, report=report, **_batch_size(arguments))
+            return [list(map(float, row)) for row in found]
 
         progress(f"classifying {len(records):,} texts")
         start = time.perf_counter()
-        probabilities = np.array(distributed.parallel_map(classify, texts), np.float32)
+        # In one window: the last digit depends on the shape of the batch, and only a few batches are held anyway.
+        found = map_windows(classify, texts, self.working, "texts", window=len(texts))
+        probabilities = np.array(found, np.float32)
         seconds = time.perf_counter() - start
         scores = classification_scores(np.array([classes.index(r.label) for r in records]), probabilities, classes)
         progress("confusion matrix\n" + confusion_table(scores.confusion, classes))

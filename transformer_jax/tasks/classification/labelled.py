@@ -3,7 +3,7 @@
 import csv
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +56,11 @@ class _Row(NamedTuple):
 
 
 def read_labelled(
-    path: str | AnyPath, *, classes: Sequence[str] | None = None, columns: Columns = TEXT_AND_LABEL
+    path: str | AnyPath,
+    *,
+    classes: Sequence[str] | None = None,
+    columns: Columns = TEXT_AND_LABEL,
+    report: Callable[[str], None] = lambda sentence: None,
 ) -> list[Labelled]:
     """Read the labelled texts of a file; its name determines its form, and `.gz` may follow.
 
@@ -72,16 +76,21 @@ def read_labelled(
         classes: names of the classes, if known; each label must be one of them. For AG News's classes, in their order,
             labels may also be numbers from 1, as in its own files.
         columns: of text and label.
+        report: called with a sentence about the columns that are used and those that are not.
 
     Raises:
         UserError: naming the file and the row (a header is row 1), if a label is unknown or contains a line break, a
             column is missing, a text empty, or JSON or quoting broken; also if the file cannot be read or has no rows.
     """
+
+    def tell(columns: Columns, names: Sequence[str]) -> None:
+        report(f"{path}: {_used(columns, names)}")
+
     suffix = _suffix(path)
     if suffix == ".jsonl":
-        found = _from_json(path, TEXT_AND_LABEL if columns.are_numbers else columns)
+        found = _from_json(path, TEXT_AND_LABEL if columns.are_numbers else columns, tell)
     elif suffix in _DELIMITERS:
-        found = _from_table(list(_rows(path, suffix)), columns)
+        found = _from_table(list(_rows(path, suffix)), columns, tell)
     else:
         raise UserError(f"{path} has no known suffix; name a file that ends in .csv, .tsv or .jsonl, or these and .gz.")
     return _checked(path, found, classes)
@@ -90,6 +99,16 @@ def read_labelled(
 def join_columns(columns: Iterable[str]) -> str:
     """Columns of text joined by a space, each stripped; empty ones are left out."""
     return " ".join(stripped for column in columns if (stripped := column.strip()))
+
+
+def _used(columns: Columns, names: Sequence[str]) -> str:
+    """Which of the columns of a file are used."""
+    texts, label = columns
+    used = {name.strip().lower() for name in (*texts, label)}
+    unused = [name.strip() for name in names if name.strip().lower() not in used]
+    kind = "column " if columns.are_numbers else ""
+    shown = f"text from {kind}{', '.join(texts)}, label from {kind}{label}"
+    return f"{shown}; not used: {', '.join(unused[:_COLUMNS_SHOWN])}" if unused else shown
 
 
 def _suffix(path: str | AnyPath) -> str:
@@ -127,7 +146,10 @@ def _class_name(where: str, label: str, classes: Sequence[str] | None) -> str:
     raise UserError(f"{where}: the label {label!r} is unknown; known here: {', '.join(classes)}.")
 
 
-def _from_json(path: str | AnyPath, columns: Columns) -> Iterator[tuple[str, str, str]]:
+def _from_json(
+    path: str | AnyPath, columns: Columns, report: Callable[[Columns, Sequence[str]], None]
+) -> Iterator[tuple[str, str, str]]:
+    is_first = True
     for number, line in enumerate(read_lines(path), start=1):
         if is_blank(line):
             continue
@@ -139,6 +161,9 @@ def _from_json(path: str | AnyPath, columns: Columns) -> Iterator[tuple[str, str
             raise UserError(f"{where}: broken JSON ({cause}); write one object per line.") from error
         if not isinstance(record, dict):
             raise UserError(f'{where}: not a JSON object; write {{"text": "...", "label": "..."}}.')
+        if is_first:
+            report(columns, list(record))
+            is_first = False
         for name, option in _named(columns):
             if name not in record:
                 raise UserError(f'{where}: "{name}" is missing, {_shown(record)}; add it, or {_remedy(option)}.')
@@ -159,11 +184,15 @@ def _from_json(path: str | AnyPath, columns: Columns) -> Iterator[tuple[str, str
         yield where, str(label), join_columns(texts)
 
 
-def _from_table(rows: list[_Row], columns: Columns) -> Iterator[tuple[str, str, str]]:
+def _from_table(
+    rows: list[_Row], columns: Columns, report: Callable[[Columns, Sequence[str]], None]
+) -> Iterator[tuple[str, str, str]]:
     if not rows:
         return
     where, first = rows[0]
     *texts, label = (_place(where, first, name, option, columns) for name, option in _named(columns))
+    numbers = range(1, len(first) + 1)
+    report(columns, list(map(str, numbers)) if columns.are_numbers else first)
     for row_where, cells in rows if columns.are_numbers else rows[1:]:
         if len(cells) != len(first):
             raise UserError(

@@ -1,6 +1,6 @@
 """Labelled texts by the name of their set: embedded, from text files, or prepared by TFDS."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformer_jax.data.readers import MappedRecords, apart_from, cut
@@ -39,7 +39,9 @@ class TextData(NamedTuple):
     """What was read, a sentence each."""
 
 
-def load_texts(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tuple[str, ...]]:
+def load_texts(
+    config: "DataConfig", split: str, report: Callable[[str], None] = lambda sentence: None
+) -> tuple[Sequence[Labelled], tuple[str, ...]]:
     """A split of a set of labelled texts, prepared first if need be, and the names of its classes.
 
     Args:
@@ -47,6 +49,7 @@ def load_texts(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tu
             ag_news_subset, whose configuration may follow a slash. Several text features are joined by a space, title
             first. With `manual_dir`, ag_news_subset too is read from AG News's own files there.
         split: a split of the set, as TFDS writes it (`train`, `train[:1000]`); `text` has train and validation.
+        report: called with a sentence about the columns of the training file.
 
     Returns:
         The records, and the class names in the order of their numbers; for `text` those of the training file, sorted.
@@ -57,7 +60,7 @@ def load_texts(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tu
     if config.name == "headlines":
         return headlines.Headlines(split), headlines.CLASSES
     if config.name == "text":
-        return _from_files(config, split)
+        return _from_files(config, split, report)
     return _from_tfds(config, split)
 
 
@@ -78,12 +81,12 @@ def load_training_data(config: "DataConfig", own: ClassificationConfig) -> TextD
     Raises:
         UserError: as `load_texts`, and if either part has no texts.
     """
-    train, classes = load_texts(config, config.train_split)
+    notes: list[str] = []
+    train, classes = load_texts(config, config.train_split, notes.append)
     if config.validation_split:
         validation = list(load_texts(config, config.validation_split)[0])
     else:
         train, validation = cut(train, _text, config.validation_percent)
-    notes = []
     if own.extra_train:
         columns = AG_NEWS_EXTRA_COLUMNS if config.name.startswith("ag_news") else columns_of(config)
         extra = apart_from(validation, read_labelled(own.extra_train, classes=classes, columns=columns), _text)
@@ -101,7 +104,9 @@ def _text(record: Labelled) -> str:
     return record.text
 
 
-def _from_files(config: "DataConfig", split: str) -> tuple[list[Labelled], tuple[str, ...]]:
+def _from_files(
+    config: "DataConfig", split: str, report: Callable[[str], None]
+) -> tuple[list[Labelled], tuple[str, ...]]:
     files = {"train": config.train_file, "validation": config.validation_file}
     if split not in files:
         raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
@@ -110,7 +115,7 @@ def _from_files(config: "DataConfig", split: str) -> tuple[list[Labelled], tuple
             cut = ", or cut a part with an empty config.data.validation_split" if needed == "validation" else ""
             raise UserError(f"config.data.{needed}_file is empty; name a CSV, TSV or JSON Lines file{cut}.")
     columns = columns_of(config)
-    train = read_labelled(config.train_file, columns=columns)
+    train = read_labelled(config.train_file, columns=columns, report=report)
     classes = tuple(sorted({record.label for record in train}))
     if len(classes) < 2:
         raise UserError(f"{config.train_file} has only the class {classes[0]!r}; a classifier needs at least two.")

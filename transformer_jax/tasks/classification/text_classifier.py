@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.data.readers import is_blank
 from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
+from transformer_jax.decoding.generator import Report
 from transformer_jax.decoding.scheduler import batches_by_length, padded
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
-from transformer_jax.system import LineError, NotNumbersError, Positive, UserError, check_fields
+from transformer_jax.system import BlankLineError, NotNumbersError, Positive, UserError, check_fields
 from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, TEXT_AND_LABEL
 from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
 
@@ -34,8 +35,12 @@ class Predictor:
         self.num_classes = num_classes
         self.batch_size = batch_size
 
-    def predict(self, params: Any, texts: Sequence[Sequence[int]]) -> Float[np.ndarray, "n C"]:
+    def predict(
+        self, params: Any, texts: Sequence[Sequence[int]], *, report: Report | None = None
+    ) -> Float[np.ndarray, "n C"]:
         """The probability of each class for each text, given as token ids, at least one.
+
+        `report` is called as batches are finished.
 
         Raises:
             UserError: if the model's outputs are not numbers.
@@ -50,6 +55,8 @@ class Predictor:
         batches = list(batches_by_length([len(text) for text in texts], self.batch_size))
         for chosen, found in spread(ask, batches, params):
             probabilities[chosen] = found
+            if report is not None:
+                report(len(chosen))
         if not np.isfinite(probabilities).all():
             raise NotNumbersError
         return probabilities
@@ -145,12 +152,15 @@ class TextClassifier:
         """What precedes tokenization, as a Python expression of `text`, for the READMEs of exported folders."""
         return "text.lower()" if self.settings.lowercase else "text"
 
-    def classify(self, texts: Sequence[str], *, batch_size: int = 64) -> list[Classification]:
+    def classify(
+        self, texts: Sequence[str], *, batch_size: int = 64, report: Report | None = None
+    ) -> list[Classification]:
         """The class of each text, and the probabilities of all classes, in order.
 
         Args:
             texts: not blank; those longer than the model reads are truncated.
             batch_size: texts at a time; it changes speed and memory, not results.
+            report: called with numbers of texts as they are finished; for progress bars.
 
         Raises:
             TypeError: if a text is not a string.
@@ -159,17 +169,19 @@ class TextClassifier:
         classes = self.settings.classes
         return [
             Classification(classes[int(row.argmax())], dict(zip(classes, map(float, row), strict=True)))
-            for row in self.probabilities(texts, batch_size=batch_size)
+            for row in self.probabilities(texts, batch_size=batch_size, report=report)
         ]
 
-    def probabilities(self, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "n C"]:
+    def probabilities(
+        self, texts: Sequence[str], *, batch_size: int = 64, report: Report | None = None
+    ) -> Float[np.ndarray, "n C"]:
         """The probability of each class for each text; arguments and errors are those of `classify`."""
         self.check(texts)
         check_batch_size(batch_size)
         normalized = [text.lower() if self.settings.lowercase else text for text in texts]
         ids = encode_texts(self.tokenizer, normalized, self.settings.max_length)
         predictor = Predictor(self.graphdef, num_classes=len(self.settings.classes), batch_size=batch_size)
-        return predictor.predict(self.params, ids)
+        return predictor.predict(self.params, ids, report=report)
 
     def check(self, texts: Sequence[str]) -> None:
         """Refuse texts that `classify` does not accept.
@@ -181,4 +193,4 @@ class TextClassifier:
         check_texts(texts)
         for number, text in enumerate(texts, start=1):
             if is_blank(text):
-                raise LineError(number, "is blank, so it has no class; leave it out.")
+                raise BlankLineError(number, "is blank, so it has no class; leave it out.")

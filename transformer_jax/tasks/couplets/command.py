@@ -14,7 +14,7 @@ from transformer_jax.tasks.command_line import (
     samples,
     share_out,
 )
-from transformer_jax.tasks.lines import Line, add_lines, answer_lines
+from transformer_jax.tasks.lines import Line, Report, add_lines, answer_lines, map_windows
 from transformer_jax.tasks.pair_command import PairCommand, Pairs, perplexities, score_references
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class CoupletCommand(PairCommand):
     """transformer-jax couplet."""
 
     subject = "couplets"
+    example = "transformer-jax couplet --model runs/couplet --explain 春江明月降"
+    working = "writing"
     scores = (
         "perplexity per character, sacreBLEU over characters, distinct-n, the share of lines that keep each rule; with "
         "--config also separately for upper lines that are in the training data (seen) and that are not (unseen)"
@@ -72,7 +74,7 @@ class CoupletCommand(PairCommand):
         if options["temperature"]:
             require_one_process("--sample" if arguments.sample else "--temperature")
 
-        def answer(model: Any, uppers: list[Line]) -> list[tuple[str, list[str]]]:
+        def answer(model: Any, uppers: list[Line], report: Report) -> list[tuple[str, list[str]]]:
             found = model.search(
                 [upper.text for upper in uppers],
                 rules=arguments.rules,
@@ -80,6 +82,7 @@ class CoupletCommand(PairCommand):
                 batch_size=arguments.batch_size,
                 n_best=arguments.n,
                 places=[upper.number - 1 for upper in uppers],
+                report=report,
                 **options,
             )
             return [
@@ -97,7 +100,6 @@ class CoupletCommand(PairCommand):
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best lower lines and perplexities of the references; also by whether training has the upper."""
-        from transformer_jax.system import distributed
         from transformer_jax.tasks.couplets.rules import Rules, characters, couplet_scores, rule_shares
 
         rules = Rules.parse(model.settings.rules if arguments.rules is None else arguments.rules)
@@ -106,13 +108,14 @@ class CoupletCommand(PairCommand):
         model.check_pairs(uppers, [lower for _, lower in pairs])
         share_out(model, arguments, pairs)
 
-        def reply(uppers: list[str]) -> list[tuple[str, bool]]:
-            found = model.search(uppers, rules=rules, beam_size=arguments.beam, batch_size=arguments.batch_size)
+        def reply(uppers: list[str], report: Report) -> list[tuple[str, bool]]:
+            size, beam = arguments.batch_size, arguments.beam
+            found = model.search(uppers, rules=rules, beam_size=beam, batch_size=size, report=report)
             return [(best.text, bool(best.gave_up)) for best, *_ in found]
 
         progress(f"writing lower lines to {len(pairs):,} upper lines")
         start = time.perf_counter()
-        found = distributed.parallel_map(reply, uppers)
+        found = map_windows(reply, uppers, self.working)
         seconds = time.perf_counter() - start
         groups = {"all": list(range(len(pairs)))}
         if arguments.config:

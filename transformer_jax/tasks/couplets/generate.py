@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple, overload
 from transformer_jax.data import EOS, PAD, UNK
 from transformer_jax.data.readers import on_one_line
 from transformer_jax.data.tokenizers import Tokenizer
-from transformer_jax.decoding.generator import Generator, SentenceConstraints
+from transformer_jax.decoding.generator import Generator, Report, SentenceConstraints
 from transformer_jax.decoding.options import SearchOptions
-from transformer_jax.system import LineError
+from transformer_jax.system import BlankLineError
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
 from transformer_jax.tasks.couplets.rules import HIDDEN, Rules, characters, plain
@@ -37,6 +37,7 @@ def write(
     options: SearchOptions,
     rules: Rules,
     places: Sequence[int] | None = None,
+    report: Report | None = None,
 ) -> list[list[Reply]]:
     """The `options.n_best` best lower lines to each upper line, best first, or as many samples.
 
@@ -45,12 +46,14 @@ def write(
     it alone bounds the length. Without rules the model alone decides. Samples depend on the places of the lines among
     all, by default from 0.
 
+    `report` is called as lines are finished.
+
     Raises:
         UserError: if the tokens are not characters.
     """
     sources = [[*tokenizer.encode(plain(upper)), EOS] for upper in uppers]
     if rules == Rules.parse("none"):
-        outputs = generator.generate(params, sources, options, places=places)
+        outputs = generator.generate(params, sources, options, places=places, report=report)
         return [
             [Reply(on_one_line(tokenizer.decode(h.tokens)), h.score, h.log_prob, ()) for h in found]
             for found in outputs
@@ -65,7 +68,9 @@ def write(
         options = replace(options, max_extra_tokens=0)
     constraints = SentenceConstraints(keep_rules, vocabulary, [plan.line for plan in plans])
     forced = [plan.forced for plan in plans]
-    outputs = generator.generate(params, sources, options, forced, constraints=constraints, places=places)
+    outputs = generator.generate(
+        params, sources, options, forced, constraints=constraints, places=places, report=report
+    )
     return [
         [Reply(_text(h.tokens, plan, tokenizer), h.score, h.log_prob, plan.gave_up) for h in found]
         for plan, found in zip(plans, outputs, strict=True)
@@ -148,6 +153,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         alpha: float | None = None,
         batch_size: int | None = None,
         places: Sequence[int] | None = None,
+        report: Report | None = None,
         **options: Any,
     ) -> list[list[Reply]]:
         """The best lower lines to each upper line, best first, with the rules that they gave up.
@@ -161,6 +167,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
             batch_size: lines at a time with a beam of 4, and as many hypotheses with any other; it changes speed and
                 memory, not results.
             places: from 0, that of each line among all, where these are a part; samples depend on it.
+            report: called with numbers of lines as their search is finished, from several threads; for progress bars.
             options: further fields of `SearchOptions`.
 
         Raises:
@@ -173,7 +180,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         self.check(uppers)
         lines = [without_spaces(upper) for upper in uppers]
         generator = self._generator(batch_size)
-        return write(generator, self.params, self.tokenizer.target, lines, search_options, rules, places)
+        return write(generator, self.params, self.tokenizer.target, lines, search_options, rules, places, report)
 
     def check(self, uppers: Sequence[str]) -> None:
         """Refuse lines that `search` does not accept.
@@ -185,7 +192,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
         self._encode(self.tokenizer.source, uppers, "Line")
         for number, upper in enumerate(uppers, start=1):
             if not self._normalized(upper):
-                raise LineError(number, "is blank; write an upper line of at least one character.")
+                raise BlankLineError(number, "is blank; write an upper line of at least one character.")
 
     def known_share(self, upper: str) -> float:
         """Share of the characters of a line, which is not blank, that are in the model's vocabulary."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformer_jax.data.readers import apart_from, cut, find_file, pair_files, read_lines, read_pairs
+from transformer_jax.data.readers import apart_from, cut, find_file, read_lines, read_pairs, text_pairs
 from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system import UserError
 from transformer_jax.system.files import AnyPath, as_path
@@ -113,11 +113,10 @@ def load_couplets(config: "DataConfig", split: str) -> list[Couplet]:
     if config.name == "antitheses":
         return list(antitheses(split))
     if config.name == "text":
-        files = {
-            "train": (config.train_source, config.train_target),
-            "validation": (config.validation_source, config.validation_target),
-        }
-        return read_couplets(*pair_files(files, split, ("upper line", "lower line")))
+        pairs = text_pairs(config, split, ("upper line", "lower line"))
+        if not pairs:
+            raise UserError(f"The {split} files of config.data have no lines; name files with couplets.")
+        return [(without_spaces(upper), without_spaces(lower)) for upper, lower in pairs]
     records = load_records(
         config.name,
         split,

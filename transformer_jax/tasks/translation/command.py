@@ -12,7 +12,7 @@ from transformer_jax.tasks.command_line import (
     require_one_process,
     write,
 )
-from transformer_jax.tasks.lines import Line, Refused, answer_lines, checked_windows
+from transformer_jax.tasks.lines import Line, Refused, Report, answer_lines, checked_windows
 from transformer_jax.tasks.pair_command import PairCommand, Pairs
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class TranslateCommand(PairCommand):
 
     subject = "translation"
     working = "translating"
+    example = "transformer-jax translate --model runs/numerals < numbers.de > numbers.en"
     scores = (
         "sacreBLEU cased and lower-cased, chrF, their signatures, exact matches, perplexity of the references per "
         "token and per character"
@@ -109,7 +110,7 @@ class TranslateCommand(PairCommand):
             _as_json if arguments.alignment else _as_columns if arguments.scores or arguments.n_best > 1 else _as_text
         )
 
-        def answer(model: "Translator", lines: list[Line]) -> list[tuple[str, list[str]]]:
+        def answer(model: "Translator", lines: list[Line], report: Report) -> list[tuple[str, list[str]]]:
             prefixes = [line.prefix for line in lines]
             found = model.search(
                 [line.text for line in lines],
@@ -120,6 +121,7 @@ class TranslateCommand(PairCommand):
                 n_best=arguments.n_best,
                 prefix=prefixes if any(prefixes) else None,
                 places=[line.number - 1 for line in lines],
+                report=report,
                 **options,
             )
             return [
@@ -130,7 +132,7 @@ class TranslateCommand(PairCommand):
         answer_lines(self, arguments, answer, lambda number: render(number, None) + "\n")
 
     def _stream(self, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
-        model, windows = checked_windows(self, arguments, 1)
+        model, _, windows = checked_windows(self, arguments, 1)
         refused = Refused()
         for [line] in windows:
             refused.count(line)

@@ -1,10 +1,10 @@
 """Sentence pairs by the name of their set: the embedded numerals, text files, or prepared by TFDS."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from transformer_jax.data.readers import MappedRecords, pair_files, read_pairs
+from transformer_jax.data.readers import MappedRecords, cut, is_blank, text_pairs
 from transformer_jax.data.tfds_sets import load_records
 from transformer_jax.system import UserError
 
@@ -36,12 +36,45 @@ def load_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:
     if config.name == "numerals":
         return Numerals(config.source_language, config.target_language, split)
     if config.name == "text":
-        files = {
-            "train": (config.train_source, config.train_target),
-            "validation": (config.validation_source, config.validation_target),
-        }
-        return read_pairs(*pair_files(files, split, ("sentence", "sentence")))
+        return text_pairs(config, split, ("sentence", "sentence"))
     return _tfds_pairs(config, split)
+
+
+class PairData(NamedTuple):
+    """Data of a translation model."""
+
+    train: Sequence[Pair]
+    validation: Sequence[Pair]
+    notes: list[str]
+    """What was left out and held out, a sentence each."""
+
+
+def load_training_data(config: "DataConfig") -> PairData:
+    """Pairs for training and validation.
+
+    Of your own files, training pairs with a blank side are left out. Without a `validation_split`, `validation_percent`
+    % of the training pairs are held out, those of equal sources together.
+
+    Raises:
+        UserError: as `load_pairs`, and if `validation_percent` leaves a part empty.
+    """
+    train = load_pairs(config, config.train_split)
+    notes = []
+    if config.name == "text":
+        train, blank = drop_blank_pairs(train)
+        notes.append(f"left out {blank:,} training pairs with a blank side")
+    if config.validation_split:
+        return PairData(train, load_pairs(config, config.validation_split), notes)
+    train, validation = cut(train, lambda pair: pair[0], config.validation_percent)
+    notes.append(f"{config.validation_percent:g} % of the sources are held out for validation")
+    return PairData(train, validation, notes)
+
+
+def drop_blank_pairs(pairs: Iterable[Pair]) -> tuple[list[Pair], int]:
+    """Drop pairs with a blank side; also returns the number dropped."""
+    pairs = list(pairs)
+    kept = [(source, target) for source, target in pairs if not (is_blank(source) or is_blank(target))]
+    return kept, len(pairs) - len(kept)
 
 
 def _tfds_pairs(config: "DataConfig", split: str) -> Sequence[Pair]:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from transformer_jax.config import Config
-from transformer_jax.data.readers import drop_blank_pairs
 from transformer_jax.system import UserError
 from transformer_jax.tasks.metrics import translation_scores
 from transformer_jax.tasks.seq2seq_task import Seq2SeqTask
-from transformer_jax.tasks.translation.sources import load_pairs
+from transformer_jax.tasks.translation.sources import load_training_data
 
 
 class TranslationTask(Seq2SeqTask):
@@ -22,11 +21,7 @@ class TranslationTask(Seq2SeqTask):
             UserError: if the data can't be read or the fields of the config contradict each other.
         """
         data = config.data
-        train, validation = load_pairs(data, data.train_split), load_pairs(data, data.validation_split)
-        notes = []
-        if data.name == "text":
-            train, blank = drop_blank_pairs(train)
-            notes.append(f"left out {blank:,} training pairs with a blank side")
+        train, validation, notes = load_training_data(data)
         # Two vocabularies of the same size would pass the model's own check.
         if tokenizer_files is None and config.model.one_vocabulary and not config.tokenizer.joint:
             raise UserError(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from transformer_jax.data.readers import is_blank, on_one_line
 from transformer_jax.data.tokenizers import WordTokenizer
-from transformer_jax.decoding.generator import Generator, Hypothesis
+from transformer_jax.decoding.generator import Generator, Hypothesis, Report
 from transformer_jax.system import LineError, UserError
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings, check_texts
 
@@ -136,6 +136,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
         prefix: str | Sequence[str | None] | None = None,
         return_attention: bool = False,
         places: Sequence[int] | None = None,
+        report: Report | None = None,
         **options: Any,
     ) -> list[list[Translation]]:
         """The best translations of each text, best first.
@@ -151,6 +152,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
                 tokenizers have no token for it, so what follows may be the rest of a word.
             return_attention: whether translations come with their `Alignment`.
             places: from 0, that of each text among all, where these are a part; samples depend on it.
+            report: called with numbers of texts as their search is finished, from several threads; for progress bars.
             options: further fields of `SearchOptions`.
 
         Raises:
@@ -171,6 +173,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             search_options,
             prefixes,
             places=filled if places is None else [places[i] for i in filled],
+            report=report,
         )
         found = [[Translation("", 0.0, 0.0)] for _ in sources]
         for i, hypotheses in zip(filled, outputs, strict=True):

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
 
-import train
+from transformer_jax.cli import main
+from transformer_jax.system import shipped_configs
 
 # ml_collections loads config files in this old way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-ROOT = Path(train.__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 SHRINK = [
     *("--config.model.d_model=16", "--config.model.d_ff=16", "--config.tokenizer.kind=char"),
     *("--config.model.num_encoder_layers=1", "--config.model.num_decoder_layers=1"),
@@ -22,23 +22,16 @@ SHRINK = [
 
 @pytest.fixture
 def refused(monkeypatch, capfd, tmp_path):
-    """Call `train.main` in this process; gives the sentence that it ends with."""
+    """Call `transformer-jax train` in this process; gives the sentence that it ends with."""
 
     def call(*arguments):
-        argv = ["train.py", *arguments]
-        monkeypatch.setattr(sys, "argv", argv)  # where config_flags finds overrides
         try:
-            status = train.main(argv)
+            status = main(["train", *arguments])
         except SystemExit as error:  # of argparse
             status = error.code
-        finally:
-            for name in list(flags.FLAGS):
-                if name == "workdir" or name.partition(".")[0] == "config":
-                    delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
         captured = capfd.readouterr()
         assert status == 2
-        assert captured.err.startswith("train.py: error: ")
+        assert captured.err.startswith("transformer-jax: error: ")
         assert captured.err.count("\n") == 1, "one line"
         assert not list(tmp_path.rglob("model")), "no half-written model"
         return captured.err
@@ -65,8 +58,15 @@ def text_files(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--config.optim.learning_rate=1"], "learning_rate"),
-        (["--config.optimiser.lr=1"], "optimiser"),
+        (
+            ["--config.optim.learning_rate=1"],
+            "config.optim.learning_rate is not a field; known here: accumul",
+        ),
+        (["--config.optim.warmup_step=1"], "config.optim.warmup_step is not a field; did you mean warmup_steps?"),
+        (["--config.optimiser.lr=1"], "config.optimiser.lr is not a field; did you mean config.optim.lr?"),
+        (["--config.d_model=1"], "config.d_model is not a field; did you mean config.model.d_model?"),
+        (["--config=numerls"], "numerls is neither a shipped config nor a file; did you mean numerals?"),
+        (["--config=none"], "none is neither a shipped config nor a file; known here: ag_news, "),
         (["--config.optim.lr=fast"], "fast"),
         (["--config.training.num_steps=1.5"], "1.5"),
         (["--config=configs/none.py"], "configs/none.py"),
@@ -75,7 +75,7 @@ def text_files(tmp_path):
         (["--config.decoding.rules=none"], "config.decoding.rules is now config.couplet.rules"),
         (["--config.optim.mask_rate=0.1"], "config.optim.mask_rate is now config.classification.mask_rate"),
         (["--config.couplet.rules=none"], "config.couplet.rules means nothing for task 'translation'"),
-        (["--workdri=x"], "workdri"),
+        (["--workdri=x"], "--workdri=x is not an option of train; did you mean --workdir?"),
         (["--config.optim.lr", "--config.optim.warmup_steps=2"], "config.optim.lr has no value"),
         (["--config.optim.lr", "-config.--config.seed=2"], "config.optim.lr has no value"),
         (["--config.seed"], "config.seed has no value"),
@@ -166,7 +166,54 @@ def test_missing_data_folder_from_a_shell(tmp_path):
     assert finished.returncode == 2
     assert finished.stdout == ""
     assert finished.stderr == (
-        f"train.py: error: config.data.manual_dir is {tmp_path / 'none'}, which is not a folder; "
+        f"transformer-jax: error: config.data.manual_dir is {tmp_path / 'none'}, which is not a folder; "
         "name the folder with Multi30k's files.\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_configs_are_found_by_name_and_by_file(tmp_path, monkeypatch):
+    from transformer_jax.config import load_config_file
+
+    monkeypatch.chdir(tmp_path)  # none is here
+    assert set(shipped_configs()) == {path.stem for path in (ROOT / "configs").glob("*.py")}
+    for name, path in shipped_configs().items():
+        assert load_config_file(name) == load_config_file(str(path))
+    assert load_config_file("multi30k:en-fr").data.target_language == "fr"
+
+
+def test_a_config_need_not_name_all_groups(tmp_path, monkeypatch):
+    """Options reach groups that the file leaves out, with the types of the defaults."""
+    from transformer_jax import config as configs
+    from transformer_jax.cli import _override
+
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n\n"
+        "def get_config():\n    return ConfigDict({'task': 'couplet', 'optim': {'lr': 1}})\n"
+    )
+    given = configs.load_config_file(str(path))
+    options = ["--config.optim.lr=0.5", "--config.data.name=antitheses", "--config.model.d_model", "64"]
+    config = configs.from_config_dict(_override(given, options))
+    assert (config.task, config.optim.lr, config.data.name, config.model.d_model) == ("couplet", 0.5, "antitheses", 64)
+    assert config.training == configs.Config().training
+
+
+@pytest.mark.parametrize("value", ["title,review", "('title', 'review')", "['title','review']"])
+def test_names_of_columns_need_no_quotes(value):
+    from transformer_jax.cli import _override
+    from transformer_jax.config import default_config
+
+    for arguments in ([f"--config.data.text_columns={value}"], ["--config.data.text_columns", value]):
+        assert tuple(_override(default_config(), arguments).data.text_columns) == ("title", "review")
+    one = _override(default_config(), ["--config.data.text_columns=headline", "--config.data.bucket_lengths=8,16"])
+    assert (one.data.text_columns, one.data.bucket_lengths) == (("headline",), (8, 16))
+
+
+def test_train_py_and_the_module_are_the_same_command():
+    for command in (["train.py"], ["-m", "transformer_jax", "train"]):
+        ended = subprocess.run(
+            [sys.executable, *command, "--config=none"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert ended.stderr.startswith("transformer-jax: error: none is neither a shipped config nor a file;")
