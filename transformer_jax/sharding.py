@@ -247,14 +247,18 @@ def row_parts(rows: int) -> int:
 def platform() -> str:
     """Platform that the traced function will run on: cpu, gpu or tpu."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    if device is None:
+        return jax.default_backend()
+    if hasattr(device, "platform"):
+        return device.platform
+    # Before jax 0.9 its kind alone is known, such as "cpu", "TPU v5 lite" or "NVIDIA H100".
+    return device.device_kind if device.device_kind == "cpu" else "tpu" if "TPU" in device.device_kind else "gpu"
 
 
 def constrain(array: Float[Array, "..."], *axes: str | tuple[str, ...] | None) -> Float[Array, "..."]:
     """`array` with each dimension split over the given axes."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return array
-    return jax.lax.with_sharding_constraint(array, P(*axes))
+    mesh = jax.sharding.get_abstract_mesh()
+    return array if mesh.empty else jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(*axes)))
 
 
 def gathered(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 
 from transformer_jax.nn import Classifier, ModelConfig, Seq2Seq, split
 from transformer_jax.nn.model_config import forward_flops, training_flops
@@ -31,8 +30,10 @@ def products(jaxpr):
             for axis in contracted:
                 inner *= left[axis]
             total += 2 * equation.outvars[0].aval.size * inner
-        for inner in jaxprs_in_params(equation.params):
-            total += products(inner)
+        for value in jax.tree.leaves(equation.params):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += products(inner)
     return total
 
 

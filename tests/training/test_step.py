@@ -85,7 +85,8 @@ def test_updates_equal_those_of_optax():
     for number in range(3):
         batch = make_batch(seed=number)
         state, _ = step(optimizer)(state, batch)
-        updates, opt_state = optimizer.update(mean_gradient(params, batch), opt_state, params)
+        gradient = jax.tree.map(jnp.asarray, mean_gradient(params, batch))
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
     assert_close(state.params, params, rtol=1e-4)
     assert_close(state.opt_state, opt_state, rtol=1e-4)

@@ -1,7 +1,7 @@
 import itertools
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def search(toy, uppers, rules, tokenizer, *, places, **arguments):
     return plans, result
 
 
-@jax.jit(static_argnums=4)
+@partial(jax.jit, static_argnums=4)
 def _run(cache, vocabulary, lines, prefix, arguments):
     arguments = dict(arguments)
     method = beam_search if "beam_size" in arguments else sample

@@ -151,7 +151,8 @@ def _await_coordinator(coordinator: str, deadline: float) -> None:
 
 def _connect(is_required: bool, coordinator: str | None, num_processes: int | None, process_id: int | None) -> bool:
     """Start JAX's coordinator, in process 0, and connect to it; returns whether there is one."""
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM belongs to the training loop
+    if hasattr(jax.config, "jax_enable_preemption_service"):  # since jax 0.8
+        jax.config.update("jax_enable_preemption_service", False)  # SIGTERM belongs to the training loop
     try:
         jax.distributed.initialize(
             coordinator,
