@@ -30,8 +30,8 @@ from transformer_jax.training.setup import Evaluator, setup
 def few_records(monkeypatch):
     load_pairs, load_texts, sizes = translation.load_pairs, texts.load_texts, {"train": 200, "validation": 9}
 
-    def few_texts(config, split):
-        found, classes = load_texts(config, split)
+    def few_texts(config, split, *report):
+        found, classes = load_texts(config, split, *report)
         return found[: sizes[split]], classes
 
     monkeypatch.setattr(translation, "load_pairs", lambda config, split: load_pairs(config, split)[: sizes[split]])
