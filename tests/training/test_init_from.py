@@ -54,6 +54,10 @@ def config(tmp_path):
 
 @pytest.fixture
 def unscored(monkeypatch):
+    leave_unscored(monkeypatch)
+
+
+def leave_unscored(monkeypatch):
     """Searching is what takes longest."""
     scores = dict.fromkeys(registered("translation").task.metrics, 1.0)
     monkeypatch.setattr(Evaluator, "__call__", lambda *_, **__: Evaluation(scores, []))
@@ -64,7 +68,7 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_run_starts_from_a_model_and_its_score(tmp_path, config):
+def test_a_run_starts_from_a_model_and_its_score(tmp_path, config, monkeypatch):
     folder = write_bundle(tmp_path / "folder", bad_words=[[4, 5], [1]], renormalizes=True, max_source_length=64)
     config.init_from = str(folder)
     config.mesh.fsdp = 2
@@ -84,6 +88,7 @@ def test_a_run_starts_from_a_model_and_its_score(tmp_path, config):
     assert {name: outcome.scores[name] for name in expected} == expected
     assert expected["chrf"] > 0
 
+    leave_unscored(monkeypatch)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     run(config, tmp_path / "run")
     assert (outcome.model / "model.safetensors").read_bytes() == weights[0], "without checkpoints it starts again"

@@ -224,8 +224,8 @@ def test_a_finished_run_only_writes_its_model_again(tmp_path, monkeypatch, score
     ("during", "at_the_end", "expected"),
     [
         ((9.0, 5.0), (7.0, 8.0), "step 2"),  # candidates come in the order: last, best
-        ((9.0, 5.0), (8.0, 7.0), "step 4"),
-        ((5.0, 9.0), (1.0,), "step 4"),
+        pytest.param((9.0, 5.0), (8.0, 7.0), "step 4", marks=pytest.mark.slow),
+        pytest.param((5.0, 9.0), (1.0,), "step 4", marks=pytest.mark.slow),
     ],
 )
 def test_the_best_checkpoint_is_chosen(tmp_path, scores, during, at_the_end, expected):
@@ -301,6 +301,7 @@ def test_time_limit(tmp_path, scores, monkeypatch):
     assert (outcome.model / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_accumulation_makes_one_update_of_a_batch(tmp_path, scores):
     config = small(num_steps=4, log_every=1)
     config.optim.accumulate_steps = 2
