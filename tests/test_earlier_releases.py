@@ -104,7 +104,9 @@ def test_a_run_resumes_and_ends_as_if_undisturbed(run_folder):
     assert not (run_folder / "model").exists()
     outcome = transformer_jax.run(config_of(run_folder.name), run_folder)
     assert outcome.step == 8
-    now, undisturbed = lines(run_folder / "log.jsonl"), lines(run_folder / "undisturbed.jsonl")
+    *now, final = lines(run_folder / "log.jsonl")
+    undisturbed = lines(run_folder / "undisturbed.jsonl")
+    assert (final["step"], final["kind"]) == (8, "final")  # 0.1.0 did not log it
     assert [(line["step"], line["kind"]) for line in now] == [(line["step"], line["kind"]) for line in undisturbed]
     for line, expected in zip(now, undisturbed, strict=True):
         if line["kind"] == "train":

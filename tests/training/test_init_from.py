@@ -90,6 +90,7 @@ def test_a_run_starts_from_a_model_and_its_score(tmp_path, config, monkeypatch):
 
     leave_unscored(monkeypatch)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (outcome.model / "model.safetensors").unlink()  # with it, the run would be finished
     run(config, tmp_path / "run")
     assert (outcome.model / "model.safetensors").read_bytes() == weights[0], "without checkpoints it starts again"
     shutil.rmtree(folder)

@@ -26,8 +26,8 @@ MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp and tensor": (1, 4, 2), "a
 def few_records() -> Iterator[None]:
     load_pairs, load_texts, sizes = translation.load_pairs, texts.load_texts, {"train": 300, "validation": 20}
 
-    def few_texts(config, split):
-        found, classes = load_texts(config, split)
+    def few_texts(config, split, *report):
+        found, classes = load_texts(config, split, *report)
         return found[: sizes[split]], classes
 
     with pytest.MonkeyPatch.context() as patch:
