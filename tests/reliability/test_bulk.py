@@ -66,7 +66,7 @@ def test_no_more_than_a_window_is_held(monkeypatch, tmp_path, policy):
     assert peak_of(20_000) <= 1.2 * peak_of(1_000)
 
 
-def peak_of(tmp_path, translator, count, *options, pipe):
+def peak_of(tmp_path, translator, count, *options, pipe):  # noqa: F811
     """Peak memory of a command that translates that many lines, in MiB."""
     source, written, peak = tmp_path / "in", tmp_path / "out", tmp_path / "peak"
     source.write_bytes(b"".join(b"%s\n" % bytes(97 + i // 5**k % 5 for k in range(7)) for i in range(count)))
@@ -92,7 +92,7 @@ def peak_of(tmp_path, translator, count, *options, pipe):
     return int(peak.read_text()) / 1024
 
 
-def compare(tmp_path, translator, few, many, *options, pipe=False):
+def compare(tmp_path, translator, few, many, *options, pipe=False):  # noqa: F811
     peaks = {count: peak_of(tmp_path, translator, count, *options, pipe=pipe) for count in (few, many)}
     print(", ".join(f"{count:,} lines: {peak:,.0f} MiB" for count, peak in peaks.items()))
     assert peaks[many] <= 1.5 * peaks[few], peaks
