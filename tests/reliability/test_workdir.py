@@ -14,7 +14,7 @@ from tests.reliability.tiny_run import load_few, make_config
 from transformer_jax import cli
 from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
-from transformer_jax.tasks.translation import task as translation
+from transformer_jax.tasks.translation import sources as translation
 from transformer_jax.training import loop, run
 from transformer_jax.training.setup import Evaluator
 

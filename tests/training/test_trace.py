@@ -58,7 +58,7 @@ def test_without_a_folder_nothing_changes(increment):
 
 def test_a_run_logs_the_memory_of_its_step_and_leaves_a_trace(tmp_path, scores, capsys):  # noqa: F811
     scores(0.5)
-    run(short(log_every=2), tmp_path, profile=True)
+    run(short(log_every=2), tmp_path, profile=True, verbose=True)
     assert steps_in(tmp_path / "profile") == [2, 3]
     said = capsys.readouterr().out
     assert "A step takes " in said
