@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         example="transformer-jax train\ntransformer-jax COMMAND --help",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of the package, JAX and Python")
+    _add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     for command in _task_commands():
@@ -105,6 +105,10 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of the package, JAX and Python")
+
+
 # Training.
 
 
@@ -113,8 +117,8 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train a model, or resume a run",
-        description="Train a model; without options, the embedded example: German number words into English, in a few "
-        "minutes on a laptop. The same command resumes an interrupted run.",
+        description="Train a model. Without options: the embedded example, German number words into English, which "
+        "takes a few minutes on a laptop. Rerun the same command to resume an interrupted run.",
         epilog=f"Shipped configs: {names}.",
         example="transformer-jax train --config multi30k:de-en --workdir runs/x \\\n    --config.optim.lr=1e-3",
         allow_abbrev=False,
@@ -126,13 +130,14 @@ def _add_train(commands: Any) -> None:
         metavar="NAME[:ARG]",
         help="a shipped config, a file with get_config(), or the config.json of a run [numerals]",
     ).completer = lambda **_: sorted(shipped_configs())
-    train.add_argument("--config.GROUP.FIELD", metavar="VALUE", help="change a field of it; may be given several times")
+    train.add_argument("--config.GROUP.FIELD", metavar="VALUE", help="override a field; may be given several times")
     train.add_argument(
         "--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG, or that of config.json]"
     )
     train.add_argument(
         "--profile", action="store_true", help="trace some steps into DIR/profile, for TensorBoard and Perfetto"
     )
+    _add_version(train)
     train.add_argument("--verbose", action="store_true", help="also show XLA's settings and the compiled step")
     add_processes(train)
 
@@ -215,7 +220,7 @@ def _override(config: "ConfigDict", overrides: list[str]) -> "ConfigDict":
         if "=" not in override and value.startswith(("--", "-config.")):
             raise UserError(f"config.{path} has no value; write --config.{path}=VALUE.")
         if isinstance(group, tuple) and isinstance((*group, 0)[0], str) and not value.lstrip().startswith(("(", "[")):
-            value = repr(tuple(value.split(",")))  # title,text for ('title', 'text')
+            value = repr(tuple(part.strip() for part in value.split(",")))  # title,text for ('title', 'text')
         argv.append(f"--config.{path}={value}")
     own = flags.FlagValues()
     try:
@@ -258,8 +263,12 @@ def _add_evaluate(commands: Any) -> None:
     add_model(evaluate)
     for option, settings in _options(tasks).items():
         evaluate.add_argument(option, **settings)
-    evaluate.add_argument("--config", metavar="FILE[:ARG]", help="use the data of this configuration (or config.json)")
-    evaluate.add_argument("--split", metavar="NAME", help="its split, such as test_2016_flickr")
+    evaluate.add_argument(
+        "--config",
+        metavar="NAME[:ARG]",
+        help="score on the data of this config: a shipped one, a file, or the config.json of a run",
+    )
+    evaluate.add_argument("--split", metavar="NAME", help="split to score, such as test_2016_flickr")
     evaluate.add_argument("--manual-dir", metavar="DIR", help="folder with the set's raw files")
     evaluate.add_argument(
         "--samples",

@@ -230,25 +230,25 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
         found = get_config(choice) if colon else get_config()
     except UserError:
         raise
-    # The file is the user's own code, in which anything may fail.
-    except Exception as error:
+    except Exception as error:  # the file is the user's own code, in which anything may fail
         cause = str(error).strip().partition("\n")[0].strip("\"'")
         raise UserError(f"{argument} gives no config ({type(error).__name__}: {cause}); see its get_config.") from error
     if not isinstance(found, ml_collections.ConfigDict):
         raise UserError(f"get_config of {path} returns {type(found).__name__}, but must return a ConfigDict.")
-    return ml_collections.ConfigDict(_completed(default_config().to_dict(), found.to_dict()))
+    with found.unlocked(), found.ignore_type():
+        _complete(found, default_config())
+    return found
 
 
-def _completed(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The values, with defaults for what they lack, and floats where the defaults are."""
-    completed = defaults | values
+def _complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> None:
+    """Add the defaults that `config` lacks, and make its numbers floats where these are."""
     for name, default in defaults.items():
-        value = completed[name]
-        if isinstance(default, dict) and isinstance(value, dict):
-            completed[name] = _completed(default, value)
-        elif isinstance(default, float) and type(value) is int:
-            completed[name] = float(value)
-    return completed
+        if name not in config:
+            config[name] = default
+        elif isinstance(default, ml_collections.ConfigDict) and isinstance(config[name], ml_collections.ConfigDict):
+            _complete(config[name], default)
+        elif isinstance(default, float) and type(config[name]) is int:
+            config[name] = float(config[name])
 
 
 def _config_file(name: str) -> str:

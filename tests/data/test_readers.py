@@ -93,9 +93,9 @@ def test_pairs_of_different_length(write):
 
 def test_pairs_of_one_table(write):
     """Columns are tab-separated; quotes mean nothing, and further columns are ignored."""
-    path = write("pairs.tsv", 'a "b\tÄ\tfrom x\nc\t\n'.encode())
-    assert read_pair_table(path) == [('a "b', "Ä"), ("c", "")]
-    assert read_pair_table(path, (2, 1)) == [("Ä", 'a "b'), ("", "c")]
+    path = write("pairs.tsv", 'a "b\tÄ\tfrom x\nc\t\n \n'.encode())
+    assert read_pair_table(path) == [('a "b', "Ä"), ("c", ""), ("", "")]
+    assert read_pair_table(path, (2, 1)) == [("Ä", 'a "b'), ("", "c"), ("", "")]
     with pytest.raises(UserError, match=r"pairs\.tsv, line 2 has 2 tab-separated columns, .* columns 1 and 3"):
         read_pair_table(path, (1, 3))
 
@@ -121,7 +121,7 @@ def test_text_pairs_come_from_one_file_or_two(write):
         assert text_pairs(files, "train", ("line", "line")) == [("a", "A")]
         with pytest.raises(UserError, match=r"validation_source is empty; .*data\.validation_split=''"):
             text_pairs(files, "validation", ("line", "line"))
-    with pytest.raises(UserError, match=r"train_file and config\.data\.train_source are both set; drop one"):
+    with pytest.raises(UserError, match="both train_file and two files, train_source and train_target; drop one"):
         text_pairs(two._replace(train_file="x.tsv"), "train", ("line", "line"))
     with pytest.raises(UserError, match="no split 'test', only train, validation"):
         text_pairs(two, "test", ("line", "line"))

@@ -41,7 +41,7 @@ def test_of_a_pipe_what_was_written_to_a_file_is_named(run, small_windows, tmp_p
     status, out, err = run("translate", "--output", tmp_path / "out", pipe=stdin)
     assert (status, out) == (2, "")
     assert "Line 4 has 100,000 characters" in err
-    assert "The output of the first 3 lines is in" in err
+    assert "The output of at least the first 3 lines is in" in err
     assert (tmp_path / "out.partial").read_bytes().count(b"\n") == 3
 
 

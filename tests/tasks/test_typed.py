@@ -28,7 +28,7 @@ from transformer_jax.cli import main
 
 sys.exit(main())
 """
-HINT = "transformer-jax: type a text and press Enter; Ctrl-D ends\n"
+HINT = "transformer-jax: type a text and press Enter; press Ctrl-D to quit\n"
 
 
 class Session:

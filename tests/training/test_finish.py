@@ -21,7 +21,7 @@ def test_a_finished_run_says_so_and_touches_nothing(tmp_path, monkeypatch, score
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
     assert capsys.readouterr().out == (
         f"{tmp_path}: finished at step 4, exact_match 1 on validation data; the model is in {outcome.model}\n"
-        "To train further, name another --workdir\n"
+        "To train again, choose another --workdir\n"
         f"Try it:\n  {command}\n"
     )
 
@@ -35,7 +35,7 @@ def test_a_finished_run_is_extended_if_its_schedule_allows_it(tmp_path, scores, 
     scores(1.0)
     run(constant(), tmp_path / "run")
     run(constant(), tmp_path / "run")
-    assert "To train further, raise config.training.num_steps, or name another --workdir" in capsys.readouterr().out
+    assert "To train longer, raise config.training.num_steps, or choose another --workdir" in capsys.readouterr().out
     assert run(constant(num_steps=6, eval_every=3, log_every=1, patience=9), tmp_path / "run").step == 6
     assert [(line["kind"], line["step"]) for line in lines(tmp_path / "run") if line["step"] > 4] == [
         *(("train", 5), ("train", 6), ("evaluation", 6), ("final", 6))

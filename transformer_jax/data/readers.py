@@ -30,7 +30,6 @@ LONGEST_LINE = 1 << 24
 _VISIBLE = regex.compile(
     r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]|\p{Prepended_Concatenation_Mark}"
 )
-_LINE_ENDS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 _HASH_BITS = 64
 
 
@@ -186,11 +185,6 @@ def is_blank(text: str) -> bool:
     return _VISIBLE.search(text) is None
 
 
-def on_one_line(text: str) -> str:
-    """The text with a space for each character that ends a line, whichever `str.splitlines` knows."""
-    return text.translate(_LINE_ENDS)
-
-
 def encodable(text: str) -> str:
     """Replace lone surrogates, which UTF-8 cannot encode and sentencepiece rejects."""
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -237,7 +231,9 @@ def text_pairs(config: Any, split: str, lines: tuple[str, str]) -> list[tuple[st
         raise UserError(f"config.data.name=text has no split {split!r}, only {', '.join(files)}.")
     table, *sides = files[split]
     if table and any(sides):
-        raise UserError(f"config.data.{split}_file and config.data.{split}_source are both set; drop one of them.")
+        raise UserError(
+            f"config.data names both {split}_file and two files, {split}_source and {split}_target; drop one."
+        )
     if table:
         return read_pair_table(table, (config.source_column, config.target_column))
     for side, line, path in zip(("source", "target"), lines, sides, strict=True):
@@ -262,11 +258,11 @@ def read_pair_table(path: str | AnyPath, columns: tuple[int, int] = (1, 2)) -> l
     """
     pairs = []
     for number, line in enumerate(read_lines(path), start=1):
-        cells = line.split("\t")
+        cells = [""] * max(columns) if is_blank(line) else line.split("\t")
         if len(cells) < max(columns):
             raise UserError(
                 f"{path}, line {number:,} has {len(cells)} tab-separated columns, but source and target are columns "
-                f"{columns[0]} and {columns[1]}; mend the line, or set config.data.source_column and target_column."
+                f"{columns[0]} and {columns[1]}; fix the line, or set config.data.source_column and target_column."
             )
         pairs.append((cells[columns[0] - 1], cells[columns[1] - 1]))
     return pairs

@@ -23,7 +23,7 @@ from transformer_jax.system.files import as_path, is_at, os_errors, sync_folder,
 from transformer_jax.system.runtime import Shown, write_at_once
 
 CHUNK_BYTES = 4096
-"""A pipe takes as many at once, whole or not at all."""
+"""At most this many bytes at a time; Linux writes as many to a pipe whole or not at all."""
 QUIET_SECONDS = 3.0
 """Work that takes no longer shows no progress."""
 LINE_SECONDS = 5.0
@@ -107,13 +107,12 @@ class Output:
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
-        if not self._is_stream:
+        if not (self._is_stream and isinstance(self._target, Path)):
             return False
-        if self._descriptor is not None:
-            return os.isatty(self._descriptor)
-        if not (isinstance(self._target, Path) and self._target.is_char_device()):
-            return False
-        with contextlib.suppress(OSError), self._target.open("rb", buffering=0) as stream:
+        if self._descriptor is not None or not self._target.is_char_device():
+            return self._descriptor is not None and os.isatty(self._descriptor)
+        flags = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK  # neither wait for it nor own it
+        with contextlib.suppress(OSError), open(os.open(self._target, flags), "rb", buffering=0) as stream:
             return stream.isatty()
         return False
 

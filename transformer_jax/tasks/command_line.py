@@ -117,7 +117,7 @@ class TypedLines:
                 import readline  # noqa: F401  (`input` uses it once it is imported)
             if isinstance(sys.stdin, io.TextIOWrapper):
                 sys.stdin.reconfigure(errors="surrogateescape")
-        progress("type a text and press Enter; Ctrl-D ends")
+        progress("type a text and press Enter; press Ctrl-D to quit")
 
     def readline(self, size: int = -1) -> bytes:
         """The next line; empty at the end."""
@@ -203,7 +203,9 @@ def command_for(task: str, path: str) -> Command:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--batch-size` and the options of several processes."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, such as runs/numerals/model")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="a model folder, or the folder of its run, such as runs/numerals"
+    )
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="texts at a time on each device; changes speed, not results"
     )

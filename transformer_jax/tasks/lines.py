@@ -44,9 +44,9 @@ class Line(NamedTuple):
     prefix: str | None
     """Beginning of its output."""
     refusal: str
-    """Why it cannot be done; empty: it can."""
+    """Why it cannot be processed; empty if it can."""
     is_blank: bool = False
-    """Whether that is because it shows nothing."""
+    """Whether it is refused only because it is blank."""
 
 
 Answer = tuple[str, Sequence[str]]
@@ -62,14 +62,16 @@ Result = TypeVar("Result")
 def add_lines(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
     """Add the arguments of the input and the output."""
     parser.add_argument("texts", nargs="*", metavar=metavar, help=f"{help} [the lines of standard input]")
-    parser.add_argument("--input", metavar="FILE", help="read the lines of FILE instead, plain or gzip")
+    parser.add_argument(
+        "--input", metavar="FILE", help="read the lines of FILE, plain or gzip, instead of standard input"
+    )
     parser.add_argument(
         "--bad-lines",
         choices=(STOP, BLANK),
         default=STOP,
-        help="for a line that cannot be done, such as one that is not UTF-8 or too long: stop, or leave its output "
-        "blank and count it. Texts and files are checked before the work begins; of a pipe, the lines before the first "
-        "such line are still answered. Blank lines do not count as such [stop]",
+        help="what to do with a line that cannot be processed (not UTF-8, too long): stop, or write a blank line and "
+        "count it. Texts and files are checked up front; a pipe is checked as it is read, so the lines before the bad "
+        "one are still answered. Blank lines are never an error [stop]",
     )
     parser.add_argument(
         "--output",
@@ -199,7 +201,7 @@ def answer_lines(
                         release_memory()
     except BaseException as error:
         if output is not None and output.kept is not None:
-            error.add_note(f"The output of the first {done:,} lines is in {output.kept}.")
+            error.add_note(f"The output of at least the first {done:,} lines is in {output.kept}.")
         raise
     refused.tell()
 
@@ -248,7 +250,10 @@ class Refused:
             progress(f"{number:,} blank {noun} in the input, blank in the output; the first: line {first.number:,}")
         number, first = self._bad
         if number:
-            progress(f"{number:,} lines could not be done, so their output is blank; the first: {first.refusal}")
+            noun = "line" if number == 1 else "lines"
+            progress(
+                f"{number:,} {noun} could not be processed and are blank in the output; the first: {first.refusal}"
+            )
 
 
 def checked_windows(

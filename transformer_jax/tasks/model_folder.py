@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +172,7 @@ def is_intact(path: str | AnyPath) -> bool:
     """Whether a model folder has all its files, unchanged; starts no device."""
     try:
         config = _read_config(folder := folder_of(path))
-        _check_unchanged(folder, config, *config.sha256, limit=sys.maxsize)
+        _check_unchanged(folder, config, *config.sha256, limit=None)
         return True
     except UserError:
         return False
@@ -197,16 +196,16 @@ def folder_of(path: str | AnyPath) -> AnyPath:
     folder = as_path(path)
     try:
         with os_errors(folder):
-            is_folder = folder.is_dir()
-            if (folder / "model" / CONFIG_FILE).is_file() and not (folder / WEIGHTS_FILE).exists():
+            is_folder, has_weights = folder.is_dir(), (folder / WEIGHTS_FILE).exists()
+            if (folder / "model" / CONFIG_FILE).is_file() and not has_weights:
                 return folder / "model"
-            is_run = (folder / "checkpoints").is_dir()
+            is_run = (folder / "checkpoints").is_dir() and not has_weights
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a model folder.") from error
     if not is_folder:
         raise UserError(f"{path} is not a folder; name a model folder, such as runs/numerals/model.")
     if is_run:
-        raise UserError(f"{path} is a run that has not written its model yet; finish it by transformer-jax train.")
+        raise UserError(f"{path} is a run that has not written its model yet; finish it by rerunning its command.")
     return folder
 
 
@@ -242,7 +241,7 @@ def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
         raise UserError(
             f"{path} has format_version {version!r}, but this release reads 1 and 2; use the release that wrote it."
         )
-    for name in sorted(set(values) ^ set(_CONFIG_FIELDS) - ({"scores"} if version == 1 else set())):
+    for name in sorted((set(values) ^ set(_CONFIG_FIELDS)) - {"scores"}):  # which few folders have
         if name in values:
             raise UserError(f"{path}: {name} is not a field; known here: {', '.join(_CONFIG_FIELDS)}.")
         raise UserError(f"{path} has no field {name}; copy the model again from its origin.")
@@ -277,7 +276,7 @@ def _tokenizer_names(sha256: Mapping[str, str]) -> list[str]:
     return [name for name in sha256 if name not in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)]
 
 
-def _check_unchanged(folder: AnyPath, config: _FolderConfig, *names: str, limit: int = _LARGEST_CONFIG) -> None:
+def _check_unchanged(folder: AnyPath, config: _FolderConfig, *names: str, limit: int | None = _LARGEST_CONFIG) -> None:
     """Compare files of at most `limit` bytes, such as `config.json`, with their checksums."""
     for name in names:
         checksum = config.sha256.get(name)

@@ -20,6 +20,13 @@ from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer, abstract_params
 from transformer_jax.system import LineError, Positive, UserError, check_fields, check_value
 
+_LINE_ENDS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
+
+
+def on_one_line(text: str) -> str:
+    """The text with a space for each character that ends a line, whichever `str.splitlines` knows."""
+    return text.translate(_LINE_ENDS)
+
 
 def check_texts(texts: Sequence[str]) -> None:
     """Refuse anything but a list of texts.

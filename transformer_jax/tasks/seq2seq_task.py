@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 
 from transformer_jax.config import Config
 from transformer_jax.data.packing import Example, Seq2SeqBatch, collate_pairs
-from transformer_jax.data.readers import on_one_line, spread_evenly
+from transformer_jax.data.readers import spread_evenly
 from transformer_jax.data.tokenizers import pair_from_files, train_pair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
@@ -22,6 +22,7 @@ from transformer_jax.nn.model_config import training_flops
 from transformer_jax.system import UserError
 from transformer_jax.tasks.base import Evaluation
 from transformer_jax.tasks.metrics import exact_match, perplexity
+from transformer_jax.tasks.seq2seq_model import on_one_line
 
 MAX_SOURCE_LENGTH = 1024
 """Maximum tokens of a validation sentence: a memory limit, not one of the model."""

@@ -30,13 +30,10 @@ from transformer_jax.training.logging import RunLog
 from transformer_jax.training.setup import Run, is_checkpoint_step
 from transformer_jax.training.step import UNBOUNDED_SCHEDULES, Progress, TrainState, all_finite
 from transformer_jax.training.stopping import FINAL_EVALUATIONS, Clock
-from transformer_jax.training.workdir import DATA_FILES
+from transformer_jax.training.workdir import DATA_FILES, FINISHED_FILE
 
-FINISHED_FILE = "finished.json"
-"""In the work folder of a run that has ended, not just run out of time: its config and its outcome."""
-
-_NO_MATTER = ("max_minutes", "log_every", "num_samples", "keep_checkpoints")
-"""Fields of `config.training` that leave the model of a finished run as it is."""
+_WITHOUT_EFFECT = ("max_minutes", "log_every", "num_samples", "keep_checkpoints")
+"""Fields of `config.training` that do not change the model of a finished run."""
 _LONGEST_EXAMPLE = 60
 
 
@@ -208,29 +205,29 @@ def finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progre
 def finished(config: Config, workdir: AnyPath) -> dict[str, Any] | None:
     """`step`, `scores` and `lines` to show of a finished run of this config in `workdir`; None: it must be run.
 
-    Its model is intact, and the files of its data have not been touched; they are not read.
+    Its model is intact, and the local files of its data have not been touched; they are not read.
     """
     try:
         values = read_json(workdir / FINISHED_FILE)
         config_before, step, scores = (values[name] for name in ("config", "step", "scores"))
-        is_same = _what_matters(config_before) == _what_matters(json.loads(json.dumps(config.to_dict())))
+        is_same = _relevant(config_before) == _relevant(json.loads(json.dumps(config.to_dict())))
         is_same = is_same and values["data"] == _stamps(config)
         if not is_same or not model_folder.is_intact(workdir / "model"):
             return None
         shown = f"{config.training.metric} {scores[config.training.metric]:.4g} on validation data"
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    longer = "raise config.training.num_steps, or " if config.optim.schedule in UNBOUNDED_SCHEDULES else ""
+    longer = "longer, raise config.training.num_steps, or" if config.optim.schedule in UNBOUNDED_SCHEDULES else "again,"
     lines = [
         f"{workdir}: finished at step {step:,}, {shown}; the model is in {workdir / 'model'}",
-        f"To train further, {longer}name another --workdir",
+        f"To train {longer} choose another --workdir",
         *_next_commands(config.task, workdir / "model", []),
     ]
     return {"step": step, "scores": scores, "lines": lines}
 
 
-def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
-    training = {name: value for name, value in config["training"].items() if name not in _NO_MATTER}
+def _relevant(config: dict[str, Any]) -> dict[str, Any]:
+    training = {name: value for name, value in config["training"].items() if name not in _WITHOUT_EFFECT}
     return {name: value for name, value in config.items() if name != "mesh"} | {"training": training}
 
 
@@ -240,10 +237,12 @@ def _stamps(config: Config) -> dict[str, list[int]]:
     for field in ("data.manual_dir", *itertools.chain.from_iterable(DATA_FILES.values()), *file_fields()):
         name = attrgetter(field)(config) if field.startswith(("data.", f"{config.task}.")) else ""
         path = as_path(name) if name else None
-        if isinstance(path, Path):
+        if not isinstance(path, Path):
+            continue
+        for each in [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]:
             with contextlib.suppress(OSError):
-                status = path.stat()
-                stamps[field] = [status.st_size, status.st_mtime_ns]
+                status = each.stat()
+                stamps[f"{field} {each}"] = [status.st_size, status.st_mtime_ns]
     return stamps
 
 
@@ -252,14 +251,16 @@ def _next_commands(task: str, model: AnyPath, inputs: Sequence[str]) -> list[str
     command = registered(task).command
     if command is None:
         return [f'Use it in Python: transformer_jax.load("{model}")']
-    fitting = [text for text in inputs if len(text) <= _LONGEST_EXAMPLE and not text.startswith("-")]
+    fitting = [text for text in inputs if text.strip() and len(text) <= _LONGEST_EXAMPLE and not text.startswith("-")]
     example = [shlex.quote(min(fitting, key=len))] if fitting else []
     return ["Try it:", "  " + " ".join(["transformer-jax", command.name, "--model", shlex.quote(str(model)), *example])]
 
 
 def _command_line() -> str:
-    """The command that trains, as a person would write it."""
+    """The command that trains, as a person would write it, or the function that was called."""
     program = Path(sys.argv[0]).name
+    if program not in ("transformer-jax", "train.py", "__main__.py"):
+        return "transformer_jax.run"
     if program == "__main__.py":
         names = ["python", "-m", "transformer_jax"]
     else:

@@ -23,7 +23,7 @@ from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.system.runtime import show
 from transformer_jax.training.evaluation import Outcome, finish, finished, params_to_evaluate, rank
 from transformer_jax.training.logging import RunLog, SilentLog
-from transformer_jax.training.setup import Run, is_checkpoint_step, setup
+from transformer_jax.training.setup import Run, agree_on, is_checkpoint_step, setup
 from transformer_jax.training.step import Progress, TrainState, all_finite
 from transformer_jax.training.stopping import StopSignal, host_values, stop_on_signals
 from transformer_jax.training.usage import Rate, batch_stats, describe, traced, usage
@@ -49,7 +49,7 @@ def run(
 
     Writes `config.json`, `tokenizer/`, `checkpoints/`, logs, and the trained model in `model/`. If the folder already
     holds a run of the same config, the run resumes and ends as it would have without the interruption. If that run has
-    finished, nothing is done.
+    finished, its result is returned.
 
     Args:
         config: the experiment.
@@ -65,6 +65,8 @@ def run(
     started = time.monotonic() if started is None else started
     config = config if isinstance(config, Config) else from_config_dict(config)
     workdir = as_path(workdir)
+    if distributed.process_count() > 1:
+        agree_on(config, workdir)
     if found := distributed.broadcast(finished(config, workdir) if distributed.is_main() else None):
         if distributed.is_main():
             show("\n".join(found["lines"]))
@@ -117,7 +119,7 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False, verbose
     ):
         _greet(run, log, step, damages, notes)
         state, program = _start(run, saved)
-        if step and step % training.eval_every == 0:
+        if step and step % (progress.eval_every or training.eval_every) == 0:
             # The interruption may have come between saving and evaluating.
             _evaluate(run, log, state, step, progress, shows=not is_over)
         rate, unread, position, is_read_back = Rate(), None, progress.position, saved is not None
@@ -183,7 +185,7 @@ def _save(run: Run, state: TrainState, step: int, progress: Progress) -> None:
             f"A parameter is not finite after step {step:,}, which is not saved; {_REMEDY}, and train in another "
             "--workdir."
         )
-    progress.minutes = run.clock.minutes()
+    progress.minutes, progress.eval_every = run.clock.minutes(), run.config.training.eval_every
     run.checkpoints.save(step, state, progress.to_json())
 
 

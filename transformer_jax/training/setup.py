@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -77,7 +77,7 @@ class Evaluator:
         evaluation = self._task.score(predictions, self.loss_sums(params))
         return evaluation._replace(scores=distributed.broadcast(evaluation.scores))
 
-    @property
+    @cached_property
     def num_targets(self) -> int:
         """Number of targets of the validation data, as the loss weighs them: tokens, or texts of a classifier."""
         return sum(len(example[-1]) for example in self._task.validation_examples)

@@ -219,6 +219,8 @@ class Progress:
     """All updates skipped so far."""
     minutes: float = 0.0
     """Wall-clock time up to the checkpoint, over all processes that worked on the run."""
+    eval_every: int = 0
+    """Steps between evaluations at that time, which may change when the run resumes; 0: unknown."""
 
     def add(self, sums: dict[str, Any]) -> float:
         """Add the sums of one step; returns its weight, the number of tokens predicted.

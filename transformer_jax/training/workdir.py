@@ -27,6 +27,8 @@ from transformer_jax.training.step import UNBOUNDED_SCHEDULES, all_finite
 ORIGIN_FILE = "init_from.json"
 IDENTITY_FILE = "identity.json"
 IDENTITY_VERSION = 1
+FINISHED_FILE = "finished.json"
+"""Of a run that has ended, not just run out of time: its config and its outcome."""
 
 MAY_CHANGE = (
     *(f"training.{name}" for name in ("num_samples", "log_every", "eval_every", "checkpoint_every", "patience")),
@@ -314,6 +316,7 @@ def claim(
         if values is not None and not (isinstance(values, dict) and "training" in values):
             raise UserError(f"{workdir} holds a config.json that is not of a run; choose another --workdir.")
         workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / FINISHED_FILE).unlink(missing_ok=True)
         tokenizer_files = origin.tokenizer_files
         has_identity = (workdir / IDENTITY_FILE).exists()
         if not has_begun(workdir):

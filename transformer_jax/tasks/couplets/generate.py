@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, overload
 
 from transformer_jax.data import EOS, PAD, UNK
-from transformer_jax.data.readers import on_one_line
 from transformer_jax.data.tokenizers import Tokenizer
 from transformer_jax.decoding.generator import Generator, Report, SentenceConstraints
 from transformer_jax.decoding.options import SearchOptions
@@ -14,7 +13,7 @@ from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
 from transformer_jax.tasks.couplets.rules import HIDDEN, Rules, characters, plain
 from transformer_jax.tasks.couplets.sources import without_spaces
-from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings
+from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings, on_one_line
 
 
 class Reply(NamedTuple):
