@@ -199,7 +199,20 @@ def test_a_config_need_not_name_all_groups(tmp_path, monkeypatch):
     assert config.training == configs.Config().training
 
 
-@pytest.mark.parametrize("value", ["title,review", "('title', 'review')", "['title','review']"])
+def test_references_between_fields_follow_options(tmp_path):
+    from transformer_jax.cli import _override
+    from transformer_jax.config import load_config_file
+
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from transformer_jax.config import default_config\n\n"
+        "def get_config():\n    config = default_config()\n"
+        "    config.model.d_ff = config.model.get_ref('d_model') * 4\n    return config\n"
+    )
+    assert _override(load_config_file(str(path)), ["--config.model.d_model=64"]).model.d_ff == 256
+
+
+@pytest.mark.parametrize("value", ["title, review", "title,review", "('title', 'review')", "['title','review']"])
 def test_names_of_columns_need_no_quotes(value):
     from transformer_jax.cli import _override
     from transformer_jax.config import default_config

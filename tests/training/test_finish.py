@@ -43,3 +43,30 @@ def test_a_finished_run_is_extended_if_its_schedule_allows_it(tmp_path, scores, 
     run(short(), tmp_path / "bounded")
     with pytest.raises(UserError, match=r"num_steps=4, not 8, on which its cosine schedule depends; choose another"):
         run(short(num_steps=8), tmp_path / "bounded")
+
+
+def test_a_folder_that_is_claimed_is_not_finished(tmp_path, scores, monkeypatch):  # noqa: F811
+    """Else the outcome of before would stand beside another model."""
+    scores(1.0)
+    run(short(), tmp_path)
+    other = short()
+    other.decoding.alpha = 0.1
+    monkeypatch.setattr(loop, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        run(other, tmp_path)
+    assert not (tmp_path / "finished.json").exists()
+
+
+def test_an_evaluation_that_an_interruption_prevented_is_made_up_for(tmp_path, scores, monkeypatch):  # noqa: F811
+    """Also if the resumed run evaluates at other steps."""
+
+    def fail(*_, **__):
+        raise RuntimeError("killed")
+
+    scores(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_evaluate", fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(short(num_steps=8), tmp_path)  # at step 2, saved and not evaluated
+    run(short(num_steps=8, eval_every=4), tmp_path)
+    assert [line["step"] for line in lines(tmp_path) if line["kind"] == "evaluation"] == [2, 4, 8]
