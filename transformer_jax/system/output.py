@@ -230,7 +230,7 @@ class ProgressDisplay:
         Args:
             kind: of display.
             doing: the work, such as "translating".
-            total: of how many; None if nobody knows.
+            total: of how many; None if unknown.
             noun: what is counted.
             say: shows a line.
         """
@@ -304,7 +304,7 @@ class ProgressDisplay:
     def _lines(self) -> None:
         told, seconds = 0, QUIET_SECONDS
         while not self._ends.wait(seconds):
-            if self._done != told:
+            if self._done not in (told, self._total):
                 told, self._is_shown = self._done, True
                 self._say(self.status())
                 seconds = LINE_SECONDS

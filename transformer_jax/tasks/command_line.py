@@ -92,7 +92,7 @@ def display_of(
 
     Args:
         doing: the work, such as "translating".
-        total: of how many; None if nobody knows.
+        total: of how many; None if unknown.
         noun: what is counted.
         beside: whether results go to a terminal meanwhile, where a bar would be in their way.
         hidden: whether to display nothing.
