@@ -1,4 +1,4 @@
-"""What a command writes: files that a person named for output, and how far its work is."""
+"""What a command writes: files that a person named for output, and the progress of its work."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ CHUNK_BYTES = 4096
 QUIET_SECONDS = 3.0
 """Work that takes no longer shows no progress."""
 LINE_SECONDS = 5.0
-"""Between two lines about progress, where there is no bar."""
+"""Interval of progress lines where there is no bar."""
 _FRAME_SECONDS = 0.5
 _SAMPLES = 200
 
@@ -196,7 +196,7 @@ def write_output(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def chunks(content: bytes) -> Iterator[bytes]:
-    """Whole lines of the content at a time, as many as `CHUNK_BYTES` hold; of a longer line, all."""
+    """Split content into pieces of whole lines, at most `CHUNK_BYTES` each unless a single line is longer."""
     start = 0
     while start < len(content):
         end = content.rfind(b"\n", start, start + CHUNK_BYTES) + 1
@@ -209,7 +209,7 @@ def chunks(content: bytes) -> Iterator[bytes]:
 
 
 class ProgressDisplay:
-    """How far some work is, on standard error, once it has taken `QUIET_SECONDS`.
+    """Shows the progress of work on standard error, once it has taken `QUIET_SECONDS`.
 
     A bar, above which appears what is written to `sys.stderr` meanwhile, or a line every few seconds. Speed and time
     left follow from the latter half of the time since the first result, so that loading and compiling do not distort
@@ -262,12 +262,12 @@ class ProgressDisplay:
             self._say(f"{self._done:,} {self._noun} in {_clock(seconds)}, {_number(self._done / seconds)} a second")
 
     def add(self, count: int) -> None:
-        """So many more are done; any thread may call this."""
+        """Add to the number done; thread-safe."""
         with self._lock:
             self._set(self._done + count)
 
     def reach(self, done: int) -> None:
-        """So many are done in all."""
+        """Set the number done."""
         with self._lock:
             self._set(done)
 
@@ -282,7 +282,7 @@ class ProgressDisplay:
             samples.popleft()
 
     def of_share(self, shares: int) -> Callable[[int], None]:
-        """`add` for work that is a share of one in so many, which advance alike."""
+        """`add` for one of several equal shares of the work, assumed to advance at the same rate."""
         return lambda count: self.add(count * shares)
 
     def status(self) -> str:

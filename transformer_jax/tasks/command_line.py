@@ -88,7 +88,7 @@ def progress(message: str) -> None:
 def display_of(
     doing: str, total: int | None, noun: str = "lines", *, beside: bool = False, hidden: bool = False
 ) -> ProgressDisplay:
-    """A display, on standard error, of how much of some work is done.
+    """A progress display on standard error.
 
     Args:
         doing: the work, such as "translating".
@@ -107,10 +107,10 @@ PROMPT = "> "
 
 
 class TypedLines:
-    """What somebody types at a terminal, as a stream of lines; each has a prompt."""
+    """Lines typed at a terminal, as a binary stream that prompts for each."""
 
     def __init__(self) -> None:
-        """Say how to end, and edit lines if the prompts can be shown where they are typed."""
+        """Say how to end; enable line editing if standard output is a terminal too."""
         self._edits = Shown(sys.stdout).isatty()
         if self._edits:
             with contextlib.suppress(ImportError):

@@ -1,7 +1,7 @@
 """Bulk work: the lines of the input in, an answer for each out, in order and in bounded memory.
 
 Lines are read, answered and written in windows, so that memory does not grow with the input, and what is done is
-written. Those typed at a terminal are answered one by one.
+written. Lines typed at a terminal are answered one by one.
 """
 
 import argparse
@@ -103,7 +103,7 @@ class Lines:
         is_alone = distributed.process_count() == 1
         named = bool(texts) or arguments.input is not None
         self.are_typed = not named and is_alone and sys.stdin is not None and Shown(sys.stdin).isatty()
-        """Whether somebody types them at a terminal."""
+        """Whether they are typed at a terminal."""
         self._read: list[str] | LineReader = texts
         if not texts:
             reader = open_lines(arguments.input) if named else _standard_input(are_typed=self.are_typed)
