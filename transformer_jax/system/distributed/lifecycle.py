@@ -335,4 +335,5 @@ def _exit(status: int, sentence: str = "") -> NoReturn:
 
 
 def _program() -> str:
-    return Path(sys.argv[0]).name
+    name = Path(sys.argv[0]).name
+    return "transformer-jax" if name in ("train.py", "__main__.py") else name  # the same command, started otherwise
