@@ -12,7 +12,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -51,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     started = time.monotonic()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    is_training = arguments[:1] == ["train"]
+    if is_training:
+        _exit_on_sigterm()
     # What a run prints is in its logs too.
-    return run_program("transformer-jax", lambda: _run(arguments, started), needs_output=arguments[:1] != ["train"])
+    return run_program("transformer-jax", lambda: _run(arguments, started), needs_output=not is_training)
 
 
 def _run(argv: list[str], started: float) -> int:
@@ -148,41 +151,33 @@ def _train(arguments: argparse.Namespace, overrides: list[str], started: float) 
 
     workdir = _workdir_of(arguments.config) if arguments.workdir is None else arguments.workdir
     logging.set_verbosity(logging.FATAL)  # libraries raise their errors too; their logs are not for users
-    with _exit_on_sigterm():
-        notes = prepare()
-        # Only now: these import JAX.
-        from transformer_jax.config import load_config_file
-        from transformer_jax.training import run
+    notes = prepare()
+    # Only now: these import JAX.
+    from transformer_jax.config import load_config_file
+    from transformer_jax.training import run
 
-        with beside_others(arguments):
-            config = _override(load_config_file(arguments.config), overrides)
-            outcome = run(
-                config,
-                workdir,
-                started=started,
-                notes=notes,
-                profile=arguments.profile,
-                verbose=arguments.verbose,
-            )
+    with beside_others(arguments):
+        config = _override(load_config_file(arguments.config), overrides)
+        outcome = run(
+            config,
+            workdir,
+            started=started,
+            notes=notes,
+            profile=arguments.profile,
+            verbose=arguments.verbose,
+        )
     return 130 if outcome.signal == signal.SIGINT else 0
 
 
-@contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """A context in which SIGTERM, outside a run, exits with status 0: nothing is unsaved there."""
+def _exit_on_sigterm() -> None:
+    """From now on SIGTERM, outside a run, exits with status 0: nothing is unsaved then."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         os._exit(0)
 
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with contextlib.suppress(ValueError):  # not the main thread
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, leave)
 
 
 def _workdir_of(config: str) -> str:

@@ -165,6 +165,8 @@ def finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progre
         else:
             log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
 
+    if not is_over:
+        log.say(f"The time is up after {step:,} of {training.num_steps:,} steps; rerun the command to train on")
     final = distributed.broadcast(run.clock.has(FINAL_EVALUATIONS / 4 * run.clock.evaluation_seconds))
     choice = choose(
         _candidates(run, state, step, progress),

@@ -321,6 +321,7 @@ class _Bar:
             TextColumn("left"),
             console=Console(file=cast(IO[str], Shown(sys.stdout))),
             expand=True,
+            transient=True,
             # Few refreshes, to spare the CPU; a long period, as an evaluation may come between two steps.
             refresh_per_second=2,
             speed_estimate_period=600,

@@ -1,6 +1,7 @@
 """Everything a run needs, built once before its first step."""
 
 import dataclasses
+import itertools
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
 from transformer_jax.training.stopping import Clock, HostValues, StopFlags, StopSignal, mean_over_devices
 from transformer_jax.training.workdir import (
+    DATA_FILES,
     Origin,
     check_identity,
     claim,
@@ -293,6 +295,10 @@ def check(config: Config) -> None:
         UserError: naming the field.
     """
     data, metric = config.data, config.training.metric
+    for field in itertools.chain.from_iterable(DATA_FILES.values()):
+        name = field.removeprefix("data.")
+        if getattr(data, name) and data.name != "text":
+            raise UserError(f"config.{field} is set, but config.data.name is {data.name!r}; set that to text.")
     check_row_fits(data.batching, data.tokens_per_batch, data.row_length, data.max_length)
     metrics = getattr(task_class(config), "metrics", None)
     if isinstance(metrics, tuple) and metric not in metrics:

@@ -162,8 +162,10 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
     # The task first: without it, groups of fields differ.
     differences = _differences(before, config.to_dict(), default)
     for name, value, now in sorted(differences, key=lambda difference: difference[0] != "task"):
-        if not name.startswith(tuple(may_change)):
-            why = f", on which its {config.optim.schedule} schedule depends" if name == "training.num_steps" else ""
+        is_shorter = name == "training.num_steps" and isinstance(value, int) and value > now
+        if is_shorter or not name.startswith(tuple(may_change)):
+            bounded = config.optim.schedule not in UNBOUNDED_SCHEDULES and name == "training.num_steps"
+            why = f", on which its {config.optim.schedule} schedule depends" if bounded else ""
             raise UserError(
                 f"{workdir} holds a run with config.{name}={value!r}, not {now!r}{why}; "
                 "choose another --workdir, or delete that one."

@@ -62,7 +62,8 @@ def load_training_data(config: "DataConfig") -> PairData:
     notes = []
     if config.name == "text":
         train, blank = drop_blank_pairs(train)
-        notes.append(f"left out {blank:,} training pairs with a blank side")
+        if blank:
+            notes.append(f"left out {blank:,} training pairs with a blank side")
     if config.validation_split:
         return PairData(train, load_pairs(config, config.validation_split), notes)
     train, validation = cut(train, lambda pair: pair[0], config.validation_percent)
