@@ -94,7 +94,7 @@ def test_what_does_not_change_the_model_may_change(tmp_path):
     changed = Config(
         data=DataConfig(manual_dir="x", data_dir="y"),
         training=TrainingConfig(
-            num_samples=9, max_minutes=5.0, keep_checkpoints=7, log_every=1, eval_every=2, patience=3, num_steps=9
+            num_samples=9, max_minutes=5.0, keep_checkpoints=7, log_every=1, eval_every=2, patience=3, num_steps=200_000
         ),
         decoding=DecodingConfig(beam_size=9, batch_size=3),
         mesh=MeshConfig(data=2, fsdp=4),
@@ -102,6 +102,12 @@ def test_what_does_not_change_the_model_may_change(tmp_path):
     find_origin(changed, tmp_path)
     claim(tmp_path, changed, task())
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(changed.to_dict()))
+
+
+def test_a_run_is_not_made_shorter(tmp_path):
+    begin(tmp_path)
+    with pytest.raises(UserError, match=r"config\.training\.num_steps=100000, not 9; choose another"):
+        find_origin(Config(training=TrainingConfig(num_steps=9)), tmp_path)
 
 
 def test_fields_that_may_change_exist():
