@@ -18,7 +18,7 @@ from transformer_jax.tasks.translation.translator import Translator
 
 def own_model(*, joint=True, seed=0, **options):
     """A translator with a tokenizer that is trained here and random weights."""
-    pair = train_pair("unigram", GERMAN, ENGLISH, 60, joint)
+    pair = train_pair("unigram", GERMAN, ENGLISH if joint else ENGLISH[:2], 60, joint)
     sizes = {"source_vocab_size": pair.source.vocab_size, "target_vocab_size": pair.target.vocab_size}
     small = {"d_model": 8, "num_heads": 2, "d_ff": 12, "num_encoder_layers": 1, "num_decoder_layers": 1}
     config = ModelConfig(**(small | sizes | options))

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
-PERMISSIVE = re.compile(r"Apache|MIT|BSD|Python Software Foundation|matplotlib|ISC|Zlib|PSF", re.IGNORECASE)
+PERMISSIVE = re.compile(r"Apache|MIT|BSD|Python Software Foundation|matplotlib|ISC|Zlib|PSF|Unlicense", re.IGNORECASE)
 COPYLEFT = re.compile(r"\bA?GPL|LGPL|MPL|EUPL|CDDL")
 WEAK_COPYLEFT = {"certifi": "MPL", "num2words": "LGPL", "tqdm": "MPL"}
 """Imported, unchanged and replaceable, which these permit."""
