@@ -1,14 +1,22 @@
-"""Config groups of tasks: `tasks.registry` adds them, and `config`, which lies below the tasks, reads them."""
+"""Config groups of tasks, which `tasks.registry` adds and `config`, below the tasks, reads; fields that name data."""
 
 import importlib.metadata
+import itertools
 import os
 import sys
 import warnings
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 ENTRY_POINTS = "transformer_jax.tasks"
 """Group of the entry points of installed packages; each names a module that calls `register_task`."""
+
+DATA_FILES = {
+    part: [f"data.{name}_{kind}" for kind in ("source", "target", "file")]
+    for part, name in (("training", "train"), ("validation", "validation"))
+}
+"""Part of the data to the fields that name its files, which may be others with the same records."""
 
 _groups: dict[str, type[Any]] = {}
 _loaded: set[str] = set()
@@ -45,6 +53,15 @@ def moved_fields() -> dict[str, list[str]]:
 def file_fields() -> list[str]:
     """Paths of the fields in tasks' groups that name files of data, such as "couplet.blocklist"."""
     return [f"{task}.{name}" for task, group in task_groups().items() for name in getattr(group, "FILES", ())]
+
+
+def data_paths(config: Any, *parts: str) -> dict[str, str]:
+    """Files and folders of data that a `Config` names, of these parts or of all, by the path of the field."""
+    parts = parts or tuple(DATA_FILES)
+    fields = ["data.manual_dir", *itertools.chain.from_iterable(DATA_FILES[part] for part in parts)]
+    fields += file_fields() if "training" in parts else []
+    own = [field for field in fields if field.startswith(("data.", f"{config.task}."))]
+    return {field: name for field in own if (name := attrgetter(field)(config))}
 
 
 def load_plugins() -> None:

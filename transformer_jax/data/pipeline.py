@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from transformer_jax.data.packing import Example, bucket_rows, pack_rows
-from transformer_jax.data.readers import read_records
+from transformer_jax.data.readers import CHUNK, read_records
 from transformer_jax.system import UserError
 
 Record = TypeVar("Record")
@@ -26,7 +26,6 @@ DIGESTED = 1000
 """Maximum number of examples in a digest of batches."""
 _MOST_READ_FOR_DIGEST = 200_000  # records, which takes about 5 s; of more, a sample is read
 _SAMPLED_FOR_DIGEST = 4096
-_CHUNK = 1024
 
 
 class Position(NamedTuple):
@@ -329,8 +328,8 @@ def digest(records: Sequence[Record]) -> str | None:
     numbers = range(0, len(records), step)
     hashed = hashlib.sha256(f"{len(records)}\n".encode())
     try:
-        for start in range(0, len(numbers), _CHUNK):
-            hashed.update(json.dumps(read_records(records, numbers[start : start + _CHUNK])).encode())
+        for start in range(0, len(numbers), CHUNK):
+            hashed.update(json.dumps(read_records(records, numbers[start : start + CHUNK])).encode())
     except (TypeError, ValueError, RecursionError):
         return None
     return hashed.hexdigest()

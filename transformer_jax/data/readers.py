@@ -22,7 +22,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
 _LARGEST_TEXT = 8 << 30  # bytes that a compressed file may have when uncompressed
 _PIECE = 1 << 20
-_CHUNK = 1024
+CHUNK = 1024
+"""Records that are read at a time."""
 LONGEST_LINE = 1 << 24
 """Bytes that a line of `iterate_lines` may have."""
 # Unicode's own list of characters that show nothing, besides white space, controls and formats other than the Arabic
@@ -318,8 +319,8 @@ class MappedRecords(Sequence[Record], Generic[Record]):
         return [self._function(record) for record in read_records(self._records, indices)]
 
     def __iter__(self) -> Iterator[Record]:
-        for start in range(0, len(self), _CHUNK):
-            yield from self[start : start + _CHUNK]
+        for start in range(0, len(self), CHUNK):
+            yield from self[start : start + CHUNK]
 
 
 def is_held_out(text: str, percent: float) -> bool:

@@ -30,6 +30,7 @@ from transformer_jax.nn import AttentionWeights, Cache, Memory, Seq2Seq
 from transformer_jax.nn.losses import smoothed_cross_entropy
 from transformer_jax.sharding import spread, standard_numerics, workers
 from transformer_jax.system import NotNumbersError, UserError
+from transformer_jax.system.output import Report
 
 BAD_WORDS = ((BOS,), (UNK,))
 """Sequences that a model with the special tokens of this package never produces, besides padding."""
@@ -38,8 +39,6 @@ USUAL_BEAM = 4
 MAX_BATCHES = 8
 """Most batches of short sentences that are searched, and compacted, together."""
 
-Report = Callable[[int], None]
-"""Called while work is in progress with the number of texts finished since the last call, by any thread."""
 Group = tuple[Search, int, int, list[tuple[int, list[int]]]]
 """A search, the padded lengths of its sources and prefixes, and the rows and sentences of each of its batches."""
 

@@ -22,6 +22,8 @@ from transformer_jax.system import UserError
 from transformer_jax.system.files import as_path, is_at, os_errors, sync_folder, try_lock
 from transformer_jax.system.runtime import Shown, write_at_once
 
+Report = Callable[[int], None]
+"""Called while work is in progress with the number of texts finished since the last call, by any thread."""
 CHUNK_BYTES = 4096
 """At most this many bytes at a time; Linux writes as many to a pipe whole or not at all."""
 QUIET_SECONDS = 3.0
@@ -273,8 +275,8 @@ class ProgressDisplay:
 
     def _set(self, done: int) -> None:
         now, samples = time.monotonic(), self._samples
-        self._done, first = done, now if self._first is None else self._first
-        self._first = first
+        self._done = done
+        self._first = first = now if self._first is None else self._first
         if len(samples) > 1 and now - samples[-2][0] < (now - first) / _SAMPLES:
             samples.pop()  # to keep few, however long it takes
         samples.append((now, done))

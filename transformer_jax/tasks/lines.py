@@ -8,12 +8,13 @@ import argparse
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from transformer_jax.system import BlankLineError, LineError, UserError
-from transformer_jax.system.output import Output, chunks
+from transformer_jax.system.output import Output, Report, chunks
 from transformer_jax.system.runtime import Shown, release_memory, stdout_bytes
 from transformer_jax.tasks.command_line import (
     TypedLines,
@@ -51,9 +52,6 @@ class Line(NamedTuple):
 
 Answer = tuple[str, Sequence[str]]
 """The whole lines of output for a line of the input, and remarks for standard error."""
-
-Report = Callable[[int], None]
-"""Called with a number of lines as they are done, perhaps from several threads."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -221,7 +219,7 @@ def map_windows(
     with display_of(doing, len(items), noun) as display:
         report = display.of_share(distributed.process_count())
         size = WINDOW if window is None else window
-        for first in range(0, len(items), size):
+        for first in range(0, len(items), size or 1):
             results += distributed.parallel_map(lambda own: work(own, report), items[first : first + size])
             display.reach(len(results))
             release_memory()
@@ -233,27 +231,25 @@ class Refused:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._bad: list[Any] = [0, None]
-        self._blank: list[Any] = [0, None]
+        self._numbers: Counter[bool] = Counter()
+        self._first: dict[bool, Line] = {}
 
     def count(self, line: Line) -> None:
         """Count it, if it cannot be done."""
         if line.refusal:
-            counted = self._blank if line.is_blank else self._bad
-            counted[:] = counted[0] + 1, counted[1] or line
+            self._numbers[line.is_blank] += 1
+            self._first.setdefault(line.is_blank, line)
 
     def tell(self) -> None:
         """Report them on standard error, if there are any."""
-        number, first = self._blank
-        if number:
+        for is_blank, first in sorted(self._first.items(), reverse=True):
+            number = self._numbers[is_blank]
             noun = "line" if number == 1 else "lines"
-            progress(f"{number:,} blank {noun} in the input, blank in the output; the first: line {first.number:,}")
-        number, first = self._bad
-        if number:
-            noun = "line" if number == 1 else "lines"
-            progress(
-                f"{number:,} {noun} could not be processed and are blank in the output; the first: {first.refusal}"
-            )
+            if is_blank:
+                progress(f"{number:,} blank {noun} in the input, blank in the output; the first: line {first.number:,}")
+            else:
+                what = f"{number:,} {noun} could not be processed and are blank in the output"
+                progress(f"{what}; the first: {first.refusal}")
 
 
 def checked_windows(

@@ -152,7 +152,7 @@ def score_references(model: Any, pairs: Pairs) -> Scored:
     progress(f"scoring {len(pairs):,} references")
     # In one window: the last digit of a log-probability depends on the shape of its batch, and `score` holds only a few
     # batches at a time anyway.
-    scored = map_windows(score, pairs, "scoring", "references", window=max(1, len(pairs)))
+    scored = map_windows(score, pairs, "scoring", "references", window=len(pairs))
     return [(log_prob, tokens) for log_prob, tokens in scored]
 
 

@@ -1,7 +1,6 @@
 """The end of a run: choosing parameters on the validation data, and writing the model."""
 
 import contextlib
-import itertools
 import json
 import math
 import shlex
@@ -9,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ from transformer_jax.nn import unstack_layers
 from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError, distributed, finite
 from transformer_jax.system.files import AnyPath, as_path, read_json, write_atomically
-from transformer_jax.task_groups import file_fields
+from transformer_jax.task_groups import data_paths
 from transformer_jax.tasks import model_folder
 from transformer_jax.tasks.base import Evaluation, Task
 from transformer_jax.tasks.registry import registered
@@ -30,7 +28,7 @@ from transformer_jax.training.logging import RunLog
 from transformer_jax.training.setup import Run, is_checkpoint_step
 from transformer_jax.training.step import UNBOUNDED_SCHEDULES, Progress, TrainState, all_finite
 from transformer_jax.training.stopping import FINAL_EVALUATIONS, Clock
-from transformer_jax.training.workdir import DATA_FILES, FINISHED_FILE
+from transformer_jax.training.workdir import FINISHED_FILE
 
 _WITHOUT_EFFECT = ("max_minutes", "log_every", "num_samples", "keep_checkpoints")
 """Fields of `config.training` that do not change the model of a finished run."""
@@ -236,9 +234,8 @@ def _relevant(config: dict[str, Any]) -> dict[str, Any]:
 def _stamps(config: Config) -> dict[str, list[int]]:
     """Size and time of modification of the files and folders of data on this machine, by field."""
     stamps: dict[str, list[int]] = {}
-    for field in ("data.manual_dir", *itertools.chain.from_iterable(DATA_FILES.values()), *file_fields()):
-        name = attrgetter(field)(config) if field.startswith(("data.", f"{config.task}.")) else ""
-        path = as_path(name) if name else None
+    for field, name in data_paths(config).items():
+        path = as_path(name)
         if not isinstance(path, Path):
             continue
         for each in [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]:

@@ -30,6 +30,7 @@ from transformer_jax.sharding import (
 from transformer_jax.system import UserError, distributed
 from transformer_jax.system.files import AnyPath, write_atomically
 from transformer_jax.system.ownership import Ownership
+from transformer_jax.task_groups import DATA_FILES
 from transformer_jax.tasks.base import Evaluation, Task
 from transformer_jax.tasks.model_folder import check_savable
 from transformer_jax.tasks.registry import task_class
@@ -37,7 +38,6 @@ from transformer_jax.training.checkpoint import Checkpoints
 from transformer_jax.training.step import TrainState, init_state, make_optimizer, make_schedule, train_step
 from transformer_jax.training.stopping import Clock, HostValues, StopFlags, StopSignal, mean_over_devices
 from transformer_jax.training.workdir import (
-    DATA_FILES,
     Origin,
     check_identity,
     claim,

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError, distributed, package_version
 from transformer_jax.system.files import AnyPath, os_errors, read_file, read_json, replace_folder, write_atomically
 from transformer_jax.system.ownership import Ownership
-from transformer_jax.task_groups import file_fields
+from transformer_jax.task_groups import DATA_FILES, data_paths, file_fields
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import load, task_of
 from transformer_jax.tasks.registry import checked_settings, make_task, registered, registered_names
@@ -52,10 +51,6 @@ OF_THE_RUN = (
 OUTSIDE_STACKS = ("positions", "max_positions", "tie_embeddings", "output_bias", "scale_embeddings")
 """Further fields it sets if it starts from stacks without a vocabulary, which they do not concern."""
 
-_PARTS = {"training": "train", "validation": "validation"}
-"""Part of the data to what the names of its fields in `config.data` begin with."""
-DATA_FILES = {part: [f"data.{name}_{kind}" for kind in ("source", "target", "file")] for part, name in _PARTS.items()}
-"""Part of the data to the fields that name its files, which may be others with the same records."""
 _NAMES_SHOWN = 5
 
 
@@ -155,7 +150,7 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
     if not isinstance(before, dict):
         raise UserError(f"{workdir / 'config.json'} is not the config of a run; choose another --workdir.")
     default = Config(task=config.task).to_dict()
-    is_compared = identity is not None and None not in (identity[part]["sha256"] for part in _PARTS)
+    is_compared = identity is not None and None not in (identity[part]["sha256"] for part in DATA_FILES)
     may_change = [*MAY_CHANGE, *(sum(DATA_FILES.values(), file_fields()) if is_compared else ())]
     if config.optim.schedule in UNBOUNDED_SCHEDULES:
         may_change.append("training.num_steps")
@@ -232,7 +227,7 @@ def check_identity(workdir: AnyPath, config: Config, identity: Mapping[str, Any]
     if before is None:
         return
     difference = _other_classes(before["classes"], identity["classes"])
-    for part in _PARTS:
+    for part in DATA_FILES:
         (count, checksum), (count_now, checksum_now) = (
             (values[part]["records"], values[part]["sha256"]) for values in (before, identity)
         )
@@ -266,9 +261,7 @@ def _listed(names: list[str]) -> str:
 
 def _named_data(config: Config, part: str) -> str:
     """A part of the data, with the fields that name it: files, or a set and its folder."""
-    paths = ["data.manual_dir", *DATA_FILES[part], *(file_fields() if part == "training" else [])]
-    values = {path: attrgetter(path)(config) for path in paths if path.startswith(("data.", f"{config.task}."))}
-    shown = "".join(f", {path.removeprefix('data.')}={value}" for path, value in values.items() if value)
+    shown = "".join(f", {field.removeprefix('data.')}={name}" for field, name in data_paths(config, part).items())
     return f"the {part} data (config.data.name={config.data.name}{shown})"
 
 
@@ -285,7 +278,7 @@ def _read_identity(workdir: AnyPath) -> Any:
             f"{path} has format_version {version}, but this release reads {IDENTITY_VERSION}; resume the run with the "
             f"release that wrote it ({values.get('package_version')}), or choose another --workdir."
         )
-    parts: list[Any] = [values.get(part) for part in _PARTS] if isinstance(values, dict) else []
+    parts: list[Any] = [values.get(part) for part in DATA_FILES] if isinstance(values, dict) else []
     if (
         version != IDENTITY_VERSION
         or not isinstance(values.get("classes"), list)

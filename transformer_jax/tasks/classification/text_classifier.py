@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.data.readers import is_blank
 from transformer_jax.data.tokenizers import TokenizerPair, encode_texts
-from transformer_jax.decoding.generator import Report
 from transformer_jax.decoding.scheduler import batches_by_length, padded
 from transformer_jax.nn import Classifier, ModelConfig, abstract_params
 from transformer_jax.sharding import spread
 from transformer_jax.system import BlankLineError, NotNumbersError, Positive, UserError, check_fields
+from transformer_jax.system.output import Report
 from transformer_jax.tasks.classification.labelled import AG_NEWS_CLASSES, AG_NEWS_COLUMNS, TEXT_AND_LABEL
 from transformer_jax.tasks.seq2seq_model import check_batch_size, check_texts
 

@@ -6,9 +6,10 @@ from typing import Any, Literal, NamedTuple, overload
 
 from transformer_jax.data import EOS, PAD, UNK
 from transformer_jax.data.tokenizers import Tokenizer
-from transformer_jax.decoding.generator import Generator, Report, SentenceConstraints
+from transformer_jax.decoding.generator import Generator, SentenceConstraints
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.system import BlankLineError
+from transformer_jax.system.output import Report
 from transformer_jax.tasks.couplets import CoupletConfig
 from transformer_jax.tasks.couplets.enforce import Plan, keep_rules, make_plan, vocabulary_of
 from transformer_jax.tasks.couplets.rules import HIDDEN, Rules, characters, plain

@@ -9,8 +9,9 @@ from jaxtyping import Float
 
 from transformer_jax.data.readers import is_blank
 from transformer_jax.data.tokenizers import WordTokenizer
-from transformer_jax.decoding.generator import Generator, Hypothesis, Report
+from transformer_jax.decoding.generator import Generator, Hypothesis
 from transformer_jax.system import LineError, UserError
+from transformer_jax.system.output import Report
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings, check_texts, on_one_line
 
 
