@@ -27,6 +27,8 @@ from transformer_jax.tasks.model_folder import load, save
 
 LINES = ["abc", "cab ab", "Bad", "decade", "e", "ABBA"]
 SIZES = ("num_decoder_layers", "num_heads", "head_width")
+# Of logits up to 12.6; with JAX 0.7, which sums in another order, 1.4e-5 was seen.
+TOLERANCE = 1e-5 if jax.__version_info__ >= (0, 8) else 2e-5
 
 
 def write_model(path, **options):
@@ -70,7 +72,7 @@ def test_logits_are_the_models_whatever_the_sizes(folders, batch, beams, length,
     memory, cache = program.encode(source), program.empty_cache(batch, beams, slots)
     for step in range(slots):
         logits, cache = program.step(target[:, :, step], cache, memory)
-        np.testing.assert_allclose(logits, expected[:, :, step], atol=2e-5)
+        np.testing.assert_allclose(logits, expected[:, :, step], atol=TOLERANCE)
     assert float(jnp.ptp(logits)) > 1
 
 
