@@ -6,6 +6,8 @@ import, so functions that need it import it late and --help is quick.
 
 import argparse
 import contextlib
+import difflib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = "numerals"
 _OPTIONS = ("--config", "--config.GROUP.FIELD=VALUE", "--workdir", "--profile", "--verbose", "--distributed", "--help")
+_KINDS = {int: "an integer", float: "a number", bool: "true or false"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +82,13 @@ def _complete(parser: argparse.ArgumentParser) -> None:
         import argcomplete
 
         argcomplete.autocomplete(parser)
+
+
+def _fields(config: Any, prefix: str = "config") -> list[str]:
+    """The fields of a config, such as config.optim.lr."""
+    if not hasattr(config, "items"):
+        return [prefix]
+    return [path for name, value in config.items() for path in _fields(value, f"{prefix}.{name}")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,6 +144,11 @@ def _add_train(commands: Any) -> None:
         help="a shipped config, a file with get_config(), or the config.json of a run [numerals]",
     ).completer = lambda **_: sorted(shipped_configs())
     train.add_argument("--config.GROUP.FIELD", metavar="VALUE", help="override a field; may be given several times")
+    if "--config." in os.environ.get("COMP_LINE", ""):  # the shell asks for fields
+        from transformer_jax.config import Config
+
+        for path in _fields(Config().to_dict()):
+            train.add_argument(f"--{path}")
     train.add_argument(
         "--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG, or that of config.json]"
     )
@@ -199,7 +214,7 @@ def _override(config: "ConfigDict", overrides: list[str]) -> "ConfigDict":
         option = override.partition("=")[0]
         name, _, path = option.lstrip("-").partition(".")
         if name != "config":
-            raise UserError(f"{override} is not an option of train; {known_names(option, _OPTIONS)}")
+            raise UserError(f"{override} is not an option of train; {_nearest_option(option, config)}")
         group = config
         for part in path.split("."):
             if not isinstance(group, ConfigDict) or part not in group:
@@ -222,10 +237,25 @@ def _override(config: "ConfigDict", overrides: list[str]) -> "ConfigDict":
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=own, sys_argv=argv)
         rest = own(argv)[1:]
     except flags.Error as error:
+        for path, value in (given[len("--") :].split("=", 1) for given in argv[1:] if given in str(error)):
+            kind = type(functools.reduce(getattr, path.split(".")[1:], config))
+            if kind in _KINDS:
+                raise UserError(f"{path} is {value!r}, but must be {_KINDS[kind]}.") from error
         raise UserError(str(error)) from error
     if rest:
         raise UserError(f"{rest[0]} is not an option; write --config.GROUP.FIELD=VALUE.")
     return holder.value
+
+
+def _nearest_option(option: str, config: "ConfigDict") -> str:
+    """The end of the sentence about an unknown option: what may have been meant."""
+    name = option.partition(":")[0]
+    if name in shipped_configs() or name.endswith(".py"):
+        return f"did you mean --config {option}?"
+    fields = {path.rpartition(".")[2]: f"--{path}" for path in _fields(config)}
+    known = fields | {name.lstrip("-"): name for name in _OPTIONS}
+    near = difflib.get_close_matches(option.lstrip("-").replace("-", "_"), known, n=1)
+    return f"did you mean {known[near[0]]}?" if near else f"known here: {', '.join(_OPTIONS)}."
 
 
 def _nearest_fields(path: str, config: "ConfigDict", group: Any, part: str) -> str:

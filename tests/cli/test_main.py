@@ -121,3 +121,5 @@ def test_the_shell_completes_commands_options_and_configs(monkeypatch, tmp_path)
     assert {"train", "translate"} <= completions("transformer-jax tra")
     assert "--n-best" in completions("transformer-jax translate --n")
     assert completions("transformer-jax train --config mul") == {"multi30k"}
+    assert completions("transformer-jax train --config.optim.cl") == {"--config.optim.clip_norm"}
+    assert completions("transformer-jax export --to peg") == {"pegasus"}

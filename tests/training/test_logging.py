@@ -137,6 +137,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
         log.evaluation(1000, {"bleu": 30.123}, {"seconds": 1.0})
         log.samples(1000, [("a", "b", "c")], shows=True)
         log.samples(1000, [("d", "e", "f")], shows=False)
+        log.show_samples([("g", "h", "h")])
         log.detail("seen with --verbose alone")
         log.advance(1001)
     assert capsys.readouterr().out.splitlines() == [
@@ -146,6 +147,9 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
         "  source     a",
         "  output     b",
         "  reference  c",
+        "  source     g",
+        "  output     h",
+        "  reference  as the output",
     ]
 
 

@@ -43,7 +43,7 @@ def _add_import(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(command=_import)
-    parser.add_argument("--from", required=True, metavar="KIND", dest="kind", help=", ".join(_IMPORTS))
+    _add_kind(parser, "--from", _IMPORTS)
     torch = parser.add_argument_group("options of --from torch", "Options that the weights do not show.")
     torch.add_argument("--num-heads", type=int, metavar="N", help="number of attention heads [8]")
     torch.add_argument("--norm-first", action="store_true", default=None, help="the layers are pre-norm [post-norm]")
@@ -67,13 +67,18 @@ def _add_export(commands: Any) -> None:
     )
     parser.set_defaults(command=_export)
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, such as runs/numerals/model")
-    parser.add_argument("--to", required=True, metavar="KIND", dest="kind", help=", ".join(_EXPORTS))
+    _add_kind(parser, "--to", _EXPORTS)
     parser.add_argument(
         "--quantization",
         metavar="TYPE",
         help="type of CTranslate2's weights: float32, int8, int8_float32, float16 or another of its types [float32]",
     )
     _add_out(parser)
+
+
+def _add_kind(parser: argparse.ArgumentParser, option: str, kinds: dict[str, Any]) -> None:
+    added: Any = parser.add_argument(option, required=True, metavar="KIND", dest="kind", help=", ".join(kinds))
+    added.completer = lambda **_: list(kinds)
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with a message, in which an argument cannot control the terminal."""
-        super().error(printable(message))
+        self.exit(2, f"{self.prog}: error: {printable(message)}; {self.prog} --help lists the options\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but refuse `--option=--`, of which it makes an empty list."""

@@ -38,9 +38,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
-_LARGEST_CONFIG = 16_000_000  # bytes; a hundred for each of 160,000 classes
+_LARGEST_CONFIG = _LARGEST_HEADER = 16_000_000  # bytes; a hundred for each of 160,000 classes
 _LARGEST_TOKENIZER = 64_000_000
-_LARGEST_HEADER = 16_000_000
 _CONFIG_FIELDS = ("format_version", "package_version", "task", "model", "settings", "scores", "sha256")
 _UNFIT_FOR_TITLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|```")
 """Characters that would let an untrusted title write more than a heading into READMEs."""
@@ -196,16 +195,20 @@ def folder_of(path: str | AnyPath) -> AnyPath:
     folder = as_path(path)
     try:
         with os_errors(folder):
-            is_folder, has_weights = folder.is_dir(), (folder / WEIGHTS_FILE).exists()
-            if (folder / "model" / CONFIG_FILE).is_file() and not has_weights:
+            if (folder / WEIGHTS_FILE).exists():
+                return folder
+            if (folder / "model" / CONFIG_FILE).is_file():
                 return folder / "model"
-            is_run = (folder / "checkpoints").is_dir() and not has_weights
+            inside = sorted(folder.iterdir()) if folder.is_dir() else None
+            nested = [each for each in inside or () if (each / "model" / CONFIG_FILE).is_file()]
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a model folder.") from error
-    if not is_folder:
+    if inside is None:
         raise UserError(f"{path} is not a folder; name a model folder, such as runs/numerals/model.")
-    if is_run:
+    if folder / "checkpoints" in inside:
         raise UserError(f"{path} is a run that has not written its model yet; finish it by rerunning its command.")
+    if nested:
+        raise UserError(f"{path} is not a model folder, but holds some; name one, such as {nested[0]}.")
     return folder
 
 
@@ -357,9 +360,7 @@ def _read_header(folder: AnyPath) -> tuple[dict[str, tuple[str, tuple[int, ...]]
         entries.pop("__metadata__", None)
         return {name: (str(entry["dtype"]), tuple(entry["shape"])) for name, entry in entries.items()}, start
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(
-            f"{folder / WEIGHTS_FILE} is truncated or damaged in its header; copy it again from its origin."
-        ) from error
+        raise UserError(f"{folder / WEIGHTS_FILE} is truncated or damaged in its header; copy it again.") from error
 
 
 def _card(model_config: ModelConfig, settings: Any, num_parameters: int, facts: Mapping[str, object]) -> str:

@@ -154,18 +154,21 @@ def finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progre
         is_over: whether the run has ended, and is not just out of time.
     """
     training, task = run.config.training, run.task
+    metric = training.metric.replace("_", " ")
 
     def report(name: str, evaluation: Evaluation | str | None) -> None:
         if evaluation is None:
-            log.say(f"{name} is skipped for lack of time")
+            log.say(f"  {name} is skipped for lack of time")
         elif isinstance(evaluation, str):
-            log.say(f"{name} is left out: {evaluation}")
+            log.say(f"  {name} is left out: {evaluation}")
         else:
-            log.say(f"{name}: {training.metric} {evaluation.scores[training.metric]:.4g} on validation data")
+            log.say(f"  {name}: {metric} {evaluation.scores[training.metric]:.4g}")
 
     if not is_over:
         log.say(f"The time is up after {step:,} of {training.num_steps:,} steps; rerun the command to train on")
     final = distributed.broadcast(run.clock.has(FINAL_EVALUATIONS / 4 * run.clock.evaluation_seconds))
+    search = f", now with a beam of {run.config.decoding.beam_size}" if final and "decoding" in task.settings else ""
+    log.say(f"Choosing the parameters of the model on validation data{search}:")
     choice = choose(
         _candidates(run, state, step, progress),
         partial(run.evaluator, final=final),
@@ -174,8 +177,7 @@ def finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progre
         report,
     )
     samples = choice.evaluation.samples[: training.num_samples]
-    for source, output, reference in samples:
-        log.say(f"  {source}\n    {output}\n    {'as the reference' if output == reference else reference}")
+    log.show_samples(samples)
     scores = choice.evaluation.scores | {"parameters": choice.name, "steps": step}
     minutes = round(run.clock.minutes(), 1)
     path = run.workdir / "model"

@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -165,7 +166,7 @@ class RunLog:
         """Log scores on validation data; arguments as in `train`."""
         self._write("evaluation", step, values, timing)
         shown = {name: value for name, value in values.items() if not name.endswith("_signature")}
-        self.say(f"Step {step:,}, validation: {_join(shown)}")
+        self._display.say(f"Step {step:,}, validation: {_join(shown)}", folds=True)
 
     def final(self, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         """Log the scores of the written model; arguments as in `train`."""
@@ -175,8 +176,14 @@ class RunLog:
         """Log some examples as (source, output, reference), on the terminal if `shows`."""
         for source, output, reference in samples:
             self._line("samples", {"step": step, "source": source, "output": output, "reference": reference})
-            if shows:
-                self.say(f"  source     {source}\n  output     {output}\n  reference  {reference}")
+        if shows:
+            self.show_samples(samples)
+
+    def show_samples(self, samples: Sequence[tuple[str, str, str]]) -> None:
+        """Show some examples, given as (source, output, reference), on the terminal only."""
+        for source, output, reference in samples:
+            shown = "as the output" if reference == output else reference
+            self.say(f"  source     {source}\n  output     {output}\n  reference  {shown}")
 
     def program(self, step: int, description: Sequence[str]) -> None:
         """Log a description of the compiled step, given as lines."""
@@ -268,6 +275,9 @@ class SilentLog(RunLog):
     def samples(self, step: int, samples: Sequence[tuple[str, str, str]], *, shows: bool) -> None:
         """Do nothing."""
 
+    def show_samples(self, samples: Sequence[tuple[str, str, str]]) -> None:
+        """Do nothing."""
+
     def program(self, step: int, description: Sequence[str]) -> None:
         """Do nothing."""
 
@@ -299,7 +309,7 @@ class _Lines:
     def train(self, step: int, values: Mapping[str, Value]) -> None:
         self.say(f"Step {step:,}/{self._num_steps:,}: {_join(values)}")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, folds: bool = False) -> None:
         show(text)
 
     def close(self) -> None:
@@ -340,11 +350,14 @@ class _Bar:
         shown = ", ".join(form.format(_short(values[name])) for name, form in SHOWN.items() if name in values)
         self._progress.update(self._task, completed=step, shown=shown)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, folds: bool = False) -> None:
         from rich.text import Text
 
+        console = self._progress.console
+        if folds:  # between words; elsewhere lines stay whole, for they hold commands and paths
+            text = textwrap.fill(text, console.width, subsequent_indent="  ", break_long_words=False)
         # As Text, since brackets in sentences would be markup.
-        self._progress.console.print(Text(text), soft_wrap=True)
+        console.print(Text(text), soft_wrap=True)
 
     def close(self) -> None:
         self._progress.stop()

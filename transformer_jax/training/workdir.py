@@ -161,9 +161,10 @@ def find_origin(config: Config, workdir: AnyPath) -> Origin:
         if is_shorter or not name.startswith(tuple(may_change)):
             bounded = config.optim.schedule not in UNBOUNDED_SCHEDULES and name == "training.num_steps"
             why = f", on which its {config.optim.schedule} schedule depends" if bounded else ""
+            start = f", with --config.init_from={workdir / 'model'} to start from its model" if bounded else ""
             raise UserError(
                 f"{workdir} holds a run with config.{name}={value!r}, not {now!r}{why}; "
-                "choose another --workdir, or delete that one."
+                f"choose another --workdir{start}, or delete that one."
             )
     tokenizer_files = _read_tokenizer(workdir, {} if identity is None else identity["tokenizer"])
     if not config.init_from:
