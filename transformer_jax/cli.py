@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from transformer_jax import experiments
 from transformer_jax.interop import add_commands
 from transformer_jax.system import UserError, known_names, package_version, shipped_configs
 from transformer_jax.system.runtime import prepare, run_program
@@ -68,6 +69,8 @@ def _run(argv: list[str], started: float) -> int:
     refuse_empty_names(arguments)
     if arguments.command is _train:
         return _train(arguments, rest, started)
+    if arguments.command is _sweep:
+        return _sweep(arguments, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     prepare()
@@ -101,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
+    experiments.add_sweep(commands).set_defaults(command=_sweep)
     for command in _task_commands():
         add_task_command(commands, command)
     _add_evaluate(commands)
@@ -182,6 +186,15 @@ def _train(arguments: argparse.Namespace, overrides: list[str], started: float) 
             verbose=arguments.verbose,
         )
     return 130 if outcome.signal == signal.SIGINT else 0
+
+
+def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run a sweep, and return the exit status."""
+    prepare()
+    from transformer_jax.config import load_config_file
+
+    experiments.sweep(arguments, lambda: _override(load_config_file(arguments.config), overrides))
+    return 0
 
 
 def _exit_on_sigterm() -> None:

@@ -222,7 +222,7 @@ def load_config_file(argument: str) -> ml_collections.ConfigDict:
     name, colon, choice = argument.partition(":")
     if colon and _is_json(name):
         raise UserError(f"{argument} names a choice, but the config of a run has none; drop {colon}{choice}.")
-    path = _config_file(name)
+    path = config_file(name)
     try:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
@@ -251,7 +251,7 @@ def _complete(config: ml_collections.ConfigDict, defaults: ml_collections.Config
             config[name] = float(config[name])
 
 
-def _config_file(name: str) -> str:
+def config_file(name: str) -> str:
     """The file of a config that is named on the command line."""
     shipped = shipped_configs()
     if name in shipped:

@@ -27,6 +27,10 @@ SETTLING_SECONDS = 0.2
 """After this, a file that two machines replaced at once has its final content; ten times as long in buckets."""
 
 
+class InUseError(UserError):
+    """Another program owns a folder."""
+
+
 class Ownership:
     """The right to write into a folder, which one program has at a time.
 
@@ -44,20 +48,14 @@ class Ownership:
         self._beats = 0
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self._identity = {
-            "host": socket.gethostname(),
-            "machine": _machine(),
-            "pid": os.getpid(),
-            "started": _start_of(os.getpid()),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-            "token": secrets.token_hex(8),
-        }
+        self._identity = identity() | {"token": secrets.token_hex(8)}
 
     def acquire(self) -> None:
         """Become the owner; creates the folder. Waits while it is unclear whether the present owner is alive.
 
         Raises:
-            UserError: if another program is the owner, or `owner.json` is not a regular file.
+            InUseError: if another program is the owner.
+            UserError: if `owner.json` is not a regular file.
             OSError: if the folder can't be written.
         """
         if isinstance(self._folder, Path):
@@ -135,14 +133,14 @@ class Ownership:
         first, deadline = self._read(), time.monotonic() + DEAD_SECONDS
         is_announced = False
         while (owner := self._read()) is not None:
-            is_alive = _is_alive(owner)
-            if is_alive is None and owner != first and first:
-                is_alive = True
-            if is_alive:
-                raise UserError(
+            alive = is_alive(owner)
+            if alive is None and owner != first and first:
+                alive = True
+            if alive:
+                raise InUseError(
                     f"{self._folder} is in use by {_named(owner)}; wait for its end, stop it, or choose another folder."
                 )
-            if is_alive is False or time.monotonic() > deadline:
+            if alive is False or time.monotonic() > deadline:
                 break
             first = first or owner
             if not is_announced:
@@ -211,6 +209,26 @@ class Ownership:
         return owner if isinstance(owner, dict) else {}
 
 
+def identity() -> dict[str, Any]:
+    """What tells this process from all others, for `is_alive`."""
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "started": _start_of(os.getpid()),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    }
+
+
+def owner_of(folder: AnyPath) -> dict[str, Any] | None:
+    """What the owner of a folder last wrote, for `is_alive`; None if it has none.
+
+    Raises:
+        OSError: if the folder can't be read.
+    """
+    return Ownership(folder)._read()
+
+
 _held: set[str] = set()
 """Tokens of the owners in this process."""
 
@@ -228,12 +246,12 @@ def _named(owner: Mapping[str, Any]) -> str:
     return f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}"
 
 
-def _is_alive(owner: Mapping[str, Any]) -> bool | None:
-    """Whether the owner runs; None if it may be on another machine, so that one can't tell."""
+def is_alive(owner: Mapping[str, Any]) -> bool | None:
+    """Whether a process, given as its `identity`, runs; None if it may be on another machine: one can't tell then."""
     if owner.get("machine") != _machine() or not isinstance(owner.get("pid"), int):
         return None
     if owner["pid"] == os.getpid():
-        return owner.get("token") in _held
+        return "token" not in owner or owner["token"] in _held
     return _start_of(owner["pid"]) is not None and _start_of(owner["pid"]) == owner.get("started")
 
 

@@ -29,6 +29,8 @@ from transformer_jax.training.stopping import StopSignal, host_values, stop_on_s
 from transformer_jax.training.usage import Rate, batch_stats, describe, traced, usage
 from transformer_jax.training.workdir import owned, params_of_origin
 
+OnEvaluation = Callable[[int, Mapping[str, float | str]], None]
+
 MAX_SKIPPED = 100
 """A run that skips as many steps in a row, for their loss or gradient is not finite, ends."""
 SHOWN_RECORDS = 10
@@ -44,6 +46,7 @@ def run(
     notes: Sequence[str] = (),
     profile: bool = False,
     verbose: bool = False,
+    on_evaluation: OnEvaluation | None = None,
 ) -> Outcome:
     """Train, or resume training, in `workdir`.
 
@@ -58,6 +61,8 @@ def run(
         notes: lines to show at the top of the log, if `verbose`.
         profile: whether to trace some steps into `profile/`, see `usage.traced`.
         verbose: whether to show `notes` and the compiled step.
+        on_evaluation: called after each evaluation with the number of updates and the scores, which are saved by then;
+            what it raises ends the run.
 
     Raises:
         UserError: for mistakes in config, data or work folder.
@@ -75,7 +80,7 @@ def run(
         try:
             with owned(workdir) as owner, _storage_errors(workdir):
                 made = setup(config, workdir, started=started, stop=stop, owner=owner)
-                outcome = train(made, notes=notes, profile=profile, verbose=verbose)
+                outcome = train(made, notes=notes, profile=profile, verbose=verbose, on_evaluation=on_evaluation)
                 distributed.barrier()
         except BaseException as error:
             if not stop.explains(error):
@@ -100,7 +105,14 @@ def _storage_errors(workdir: AnyPath) -> Iterator[None]:
 
 
 @standard_numerics()
-def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False, verbose: bool = False) -> Outcome:
+def train(
+    run: Run,
+    *,
+    notes: Sequence[str] = (),
+    profile: bool = False,
+    verbose: bool = False,
+    on_evaluation: OnEvaluation | None = None,
+) -> Outcome:
     """Train from the last checkpoint, or from the start, to the end; arguments as in `run`."""
     training = run.config.training
     damages: list[str] = []
@@ -121,7 +133,7 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False, verbose
         state, program = _start(run, saved)
         if step and step % (progress.eval_every or training.eval_every) == 0:
             # The interruption may have come between saving and evaluating.
-            _evaluate(run, log, state, step, progress, shows=not is_over)
+            _evaluate(run, log, state, step, progress, shows=not is_over, report=on_evaluation)
         rate, unread, position, is_read_back = Rate(), None, progress.position, saved is not None
         while step < training.num_steps and not _out_of_patience(run, progress):
             before, position = position, progress.position
@@ -156,7 +168,7 @@ def train(run: Run, *, notes: Sequence[str] = (), profile: bool = False, verbose
                 run.stop.mark_saved(step)
             if evaluates:
                 with rate.paused():
-                    _evaluate(run, log, state, step, progress, shows=not ends)
+                    _evaluate(run, log, state, step, progress, shows=not ends, report=on_evaluation)
             if ends:
                 break
         run.checkpoints.wait()
@@ -300,7 +312,16 @@ def _read(run: Run, log: RunLog, values: Mapping[str, Any], step: int, position:
     return weight
 
 
-def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Progress, *, shows: bool) -> None:
+def _evaluate(
+    run: Run,
+    log: RunLog,
+    state: TrainState,
+    step: int,
+    progress: Progress,
+    *,
+    shows: bool,
+    report: OnEvaluation | None,
+) -> None:
     """Evaluate with a quick search, and protect the checkpoint of `step` if it is the best so far.
 
     Samples are shown if `shows`, unless the run is out of patience: those of the final evaluation follow then.
@@ -327,6 +348,8 @@ def _evaluate(run: Run, log: RunLog, state: TrainState, step: int, progress: Pro
         progress.stale += 1
     samples = evaluation.samples[: run.config.training.num_samples]
     log.samples(step, samples, shows=shows and not _out_of_patience(run, progress))
+    if report is not None:
+        report(step, evaluation.scores)
 
 
 def _interrupted(stop: StopSignal) -> Outcome:

@@ -1,0 +1,129 @@
+"""What a sweep found: a ranking, a CSV file, pictures, and the best config."""
+
+import csv
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformer_jax.config import from_config_dict
+from transformer_jax.experiments.study import Study, run_folder
+from transformer_jax.experiments.sweep import minutes_of, ranked, score_of, state_of
+from transformer_jax.system import UserError
+from transformer_jax.system.files import write_atomically
+from transformer_jax.system.runtime import reason_of
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+RESULTS_FILE = "results.csv"
+PICTURES = "pictures"
+BEST = "best"
+
+
+def write_report(study: Study) -> list[str]:
+    """Write `results.csv`, `best/config.json` and `pictures/` into the folder of the sweep.
+
+    Returns:
+        Lines that say what there is, and what could not be drawn.
+
+    Raises:
+        UserError: if a file can't be written.
+    """
+    folder, sweep = study.folder, study.sweep
+    trials = ranked(study.trials(), sweep.minimize)
+    lines = [
+        f"Trial {trial.number} failed: {trial.user_attrs.get('error')}"
+        for trial in trials
+        if state_of(trial) == "failed"
+    ]
+    try:
+        write_atomically(folder / RESULTS_FILE, results(study, trials).encode())
+        lines.append(f"All trials: {folder / RESULTS_FILE}")
+        lines += _write_pictures(study, folder / PICTURES)
+        best = next((trial for trial in trials if state_of(trial) == "finished"), None)
+        if best is not None:
+            (folder / BEST).mkdir(exist_ok=True)
+            config = from_config_dict(sweep.config_of(best.params)).to_dict()
+            path = folder / BEST / "config.json"
+            write_atomically(path, (json.dumps(config, indent=2) + "\n").encode())
+            lines.append(
+                f"Best: trial {best.number}, {sweep.metric} {best.value:.4g}, {run_folder(folder, best.number)}"
+            )
+            lines.append(f"Train with its config: transformer-jax train --config {path} --workdir DIR")
+    except OSError as error:
+        raise UserError(f"{folder} can't be written ({error.strerror}); make room and rerun with --report.") from error
+    return lines
+
+
+def results(study: Study, trials: "list[FrozenTrial]") -> str:
+    """The trials as CSV, by rank: number, state, metric, values, steps, minutes, and the sentence of an error."""
+    sweep = study.sweep
+    fields = list(dict.fromkeys(field for point in sweep.points for field in point))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "state", sweep.metric, *fields, "step", "minutes", "error"])
+    for trial in trials:
+        score = score_of(trial, sweep.minimize)
+        writer.writerow(
+            [
+                trial.number,
+                state_of(trial),
+                "" if score is None else repr(score),
+                *(trial.params.get(field, "") for field in fields),
+                "" if trial.last_step is None else trial.last_step,
+                f"{minutes_of(trial):.2f}",
+                trial.user_attrs.get("error", ""),
+            ]
+        )
+    return text.getvalue()
+
+
+def _write_pictures(study: Study, folder: Path) -> list[str]:
+    """Draw what there is enough for; returns lines about it."""
+    complete = [trial for trial in study.trials() if state_of(trial) == "finished"]
+    if not complete:
+        return ["There are no pictures, as no trial has finished"]
+    os.environ.setdefault("MPLBACKEND", "agg")
+    try:
+        import matplotlib
+
+        matplotlib.use("agg")
+        from optuna import importance, visualization
+    except ImportError as error:
+        return [f"There are no pictures ({error}); run pip install 'transformer-jax[sweep]'"]
+    draw: Any = visualization.matplotlib
+    name = study.sweep.metric.replace("_", " ")
+    # The only evaluator that needs no further package.
+    evaluator = importance.PedAnovaImportanceEvaluator()
+    pictures: Mapping[str, Callable[[], Any]] = {
+        "history": lambda: draw.plot_optimization_history(study.optuna, target_name=name),
+        "importance": lambda: draw.plot_param_importances(study.optuna, evaluator=evaluator, target_name=name),
+        "parallel_coordinates": lambda: draw.plot_parallel_coordinate(study.optuna, target_name=name),
+        "slices": lambda: draw.plot_slice(study.optuna, target_name=name),
+        "learning_curves": lambda: draw.plot_intermediate_values(study.optuna),
+    }
+    folder.mkdir(exist_ok=True)
+    lines = [f"Pictures: {folder}"]
+    for each, plot in pictures.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _save(plot(), folder / f"{each}.png")
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            lines.append(f"  {each} needs more trials ({reason_of(error)})")
+    return lines
+
+
+def _save(axes: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure = np.ravel(axes)[0].figure
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    write_atomically(path, content.getvalue())

@@ -1,0 +1,97 @@
+"""The process of one trial: `python -m transformer_jax.experiments.trial SWEEP NUMBER`."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformer_jax.experiments.study import StorageError, Study, log_file, read_sweep, run_folder
+from transformer_jax.system import UserError
+from transformer_jax.system.ownership import InUseError
+from transformer_jax.system.runtime import prepare, show_error
+
+STORAGE_VARIABLE = "TRANSFORMER_JAX_SWEEP_STORAGE"
+"""The URL of the study, which may hold a password and so is no argument, which others can see."""
+CORES_VARIABLE = "TRANSFORMER_JAX_SWEEP_CORES"
+"""Numbers of the CPU cores that the trial may use, such as 0,1; default: all."""
+LATER = 75
+"""Exit status (EX_TEMPFAIL): another program has the trial, or the storage can't be used; the trial is not over."""
+_WATCHED_SECONDS = 2.0
+
+
+class _Pruned(Exception):
+    """The trial is not worth its time."""
+
+
+def main() -> int:
+    """Run the trial that the arguments name; returns 0 if the study knows how it ended."""
+    folder, number = Path(sys.argv[1]), int(sys.argv[2])
+    if cores := os.environ.get(CORES_VARIABLE):
+        os.sched_setaffinity(0, set(map(int, cores.split(","))))
+    prepare()
+    try:
+        return run_trial(folder, number, os.environ.get(STORAGE_VARIABLE))
+    except (InUseError, StorageError) as error:
+        show_error(str(error))
+        return LATER
+
+
+def run_trial(folder: Path, number: int, url: str | None) -> int:
+    """Run or resume a trial of a sweep, and tell its study how it ended.
+
+    Returns:
+        0, or 128 and the number of the signal that interrupted the run, which another call resumes.
+
+    Raises:
+        InUseError: if another program runs it.
+        StorageError: if the study can't be used.
+    """
+    from transformer_jax.training import run
+
+    sweep = read_sweep(folder)
+    study = Study(folder, sweep, url)
+    config = sweep.config_of(study.values(number))
+
+    def report(step: int, scores: Mapping[str, Any]) -> None:
+        if study.report(number, step, float(scores[sweep.metric])):
+            raise _Pruned
+
+    try:
+        outcome = run(config, run_folder(folder, number), on_evaluation=report)
+    except _Pruned:
+        study.finish(number, pruned=True)
+    except (InUseError, StorageError):
+        raise
+    except UserError as error:
+        show_error(str(error))
+        study.finish(number, error=str(error))
+    except Exception as error:
+        where = log_file(folder, number)
+        study.finish(number, error=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; see {where}.")
+        raise
+    else:
+        if outcome.signal is not None:
+            return 128 + outcome.signal
+        study.finish(number, float(outcome.scores[sweep.metric]))
+    return 0
+
+
+def end_with(parent: int, end: Callable[[], None]) -> None:
+    """Call `end`, in a thread, once `parent` is no longer the parent of this process."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCHED_SECONDS)
+        end()
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    # A trial without the program that watches it would hold its devices unseen.
+    end_with(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    sys.exit(main())
