@@ -5,6 +5,8 @@ Hardware and time: 2 cores of an AMD EPYC, 0.4 minutes (2026-11-23)
 Score: accuracy 96.4 % on 1,000 validation headlines, 95.7 % on 1,000 of the test part, with words unseen in training
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from transformer_jax.config import default_config
@@ -23,3 +25,8 @@ def get_config() -> ConfigDict:
         num_steps=400, log_every=50, eval_every=100, checkpoint_every=100, metric="accuracy", num_samples=5
     )
     return config
+
+
+def get_hyper(h: Any) -> list[dict[str, Any]]:
+    """A grid of learning rates and dropout rates."""
+    return h.product([h.sweep("optim.lr", [1e-3, 3e-3, 1e-2]), h.sweep("model.dropout_rate", [0.0, 0.1, 0.3])])

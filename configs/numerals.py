@@ -28,6 +28,5 @@ def get_config() -> ConfigDict:
 
 
 def get_hyper(h: Any) -> list[dict[str, Any]]:
-    """The learning rate and its warm-up, in few steps: transformer-jax sweep --config numerals --trials 8."""
-    few = h.chainit([h.sweep("training.num_steps", [200])])
-    return h.product([few, h.loguniform("optim.lr", 5e-4, 8e-3), h.sweep("optim.warmup_steps", [25, 50, 100])])
+    """The learning rate, drawn, and its warm-up, a grid: --trials 8."""
+    return h.product([h.loguniform("optim.lr", 5e-4, 8e-3), h.sweep("optim.warmup_steps", [25, 50, 100])])

@@ -44,41 +44,40 @@ class Hyper:
     Fields are paths such as "optim.lr"; "config.optim.lr" is the same.
     """
 
-    def sweep(self, field: str, values: Sequence[Value]) -> list[Point]:
+    def sweep(self, field: str, values: Sequence[Any]) -> list[Point]:
         """A point for each value: a list is tried whole."""
-        values = list(values)
+        _check_values(field, values)
         if not values:
             raise UserError(f"sweep of {field} has no values; give some.")
-        _check_values(field, values)
         return [{_path(field): value} for value in values]
 
-    def uniform(self, field: str, low: float, high: float) -> list[Point]:
+    def uniform(self, field: str, low: int | float, high: int | float) -> list[Point]:
         """A point that draws a number from `low` to `high`."""
         return _drawn(field, Range(_number(field, low), _number(field, high)))
 
-    def loguniform(self, field: str, low: float, high: float) -> list[Point]:
+    def loguniform(self, field: str, low: int | float, high: int | float) -> list[Point]:
         """A point that draws a number from `low` to `high`, evenly in its logarithm; `low` is above 0."""
         return _drawn(field, Range(_number(field, low), _number(field, high), log=True))
 
-    def integer(self, field: str, low: int, high: int) -> list[Point]:
+    def integer(self, field: str, low: int | float, high: int | float) -> list[Point]:
         """A point that draws an integer from `low` to `high`, both included."""
         for value in (low, high):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise UserError(f"integer of {field} goes from {low!r} to {high!r}; give two integers.")
         return _drawn(field, Range(low, high, whole=True))
 
-    def categorical(self, field: str, values: Sequence[Value]) -> list[Point]:
+    def categorical(self, field: str, values: Sequence[Any]) -> list[Point]:
         """A point that draws one of these values."""
         _check_values(field, values)
         if len(values) < 2:
             raise UserError(f"categorical of {field} has {len(values)} values; give at least 2.")
         return [{_path(field): Choices(tuple(values))}]
 
-    def product(self, sets: Sequence[list[Point]]) -> list[Point]:
+    def product(self, sets: Sequence[Any]) -> list[Point]:
         """Each point of each list with each of the others: a grid."""
         return [_joined(points) for points in itertools.product(*_points(sets))]
 
-    def zipit(self, sets: Sequence[list[Point]]) -> list[Point]:
+    def zipit(self, sets: Sequence[Any]) -> list[Point]:
         """The first points of all lists together, then the second, and so on; the lists are equally long."""
         sets = _points(sets)
         if len({len(points) for points in sets}) > 1:
@@ -86,7 +85,7 @@ class Hyper:
             raise UserError(f"zipit has lists of {lengths} points; make them equally long.")
         return [_joined(points) for points in zip(*sets, strict=True)]
 
-    def chainit(self, sets: Sequence[list[Point]]) -> list[Point]:
+    def chainit(self, sets: Sequence[Any]) -> list[Point]:
         """The points of one list after those of another."""
         return [point for points in _points(sets) for point in points]
 
@@ -142,7 +141,8 @@ def check_points(points: Sequence[Point], config: ConfigDict) -> list[Point]:
 def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     """A copy of `config` with these values of fields."""
     copy = ConfigDict(config.to_dict())
-    copy.update_from_flattened_dict(dict(values))
+    with copy.ignore_type():  # `from_config_dict` checks, in sentences
+        copy.update_from_flattened_dict(dict(values))
     return copy
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from transformer_jax.experiments.space import Choices, Point, Range, from_json, is_drawn, to_json
+from transformer_jax.experiments.space import Choices, Point, Range, from_json, is_drawn, to_json, with_values
 from transformer_jax.system import UserError
 from transformer_jax.system.files import is_at, read_json, try_lock, write_atomically
 from transformer_jax.system.runtime import reason_of
@@ -78,9 +78,7 @@ class Sweep:
 
     def config_of(self, values: dict[str, Any]) -> ConfigDict:
         """The config of a trial with these values."""
-        config = ConfigDict(self.config)
-        config.update_from_flattened_dict(values)
-        return config
+        return with_values(ConfigDict(self.config), values)
 
 
 def read_sweep(folder: Path) -> Sweep:
