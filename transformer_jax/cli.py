@@ -193,7 +193,7 @@ def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
     prepare()
     from transformer_jax.config import load_config_file
 
-    experiments.sweep(arguments, lambda: _override(load_config_file(arguments.config), overrides))
+    experiments.start_sweep(arguments, lambda: _override(load_config_file(arguments.config), overrides))
     return 0
 
 

@@ -61,7 +61,7 @@ def add_sweep(commands: Any) -> Any:
     return parser
 
 
-def sweep(arguments: argparse.Namespace, config: Any) -> None:
+def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
     """Run the sweep that the arguments describe, and report on it.
 
     Args:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from transformer_jax.experiments.study import TRIALS, log_file
 from transformer_jax.experiments.trial import CORES_VARIABLE, STORAGE_VARIABLE
@@ -18,6 +18,7 @@ STOP_SECONDS = 120.0
 """A stopped trial may take so long to save before it is killed."""
 
 
+@runtime_checkable
 class Job(Protocol):
     """A process of a trial."""
 
@@ -34,6 +35,7 @@ class Job(Protocol):
         ...
 
 
+@runtime_checkable
 class Launcher(Protocol):
     """Starts processes of trials."""
 

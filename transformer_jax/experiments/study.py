@@ -60,7 +60,8 @@ class Sweep:
     def to_json(self) -> dict[str, Any]:
         """The content of `sweep.json`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"format_version": FORMAT_VERSION, **fields, "points": to_json(self.points)}
+        content = {"format_version": FORMAT_VERSION, **fields, "points": to_json(self.points)}
+        return dict(json.loads(json.dumps(content)))  # tuples as lists, as a file has them
 
     def default_trials(self, given: int | None, folder: Path) -> int:
         """How many trials there are to be.
@@ -120,9 +121,9 @@ def claim_sweep(folder: Path, sweep: Sweep) -> Sweep:
     except OSError as error:
         raise UserError(f"{folder} can't be written ({error.strerror}); choose another --workdir.") from error
     there = read_sweep(folder)
-    before, now = there.to_json(), json.loads(json.dumps(sweep.to_json()))
+    before, now = there.to_json(), sweep.to_json()
     for name in ("config", "points", "metric", "sampler", "prune", "seed"):
-        if json.loads(json.dumps(before[name])) != now[name]:
+        if before[name] != now[name]:
             what = "another config" if name == "config" else f"another {name}" if name != "points" else "other points"
             raise UserError(f"{folder} holds a sweep of {what}; choose another --workdir, or delete that one.")
     return there
@@ -267,14 +268,16 @@ class Study:
             trial = self._trial(number)
             if step not in self.optuna.get_trials(deepcopy=False)[number].intermediate_values:
                 trial.report(value, step)
-            return trial.should_prune()
+            return bool(trial.should_prune())
 
     def finish(self, number: int, value: float | None = None, *, error: str = "", pruned: bool = False) -> None:
-        """Tell how a trial ended: with a value, pruned, or with the sentence of an error."""
+        """Tell how a trial ended: with a value, pruned, or with the sentence of an error. Only the first counts."""
         if value is not None and not math.isfinite(value):
             value, error = None, f"config.training.metric: {self.sweep.metric} is {value}."
         state = "PRUNED" if pruned else "FAIL" if value is None else "COMPLETE"
-        with self._errors():
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with self._errors(), contextlib.suppress(UpdateFinishedTrialError):
             if state == "FAIL":
                 self._trial(number).set_user_attr("error", error)
             states = type(self.optuna.get_trials(deepcopy=False)[number].state)

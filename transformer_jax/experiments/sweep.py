@@ -35,8 +35,8 @@ def run_sweep(study: Study, launcher: Launcher, trials: int) -> None:
         StorageError: if the study can't be used; what runs is stopped, and goes on the next time.
     """
     jobs: dict[int, Job] = {}
-    watch = _Watch(study)
     me = ownership.identity()
+    watch = _Watch(study, me)
     with _display() as display, _stopped_at_exit(jobs):
         while True:
             for number, status in [(number, job.status()) for number, job in jobs.items()]:
@@ -72,8 +72,8 @@ def _settle(study: Study, number: int, status: int) -> None:
 class _Watch:
     """Which running trials nobody runs any more."""
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
+    def __init__(self, study: Study, me: dict[str, Any]) -> None:
+        self._study, self._me = study, me
         self._seen: dict[int, tuple[Any, float]] = {}
 
     def abandoned(self, made: Sequence["FrozenTrial"], own: Any) -> list[int]:
@@ -86,7 +86,8 @@ class _Watch:
         owner = None
         with contextlib.suppress(OSError):
             owner = ownership.owner_of(run_folder(self._study.folder, trial.number))
-        known = [ownership.is_alive(each) for each in (asker, owner) if each]
+        # This program lives, but has lost its job.
+        known = [ownership.is_alive(each) for each in (asker, owner) if each and each != self._me]
         if True in known:
             return True
         if None not in known:
@@ -197,7 +198,7 @@ def table_of(study: Study, made: Sequence["FrozenTrial"], trials: int, rows: int
     fields = list(dict.fromkeys(field for point in sweep.points for field in point))
     names = short_names(fields)
     over = sum(trial.state.name != "RUNNING" for trial in made)
-    table = Table(box=None, title=f"{study.folder}: {over} of {trials} trials are over", title_justify="left")
+    table = Table(box=None, title=f"{over} of {trials} trials are over", title_justify="left")
     table.add_column("trial", justify="right")
     for field in fields:
         table.add_column(names[field], justify="right", overflow="fold")

@@ -250,8 +250,8 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
     """Whether a process, given as its `identity`, runs; None if it may be on another machine: one can't tell then."""
     if owner.get("machine") != _machine() or not isinstance(owner.get("pid"), int):
         return None
-    if owner["pid"] == os.getpid():
-        return "token" not in owner or owner["token"] in _held
+    if "token" in owner and owner["pid"] == os.getpid():
+        return owner["token"] in _held
     return _start_of(owner["pid"]) is not None and _start_of(owner["pid"]) == owner.get("started")
 
 
