@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import signal
 
 import pytest
@@ -105,7 +106,8 @@ def test_trials_that_a_killed_sweep_left_are_taken_over_first(folder):
 
 def test_trials_of_a_living_program_are_waited_for(folder, monkeypatch):
     other = opened(folder, make_sweep())
-    other.ask(4, ownership.identity())
+    parent = {"pid": os.getppid(), "started": ownership._start_of(os.getppid())}
+    other.ask(4, ownership.identity() | parent)
     study = opened(folder, make_sweep())
     polls = []
 

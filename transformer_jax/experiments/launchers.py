@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from transformer_jax.experiments.study import TRIALS, log_file
-from transformer_jax.experiments.trial import CORES_VARIABLE, STORAGE_VARIABLE
+from transformer_jax.experiments.trial import CORES_VARIABLE, PARENT_VARIABLE, STORAGE_VARIABLE
 from transformer_jax.system import UserError
 
 STOP_SECONDS = 120.0
@@ -69,7 +69,8 @@ class Processes:
             index for index in range(self.capacity) if index not in self._used or self._used[index].status() is not None
         )
         (self._folder / TRIALS).mkdir(exist_ok=True)
-        variables = os.environ | self._environments[free] | ({STORAGE_VARIABLE: self._url} if self._url else {})
+        variables = os.environ | self._environments[free] | {PARENT_VARIABLE: str(os.getpid())}
+        variables |= {STORAGE_VARIABLE: self._url} if self._url else {}
         with log_file(self._folder, number).open("ab") as output:
             child = subprocess.Popen(  # noqa: S603  (our own command)
                 command_of(self._folder, number),
@@ -136,15 +137,14 @@ class Submitted:
         """Submit the job of a trial."""
         (self._folder / TRIALS).mkdir(exist_ok=True)
         variables = {STORAGE_VARIABLE: self._url} if self._url else {}
-        return _Submission(self._executor.submit(run_command, self._folder, number, variables))
+        command, log = command_of(self._folder, number), log_file(self._folder, number)
+        return _Submission(self._executor.submit(run_command, command, log, variables))
 
 
-def run_command(folder: Path, number: int, variables: Mapping[str, str]) -> int:
+def run_command(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> int:
     """What a job does: run the process of a trial, and return its status."""
-    with log_file(folder, number).open("ab") as output:
-        return subprocess.call(  # noqa: S603  (our own command)
-            command_of(folder, number), env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT
-        )
+    with log.open("ab") as output:
+        return subprocess.call(command, env=os.environ | variables, stdout=output, stderr=output)  # noqa: S603
 
 
 class _Submission:

@@ -18,6 +18,8 @@ STORAGE_VARIABLE = "TRANSFORMER_JAX_SWEEP_STORAGE"
 """The URL of the study, which may hold a password and so is no argument, which others can see."""
 CORES_VARIABLE = "TRANSFORMER_JAX_SWEEP_CORES"
 """Numbers of the CPU cores that the trial may use, such as 0,1; default: all."""
+PARENT_VARIABLE = "TRANSFORMER_JAX_SWEEP_PARENT"
+"""Process id of the program that started the trial, which saves and ends once that is gone."""
 LATER = 75
 """Exit status (EX_TEMPFAIL): another program has the trial, or the storage can't be used; the trial is not over."""
 _WATCHED_SECONDS = 2.0
@@ -92,6 +94,6 @@ def end_with(parent: int, end: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    # A trial without the program that watches it would hold its devices unseen.
-    end_with(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    if parent := os.environ.get(PARENT_VARIABLE):  # left alone, it would hold its devices unseen
+        end_with(int(parent), lambda: os.kill(os.getpid(), signal.SIGTERM))
     sys.exit(main())
