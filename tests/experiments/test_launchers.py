@@ -79,12 +79,12 @@ def test_processes_take_free_devices_and_stop(tmp_path, waiting):
     jobs[0].wait()
     assert jobs[0].status() == -signal.SIGTERM
     jobs.append(workers.start(2))
-    until(lambda: (tmp_path / "trials" / "002.log").read_text())
+    logs = [tmp_path / "trials" / f"00{number}.log" for number in (1, 2)]
+    until(lambda: all(log.read_text() for log in logs))
     for job in jobs:
         job.stop()
         job.wait()
-    said = [(tmp_path / "trials" / f"00{number}.log").read_text().split() for number in (1, 2)]
-    assert said == [["sqlite://", "second"], ["sqlite://", "first"]]
+    assert [log.read_text().split() for log in logs] == [["sqlite://", "second"], ["sqlite://", "first"]]
 
 
 def until(found, seconds=60):
