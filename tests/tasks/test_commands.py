@@ -6,6 +6,7 @@ from tests.outcomes import refused
 from tests.tasks.toys import write_bundle, write_stacks
 from transformer_jax.system import UserError
 from transformer_jax.tasks.command_line import load_for
+from transformer_jax.tasks.model_folder import folder_of
 from transformer_jax.tasks.pair_command import PairCommand
 from transformer_jax.tasks.registry import REGISTRY, register_task
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel
@@ -59,3 +60,15 @@ def test_a_model_that_no_command_is_for(run, tmp_path, answering, command, kind)
 def test_a_command_that_no_task_has(translator):
     with pytest.raises(UserError, match="The command alone belongs to no registered task"):
         load_for(PairCommand("alone", "do something"), str(translator))
+
+
+def test_the_folder_of_a_run_stands_for_its_model(tmp_path):
+    runs = tmp_path / "runs"
+    model = write_bundle(runs / "numerals" / "model")
+    (runs / "numerals" / "checkpoints").mkdir()
+    assert folder_of(runs / "numerals") == model
+    (runs / "begun" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"begun is a run that has not written its model yet"):
+        folder_of(runs / "begun")
+    with pytest.raises(UserError, match=r"runs is not a model folder, but holds some; .* such as .*runs/numerals\.$"):
+        folder_of(runs)

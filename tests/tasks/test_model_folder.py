@@ -2,7 +2,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 import jax
@@ -22,7 +21,7 @@ from tests.tasks.toys import (
 from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.text_classifier import TextClassifier
 from transformer_jax.tasks.couplets.generate import CoupletWriter
-from transformer_jax.tasks.model_folder import folder_of, load, save
+from transformer_jax.tasks.model_folder import load, save
 from transformer_jax.tasks.translation.translator import Translator
 
 
@@ -308,18 +307,6 @@ def test_a_broken_classifier_is_refused_in_one_sentence(tmp_path, case):
 def test_a_path_that_is_no_folder(folder, name):
     with pytest.raises(UserError, match="not a folder"):
         load(folder / name)
-
-
-def test_the_folder_of_a_run_stands_for_its_model(folder, tmp_path):
-    runs = tmp_path / "runs"
-    shutil.copytree(folder, runs / "numerals" / "model")
-    (runs / "numerals" / "checkpoints").mkdir()
-    assert folder_of(runs / "numerals") == runs / "numerals" / "model"
-    (runs / "begun" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"begun is a run that has not written its model yet"):
-        load(runs / "begun")
-    with pytest.raises(UserError, match=r"runs is not a model folder, but holds some; .* such as .*runs/numerals\.$"):
-        load(runs)
 
 
 def test_a_new_model_replaces_the_old_one(folder):
