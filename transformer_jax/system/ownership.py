@@ -211,6 +211,27 @@ class Ownership:
         return owner if isinstance(owner, dict) else {}
 
 
+def has_live_owner(folder: AnyPath) -> bool:
+    """Whether a running program owns the folder. Writes nothing and does not wait.
+
+    An owner on another machine counts as running if it has given a sign of life in the last `DEAD_SECONDS`, by the
+    clocks of this machine and of the disk. What cannot be read belongs to nobody.
+    """
+    path = folder / OWNER_FILE
+    try:
+        owner = Ownership(folder)._read()
+        with os_errors(folder):
+            written = path.stat() if owner is not None else None
+    except OSError:
+        return False
+    if owner is None or written is None:
+        return False
+    is_alive = _is_alive(owner)
+    # Of a remote path, whose `stat` has another form, 0 if the storage does not tell.
+    seconds = written.st_mtime if isinstance(path, Path) else written.mtime
+    return time.time() - seconds < DEAD_SECONDS if is_alive is None else is_alive
+
+
 _held: set[str] = set()
 """Tokens of the owners in this process."""
 
