@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -104,7 +105,7 @@ def flat_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Then all are as this release would read them: with fields moved and defaults added, which takes importing JAX.
     """
-    flat = [_flat(config) for config in configs]
+    flat = [flat_config(config) for config in configs]
     fields: dict[Any, set[str]] = {}
     for each in filter(None, flat):
         if fields.setdefault(str(each.get("task")), set(each)) != set(each):
@@ -115,16 +116,17 @@ def flat_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     defaults = {str(each.get("task")): Config(task=str(each.get("task"))).to_dict() for each in flat}
     return [
-        _flat(defaults[str(each.get("task"))]) | _flat(upgraded(dict(config))) if each else {}
+        flat_config(defaults[str(each.get("task"))]) | flat_config(upgraded(dict(config))) if each else {}
         for each, config in zip(flat, configs, strict=True)
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of nested groups by path, as JSON has them."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
+            found |= flat_config(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = list(value) if isinstance(value, tuple) else value
     return found
@@ -152,10 +154,11 @@ def ordered(compared: Sequence[Compared], field: str) -> list[Compared]:
 
     def key(run: Compared) -> tuple[bool, bool, float, str]:
         value = getattr(run.summary, field) if field in FIELDS else run.config.get(field)
-        is_number = isinstance(value, int | float)
+        if not isinstance(value, int | float):
+            return value is None, True, 0.0, str(value)
         is_score = field in ("best", "final")
         sign = -1 if is_score and not lower_is_better(run.summary.task or "", run.summary.metric) else 1
-        return value is None, not is_number, sign * value if is_number else 0.0, "" if is_number else str(value)
+        return False, False, sign * value, ""
 
     return sorted(compared, key=key)
 
@@ -259,9 +262,9 @@ def _width(cell: str) -> int:
 
 def _summary_table(metric: str, runs: Sequence[Compared], width: int) -> Any:
     sign = 1 if lower_is_better(runs[0].summary.task or "", metric) else -1
-    scores = [None if run.summary.best is None else sign * run.summary.best for run in runs]
-    leader = min((score for score in scores if score is not None), default=None)
-    bold = [number for number, score in enumerate(scores) if len(runs) > 1 and score is not None and score == leader]
+    scores = [math.inf if run.summary.best is None else sign * run.summary.best for run in runs]
+    leader = min(scores) if len(runs) > 1 else math.nan
+    bold = [number for number, score in enumerate(scores) if math.isfinite(score) and score == leader]
     rows = [["state", "step", metric.replace("_", "\n"), "at step", "final", "minutes", "tokens/s"]]
     for _, _, run, _ in runs:
         of_all = "" if run.num_steps is None else f"/{_count(run.num_steps)}"

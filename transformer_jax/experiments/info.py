@@ -1,22 +1,34 @@
-"""The command `info`: all that the folder of a run or of a model says about it, without loading parameters."""
+"""The command `info`: all that the folder of a run or of a model says, without its parameters."""
 
 import argparse
 import dataclasses
+import io
 import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from transformer_jax.experiments.compare import flat, in_columns, number
+from transformer_jax.experiments.compare import flat_config, number
 from transformer_jax.experiments.runs import RunRecord, is_run, read_run
 from transformer_jax.system import UserError, finite, package_version
 from transformer_jax.system.files import AnyPath, as_path, os_errors, read_file, read_json
-from transformer_jax.system.runtime import show_error, stdout_bytes
+from transformer_jax.system.ownership import OWNER_FILE
+from transformer_jax.system.runtime import Shown, printable, show_error, stdout_bytes
 
-_SIZES = ("num_encoder_layers", "num_decoder_layers", "d_model", "d_ff", "num_heads")
-_MOST_LAYERS = 1000
-"""Of a deeper model, which nobody trains, parameters are not counted: a damaged number must not make us count forever."""
+_ABOUT_OWNER = ("host", "pid", "since")
+_SIZES = (
+    *("num_encoder_layers", "num_decoder_layers", "d_model", "d_ff", "num_heads"),
+    *("source_vocab_size", "target_vocab_size", "num_classes"),
+)
+_NAMES_OF_DATA = ("train", "validation", "manual_dir", "data_dir", "source_language", "target_language")
+"""Beginnings of the fields of `config.data` that say which data it is."""
+
+_MOST_SHOWN = 8
+"""Members of a list that are shown."""
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def run_command(arguments: argparse.Namespace) -> None:
@@ -31,7 +43,8 @@ def run_command(arguments: argparse.Namespace) -> None:
     else:
         for problem in found["problems"]:
             show_error(f"transformer-jax: {problem}")
-        content = as_text(found, shutil.get_terminal_size((80, 24)).columns)
+        width = shutil.get_terminal_size((80, 24)).columns
+        content = as_text(found, width, is_terminal=Shown(sys.stdout).isatty())
     stdout_bytes(content.encode("utf-8", "backslashreplace"))
 
 
@@ -39,86 +52,251 @@ def describe(path: str | AnyPath) -> dict[str, Any]:
     """All about a run or a model folder, as JSON has it.
 
     Returns:
-        `path`, `kind` ("run" or "model"), `state` and `task`, and the groups `progress` (of a run), `model`, `data`,
-        `scores`, `config`, `settings`, `versions`, `files` (bytes by name) and `problems` (sentences).
+        `path`, `kind` ("run" or "model"), `state`, `task`, and groups of values: `progress` and `owner` (of a run, the
+        latter while it is running), `data`, `model` (`parameters`: their number, and the fields of `ModelConfig`),
+        `scores`, `config` or `settings`, `versions`, `files` (bytes by name, folders with all that is in them) and
+        `problems` (a sentence for what can't be read).
 
     Raises:
         UserError: if the folder is neither, or the `config.json` of a model folder is damaged.
     """
     folder = as_path(path)
-    found = _run(folder) if is_run(folder) else _model(folder)
-    return {"path": str(path), **found, "files": _files(folder)}
+    with os_errors(folder):
+        is_model = any((folder / name).is_file() for name in ("config.json", "model/config.json"))
+    if not is_run(folder) and not is_model:
+        raise UserError(f"{path} is neither a run nor a model folder; name one, such as runs/numerals.")
+    found = _run(read_run(folder)) if is_run(folder) else _model(folder)
+    problems = found.pop("problems")
+    return {"path": str(path), **found, "files": _files(folder), "problems": problems}
 
 
 def _model(folder: AnyPath) -> dict[str, Any]:
-    from transformer_jax.tasks.model_folder import read_config
+    from transformer_jax.tasks.model_folder import folder_of, read_config
 
-    config = read_config(folder)
-    missing = [name for name in config.sha256 if not (folder / name).is_file()]
-    sizes = dataclasses.asdict(config.model)
+    config, folder = read_config(folder), folder_of(folder)
+    with os_errors(folder):
+        missing = [name for name in config.sha256 if not (folder / name).exists()]
+    scores = config.values.get("scores")
     return {
         "kind": "model",
         "state": "incomplete" if missing else "complete",
         "task": config.task,
-        "model": {"parameters": _num_parameters(config.task, config.model), **sizes},
-        "scores": config.values.get("scores", {}),
+        "model": _described(config.task, config.model),
+        "scores": scores if isinstance(scores, dict) else {},
         "settings": dataclasses.asdict(config.settings),
-        "versions": {
-            "package_version": config.values["package_version"],
-            "format_version": config.values["format_version"],
-            "installed": package_version(),
-        },
+        "versions": {name: config.values[name] for name in ("package_version", "format_version")}
+        | {"installed": package_version()},
         "problems": [f"{folder / name} is missing; copy the model again from its origin." for name in missing],
     }
 
 
-def _run(folder: AnyPath) -> dict[str, Any]:
-    record = read_run(folder)
-    summary = record.summary()
-    problems = list(record.problems)
-    identity = _object(folder / "identity.json")
-    final = next((dict(line) for line in reversed(record.log) if line.get("kind") == "final"), {})
-    evaluated = next((dict(line) for line in reversed(record.log) if line.get("kind") == "evaluation"), {})
-    scores = final or dict(record.finished.get("scores", {})) or evaluated
-    model: dict[str, Any] = {}
-    versions: dict[str, Any] = {"installed": package_version()}
-    if "package_version" in identity:
-        versions = {"begun_with": identity["package_version"], **versions}
+def _run(record: RunRecord) -> dict[str, Any]:
+    folder, summary, problems = record.path, record.summary(), list(record.problems)
+    identity, owner = _object(folder / "identity.json"), _object(folder / OWNER_FILE)
+    progress = dataclasses.asdict(summary)
+    for name in ("path", "state", "task", "problems"):
+        del progress[name]
+    memory = record.curve("memory_gb", "train")[1]
+    progress |= {"memory_gb": memory[-1] if memory else None, "checkpoints": list(record.checkpoints)}
+    versions = {"package_version": identity.get("package_version"), "installed": package_version()}
+    model = None
     if (folder / "model" / "config.json").exists():
         try:
             written = _model(folder / "model")
-            model = {"path": str(folder / "model"), **written["model"]}
-            versions |= {f"model_{name}": value for name, value in written["versions"].items() if name != "installed"}
-            problems += written["problems"]
+            model, problems = written["model"], [*problems, *written["problems"]]
+            versions["of_model"] = written["versions"]["package_version"]
         except UserError as error:
             problems.append(str(error))
-    if not model and record.config:
-        model = _planned_model(record, identity)
-    progress = dataclasses.asdict(summary)
-    for name in ("path", "state", "task", "problems"):
-        progress.pop(name)
-    memory = record.curve("memory_gb", "train")[1]
     return {
         "kind": "run",
         "state": record.state,
         "task": record.task,
-        "progress": progress | {"memory_gb": memory[-1] if memory else None, "checkpoints": list(record.checkpoints)},
-        "model": model,
+        "progress": progress,
+        "owner": {name: owner.get(name) for name in _ABOUT_OWNER} if record.state == "running" else {},
         "data": _data(record, identity),
-        "scores": {name: value for name, value in scores.items() if name not in ("step", "kind")},
-        "config": record.config,
+        "model": _model_to_come(record, identity) if model is None else model,
+        "scores": _scores(record),
+        "config": dict(record.config),
         "versions": versions,
         "problems": problems,
     }
 
 
+def _scores(record: RunRecord) -> dict[str, Any]:
+    """Those of the written model or, before there is one, of the last evaluation."""
+    lines = [line for kind in ("evaluation", "final") for line in record.log if line.get("kind") == kind]
+    scores = lines[-1] if lines else record.finished.get("scores", {})
+    return {name: value for name, value in scores.items() if name != "kind"}
+
+
 def _data(record: RunRecord, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The data of a run: its name, where it comes from, and how many records and classes the run found."""
-    data = record.config.get("data", {})
-    shown = {name: value for name, value in data.items() if isinstance(data, dict)} if data else {}
+    """What the config says of the data, and what the run found there."""
+    fields, classes = record.config.get("data"), identity.get("classes")
+    fields = fields if isinstance(fields, dict) else {}
+    data = {name: value for name, value in fields.items() if value and name.startswith(("name", *_NAMES_OF_DATA))}
+    if isinstance(classes, list) and classes:
+        data = {name: value for name, value in data.items() if not name.endswith("_language")} | {"classes": classes}
     for part in ("training", "validation"):
-        if isinstance(values := identity.get(part), dict) and "records" in values:
-            shown[f"{part}_records"] = values["records"]
-    if identity.get("classes"):
-        shown["classes"] = identity["classes"]
-    return shown
+        values = identity.get(part)
+        if isinstance(values, dict) and "records" in values:
+            data[f"{part}_records"] = values["records"]
+    return data
+
+
+def _model_to_come(record: RunRecord, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The model of a run that has not written it, as far as config, origin, tokenizer and classes tell."""
+    from transformer_jax.config import build, config_from_dict, upgraded
+    from transformer_jax.data.tokenizers import pair_from_files
+    from transformer_jax.nn import ModelConfig
+
+    folder = record.path
+    origin, classes = _object(folder / "init_from.json").get("model"), identity.get("classes")
+    num_classes = len(classes) if isinstance(classes, list) else 0
+    try:
+        config = config_from_dict(upgraded(dict(record.config)), str(folder / "config.json"))
+        model = build(ModelConfig, origin, "model") if origin else config.model
+        with os_errors(folder):
+            files = {file.name: read_file(file) for file in (folder / "tokenizer").iterdir()}
+        pair = pair_from_files(files)
+        sizes = {"source_vocab_size": pair.source.vocab_size}
+        other = {"num_classes": num_classes} if num_classes else {"target_vocab_size": pair.target.vocab_size}
+        return _described(config.task, dataclasses.replace(model, **sizes, **other))
+    except (OSError, UserError):  # what is damaged has been told of
+        return {}
+
+
+def _described(task: str, config: Any) -> dict[str, Any]:
+    """The number of parameters of a model, counted without making any, and its `ModelConfig`."""
+    import jax
+
+    from transformer_jax.nn import abstract_params
+    from transformer_jax.tasks.registry import registered
+
+    try:
+        _, params = abstract_params(registered(task).model.model_type, config)
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    except (UserError, TypeError, ValueError, OverflowError):
+        count = None
+    return {"parameters": count, **dataclasses.asdict(config)}
+
+
+def _object(path: AnyPath) -> dict[str, Any]:
+    """The JSON object in a file; empty if it can't be read."""
+    try:
+        values = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _files(folder: AnyPath) -> dict[str, int]:
+    """Bytes of the files in a folder, by name; of folders, which end in /, those of all that is in them."""
+    try:
+        with os_errors(folder):
+            entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    except OSError:
+        return {}
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        try:
+            with os_errors(entry):
+                is_folder = entry.is_dir() and not (isinstance(entry, Path) and entry.is_symlink())
+                status = None if is_folder else entry.stat()
+        except OSError:  # a run has just deleted or renamed it
+            continue
+        if status is None:
+            sizes[f"{entry.name}/"] = sum(_files(entry).values())
+        else:
+            sizes[entry.name] = status.st_size if isinstance(entry, Path) else status.length
+    return sizes
+
+
+# The terminal.
+
+
+def as_text(found: Mapping[str, Any], width: int, *, is_terminal: bool = False) -> str:
+    """What `describe` returns, for people: of the config and the model's options only what is not the default."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    written = io.StringIO()
+    console = Console(file=written, width=width, force_terminal=is_terminal, highlight=False, legacy_windows=False)
+    task = f" of the task {found['task']}" if found["task"] else ""
+    console.print(Text(printable(f"{found['path']}: a {found['kind']}{task}, {found['state']}")))
+    sections = {title: rows for title, rows in _sections(found).items() if rows}
+    widest = max((len(name) for rows in sections.values() for name in rows), default=0)
+    for title, rows in sections.items():
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(width=2 + widest, no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows.items():
+            table.add_row(Text(printable(f"  {name}")), Text(printable(value)))
+        console.print()
+        console.print(Text(title, style="bold"))
+        console.print(table)
+    return "".join(f"{line.rstrip()}\n" for line in written.getvalue().splitlines())
+
+
+def _sections(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Title to names and values."""
+    from transformer_jax.config import Config, upgraded
+    from transformer_jax.nn import ModelConfig
+
+    progress, model = found.get("progress"), found["model"]
+    options = dataclasses.asdict(ModelConfig())
+    unused = {"num_decoder_layers"} if model.get("num_classes") else set()
+    unused |= {name for name in _SIZES if model.get(name) == 0}
+    changed = {name: value for name, value in model.items() if name in _SIZES or value != options.get(name)}
+    changed = {name: value for name, value in changed.items() if name not in unused}
+    config = {}
+    if found.get("config"):
+        defaults = flat_config(Config(task=str(found["task"])).to_dict())
+        config = flat_config(upgraded(found["config"]))
+        config = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
+    return {
+        "progress": _progress_rows(progress) if progress else {},
+        "owner": _rows(found.get("owner", {})),
+        "data": _rows(found.get("data", {})),
+        "model": _rows(changed),
+        "scores": _rows(found["scores"]),
+        "config, where it is not the default": _rows(config),
+        "settings": _rows(flat_config(found.get("settings", {}))),
+        "versions": _rows(found["versions"]),
+        "files": {name: _size(size) for name, size in found["files"].items()},
+    }
+
+
+def _progress_rows(progress: Mapping[str, Any]) -> dict[str, str]:
+    metric, speed, memory = progress["metric"], progress["tokens_per_second"], progress["memory_gb"]
+    of_all = "" if progress["num_steps"] is None else f" of {progress['num_steps']:,}"
+    best = f"{metric} {number(progress['best'])} at step {progress['best_step']:,}" if progress["best_step"] else None
+    return _rows(
+        {
+            "step": f"{progress['step']:,}{of_all}",
+            "best": best,
+            "minutes": progress["minutes"],
+            "tokens/s": None if speed is None else f"{speed:,.0f}",
+            "memory": None if memory is None else f"{memory:.3g} GB",
+            "checkpoints": progress["checkpoints"],
+        }
+    )
+
+
+def _rows(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values as text, unknown ones left out."""
+    return {str(name): _text(value) for name, value in values.items() if value is not None and value != []}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        more = f", ... ({len(value):,})" if len(value) > _MOST_SHOWN else ""
+        return ", ".join(map(_text, value[:_MOST_SHOWN])) + more
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return number(value) if isinstance(value, float) else "''" if value == "" else str(value)
+
+
+def _size(size: int) -> str:
+    unit = next((unit for unit in _UNITS if size >= unit[0]), None)
+    return f"{size} bytes" if unit is None else f"{size / unit[0]:,.1f} {unit[1]}"

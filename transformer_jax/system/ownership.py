@@ -221,15 +221,12 @@ def has_live_owner(folder: AnyPath) -> bool:
     try:
         owner = Ownership(folder)._read()
         with os_errors(folder):
-            written = path.stat() if owner is not None else None
+            # A remote `stat` has another form, and 0 if the storage does not tell.
+            written = path.stat().st_mtime if isinstance(path, Path) else path.stat().mtime
     except OSError:
         return False
-    if owner is None or written is None:
-        return False
-    is_alive = _is_alive(owner)
-    # Of a remote path, whose `stat` has another form, 0 if the storage does not tell.
-    seconds = written.st_mtime if isinstance(path, Path) else written.mtime
-    return time.time() - seconds < DEAD_SECONDS if is_alive is None else is_alive
+    is_alive = _is_alive(owner) if owner is not None else False
+    return time.time() - written < DEAD_SECONDS if is_alive is None else is_alive
 
 
 _held: set[str] = set()
