@@ -1,7 +1,16 @@
 """Experiments as people run them: the commands `runs` and `info`, whose modules are imported when they are used."""
 
 import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
+
+from transformer_jax.system import finite
+from transformer_jax.system.output import write_output
+from transformer_jax.system.runtime import Shown, show_error, stdout_bytes
 
 
 def add_commands(commands: Any) -> None:
@@ -54,12 +63,37 @@ def _fields(**_: Any) -> list[str]:
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    from transformer_jax.experiments.compare import run_command
+    from transformer_jax.experiments.compare import as_json, check_picture, compare, draw_curves, ordered, read_runs
+    from transformer_jax.experiments.tables import as_text
 
-    run_command(arguments)
+    if arguments.png is not None:
+        check_picture(arguments.png)
+    compared = compare(read_runs(arguments.folders), arguments.metric or "")
+    if arguments.sort is not None:
+        compared = ordered(compared, arguments.sort)
+    if arguments.png is not None:
+        write_output(arguments.png, draw_curves(compared))
+    _tell(problem for run in compared for problem in run.summary.problems)
+    _write(as_json(compared) if arguments.json else partial(as_text, compared))
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from transformer_jax.experiments.info import run_command
+    from transformer_jax.experiments.info import as_text, describe
 
-    run_command(arguments)
+    found = describe(arguments.folder)
+    _tell(found["problems"])
+    _write(found if arguments.json else partial(as_text, found))
+
+
+def _tell(problems: Iterable[str]) -> None:
+    for problem in problems:
+        show_error(f"transformer-jax: {problem}")
+
+
+def _write(content: Any) -> None:
+    """Write what a function makes for the width of the terminal, or anything else as JSON."""
+    if callable(content):
+        text = content(shutil.get_terminal_size((80, 24)).columns, is_terminal=Shown(sys.stdout).isatty())
+    else:
+        text = json.dumps(finite(content), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    stdout_bytes(text.encode("utf-8", "backslashreplace"))

@@ -1,22 +1,22 @@
 """The command `info`: all that the folder of a run or of a model says, without its parameters."""
 
-import argparse
 import dataclasses
-import io
-import json
 import math
-import shutil
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.experiments.compare import flat_config, number
-from transformer_jax.experiments.runs import RunRecord, is_run, read_run
-from transformer_jax.system import UserError, finite, package_version
-from transformer_jax.system.files import AnyPath, as_path, os_errors, read_file, read_json
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from transformer_jax.experiments.compare import flat_config
+from transformer_jax.experiments.runs import RunRecord, is_run, read_object, read_run
+from transformer_jax.experiments.tables import rendered, rounded
+from transformer_jax.system import UserError, package_version
+from transformer_jax.system.files import AnyPath, as_path, os_errors, read_file
 from transformer_jax.system.ownership import OWNER_FILE
-from transformer_jax.system.runtime import Shown, printable, show_error, stdout_bytes
+from transformer_jax.system.runtime import printable
 
 _ABOUT_OWNER = ("host", "pid", "since")
 _SIZES = (
@@ -31,23 +31,6 @@ _MOST_SHOWN = 8
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def run_command(arguments: argparse.Namespace) -> None:
-    """Run `transformer-jax info`.
-
-    Raises:
-        UserError: if the folder is neither a run nor a model folder.
-    """
-    found = describe(arguments.folder)
-    if arguments.json:
-        content = json.dumps(finite(found), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    else:
-        for problem in found["problems"]:
-            show_error(f"transformer-jax: {problem}")
-        width = shutil.get_terminal_size((80, 24)).columns
-        content = as_text(found, width, is_terminal=Shown(sys.stdout).isatty())
-    stdout_bytes(content.encode("utf-8", "backslashreplace"))
-
-
 def describe(path: str | AnyPath) -> dict[str, Any]:
     """All about a run or a model folder, as JSON has it.
 
@@ -58,24 +41,26 @@ def describe(path: str | AnyPath) -> dict[str, Any]:
         `problems` (a sentence for what can't be read).
 
     Raises:
-        UserError: if the folder is neither, or the `config.json` of a model folder is damaged.
+        UserError: if the folder is neither or can't be read, or the `config.json` of a model folder is damaged.
     """
     folder = as_path(path)
-    with os_errors(folder):
-        is_model = any((folder / name).is_file() for name in ("config.json", "model/config.json"))
-    if not is_run(folder) and not is_model:
-        raise UserError(f"{path} is neither a run nor a model folder; name one, such as runs/numerals.")
-    found = _run(read_run(folder)) if is_run(folder) else _model(folder)
-    problems = found.pop("problems")
-    return {"path": str(path), **found, "files": _files(folder), "problems": problems}
+    try:
+        with os_errors(folder):
+            names = {entry.name for entry in folder.iterdir()}
+            if not is_run(folder) and not {"config.json", "model"} & names:
+                raise UserError(f"{path} is neither a run nor a model folder; name one, such as runs/numerals.")
+            found = _run(read_run(folder)) if is_run(folder) else _model(folder)
+            problems = found.pop("problems")
+            return {"path": str(path), **found, "files": _files(folder), "problems": problems}
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}); name a run or a model folder.") from error
 
 
 def _model(folder: AnyPath) -> dict[str, Any]:
     from transformer_jax.tasks.model_folder import folder_of, read_config
 
     config, folder = read_config(folder), folder_of(folder)
-    with os_errors(folder):
-        missing = [name for name in config.sha256 if not (folder / name).exists()]
+    missing = [name for name in config.sha256 if not (folder / name).exists()]
     scores = config.values.get("scores")
     return {
         "kind": "model",
@@ -92,29 +77,32 @@ def _model(folder: AnyPath) -> dict[str, Any]:
 
 def _run(record: RunRecord) -> dict[str, Any]:
     folder, summary, problems = record.path, record.summary(), list(record.problems)
-    identity, owner = _object(folder / "identity.json"), _object(folder / OWNER_FILE)
+    identity = read_object(folder / "identity.json", problems.append) or {}
+    owner = (read_object(folder / OWNER_FILE, problems.append) or {}) if record.state == "running" else {}
     progress = dataclasses.asdict(summary)
     for name in ("path", "state", "task", "problems"):
         del progress[name]
     memory = record.curve("memory_gb", "train")[1]
     progress |= {"memory_gb": memory[-1] if memory else None, "checkpoints": list(record.checkpoints)}
     versions = {"package_version": identity.get("package_version"), "installed": package_version()}
-    model = None
-    if (folder / "model" / "config.json").exists():
-        try:
+    model: dict[str, Any] = {}
+    try:
+        if (folder / "model" / "config.json").exists():
             written = _model(folder / "model")
             model, problems = written["model"], [*problems, *written["problems"]]
             versions["of_model"] = written["versions"]["package_version"]
-        except UserError as error:
-            problems.append(str(error))
+        elif record.config:
+            model = _model_to_come(record, identity, problems.append)
+    except UserError as error:
+        problems.append(str(error))
     return {
         "kind": "run",
         "state": record.state,
         "task": record.task,
         "progress": progress,
-        "owner": {name: owner.get(name) for name in _ABOUT_OWNER} if record.state == "running" else {},
+        "owner": {name: owner[name] for name in _ABOUT_OWNER if name in owner},
         "data": _data(record, identity),
-        "model": _model_to_come(record, identity) if model is None else model,
+        "model": model,
         "scores": _scores(record),
         "config": dict(record.config),
         "versions": versions,
@@ -143,26 +131,27 @@ def _data(record: RunRecord, identity: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _model_to_come(record: RunRecord, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The model of a run that has not written it, as far as config, origin, tokenizer and classes tell."""
+def _model_to_come(record: RunRecord, identity: Mapping[str, Any], report: Callable[[str], None]) -> dict[str, Any]:
+    """The model of a run that has not written it, as far as config, origin, tokenizer and classes tell.
+
+    Raises:
+        UserError: if the config or the tokenizer is damaged.
+    """
     from transformer_jax.config import build, config_from_dict, upgraded
     from transformer_jax.data.tokenizers import pair_from_files
     from transformer_jax.nn import ModelConfig
 
-    folder = record.path
-    origin, classes = _object(folder / "init_from.json").get("model"), identity.get("classes")
-    num_classes = len(classes) if isinstance(classes, list) else 0
-    try:
-        config = config_from_dict(upgraded(dict(record.config)), str(folder / "config.json"))
-        model = build(ModelConfig, origin, "model") if origin else config.model
-        with os_errors(folder):
-            files = {file.name: read_file(file) for file in (folder / "tokenizer").iterdir()}
-        pair = pair_from_files(files)
-        sizes = {"source_vocab_size": pair.source.vocab_size}
-        other = {"num_classes": num_classes} if num_classes else {"target_vocab_size": pair.target.vocab_size}
-        return _described(config.task, dataclasses.replace(model, **sizes, **other))
-    except (OSError, UserError):  # what is damaged has been told of
+    folder, classes = record.path, identity.get("classes")
+    if not (folder / "tokenizer").is_dir():
         return {}
+    config = config_from_dict(upgraded(dict(record.config)), str(folder / "config.json"))
+    origin = (read_object(folder / "init_from.json", report) or {}).get("model")
+    model = build(ModelConfig, origin, f"{folder / 'init_from.json'}: model") if origin else config.model
+    pair = pair_from_files({file.name: read_file(file) for file in (folder / "tokenizer").iterdir()})
+    sizes = {"source_vocab_size": pair.source.vocab_size, "target_vocab_size": pair.target.vocab_size}
+    if isinstance(classes, list) and classes:
+        sizes |= {"target_vocab_size": 0, "num_classes": len(classes)}
+    return _described(config.task, dataclasses.replace(model, **sizes))
 
 
 def _described(task: str, config: Any) -> dict[str, Any]:
@@ -178,15 +167,6 @@ def _described(task: str, config: Any) -> dict[str, Any]:
     except (UserError, TypeError, ValueError, OverflowError):
         count = None
     return {"parameters": count, **dataclasses.asdict(config)}
-
-
-def _object(path: AnyPath) -> dict[str, Any]:
-    """The JSON object in a file; empty if it can't be read."""
-    try:
-        values = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _files(folder: AnyPath) -> dict[str, int]:
@@ -216,14 +196,8 @@ def _files(folder: AnyPath) -> dict[str, int]:
 
 def as_text(found: Mapping[str, Any], width: int, *, is_terminal: bool = False) -> str:
     """What `describe` returns, for people: of the config and the model's options only what is not the default."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    written = io.StringIO()
-    console = Console(file=written, width=width, force_terminal=is_terminal, highlight=False, legacy_windows=False)
     task = f" of the task {found['task']}" if found["task"] else ""
-    console.print(Text(printable(f"{found['path']}: a {found['kind']}{task}, {found['state']}")))
+    parts: list[Any] = [Text(printable(f"{found['path']}: a {found['kind']}{task}, {found['state']}"))]
     sections = {title: rows for title, rows in _sections(found).items() if rows}
     widest = max((len(name) for rows in sections.values() for name in rows), default=0)
     for title, rows in sections.items():
@@ -232,10 +206,8 @@ def as_text(found: Mapping[str, Any], width: int, *, is_terminal: bool = False) 
         table.add_column(overflow="fold")
         for name, value in rows.items():
             table.add_row(Text(printable(f"  {name}")), Text(printable(value)))
-        console.print()
-        console.print(Text(title, style="bold"))
-        console.print(table)
-    return "".join(f"{line.rstrip()}\n" for line in written.getvalue().splitlines())
+        parts.append(Group(Text(title, style="bold"), table))
+    return rendered(parts, width, is_terminal=is_terminal)
 
 
 def _sections(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -270,7 +242,7 @@ def _sections(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 def _progress_rows(progress: Mapping[str, Any]) -> dict[str, str]:
     metric, speed, memory = progress["metric"], progress["tokens_per_second"], progress["memory_gb"]
     of_all = "" if progress["num_steps"] is None else f" of {progress['num_steps']:,}"
-    best = f"{metric} {number(progress['best'])} at step {progress['best_step']:,}" if progress["best_step"] else None
+    best = f"{metric} {rounded(progress['best'])} at step {progress['best_step']:,}" if progress["best_step"] else None
     return _rows(
         {
             "step": f"{progress['step']:,}{of_all}",
@@ -294,7 +266,7 @@ def _text(value: Any) -> str:
         return ", ".join(map(_text, value[:_MOST_SHOWN])) + more
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return number(value) if isinstance(value, float) else "''" if value == "" else str(value)
+    return rounded(value) if isinstance(value, float) else "''" if value == "" else str(value)
 
 
 def _size(size: int) -> str:

@@ -4,12 +4,11 @@ import json
 import math
 import re
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformer_jax.system import LARGEST_INT, UserError
+from transformer_jax.system import LARGEST_FLOAT, LARGEST_INT, UserError
 from transformer_jax.system.files import AnyPath, as_path, os_errors, read_file, read_json, resolved
 from transformer_jax.system.ownership import OWNER_FILE, has_live_owner
 from transformer_jax.tasks.registry import lower_is_better
@@ -139,10 +138,10 @@ def read_run(path: str | AnyPath) -> RunRecord:
         raise UserError(f"{path} is not the folder of a run; name one, such as runs/numerals.")
     problems: list[str] = []
     is_running = has_live_owner(folder)  # first, for it may end meanwhile
-    config = _read_object(folder / "config.json", problems.append)
+    config = read_object(folder / "config.json", problems.append)
     if config is None and not is_running:
         problems.append(f"{folder / 'config.json'} is missing; what the run was to do is not known.")
-    finished = _read_object(folder / "finished.json", problems.append) or {}
+    finished = read_object(folder / "finished.json", problems.append) or {}
     if not isinstance(finished.get("scores", {}), dict):
         finished = finished | {"scores": {}}
     log, timing = (
@@ -223,7 +222,7 @@ def _names(folder: AnyPath) -> set[str]:
         return set()
 
 
-def _read_object(path: AnyPath, report: Callable[[str], None]) -> dict[str, Any] | None:
+def read_object(path: AnyPath, report: Callable[[str], None]) -> dict[str, Any] | None:
     """The JSON object in a file; None if there is none, after a report unless there is no file."""
     try:
         values = read_json(path)
@@ -276,8 +275,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number that a float can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    """Whether it is a finite number, as float32 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT
 
 
 def _of_type(kind: type, values: Any, *names: str) -> Any:
