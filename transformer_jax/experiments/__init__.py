@@ -27,8 +27,7 @@ def _add_runs(commands: Any) -> None:
         "at work meanwhile. Runs that go by different metrics have a table each.",
         epilog="FIELD: name a column of --json, such as best, step, minutes or tokens_per_second, or a field of the "
         "config, such as optim.lr. Scores are sorted best first, everything else upwards.",
-        example="transformer-jax runs runs --sort best\n"
-        "transformer-jax runs runs/a runs/b --metric loss --png curves.png",
+        example="transformer-jax runs runs/a runs/b --sort best --png curves.png",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_runs)
@@ -48,7 +47,7 @@ def _add_info(commands: Any) -> None:
         help="tell all about a run or a model folder",
         description="Tell all about a run or a model folder: state, scores, sizes, data, config, versions, files. "
         "Parameters are not loaded.",
-        example="transformer-jax info runs/numerals\ntransformer-jax info --json runs/numerals/model",
+        example="transformer-jax info runs/numerals",
         allow_abbrev=False,
     )
     parser.set_defaults(command=_info)

@@ -48,7 +48,9 @@ def describe(path: str | AnyPath) -> dict[str, Any]:
         with os_errors(folder):
             names = {entry.name for entry in folder.iterdir()}
             if not is_run(folder) and not {"config.json", "model"} & names:
-                raise UserError(f"{path} is neither a run nor a model folder; name one, such as runs/numerals.")
+                raise UserError(
+                    f"{path} is neither a run nor a model folder; transformer-jax runs {path} finds runs in it."
+                )
             found = _run(read_run(folder)) if is_run(folder) else _model(folder)
             problems = found.pop("problems")
             return {"path": str(path), **found, "files": _files(folder), "problems": problems}
