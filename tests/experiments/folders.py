@@ -2,9 +2,9 @@
 
 import json
 
-from tests.reliability import tiny_run
+from configs import classification_sample
 from transformer_jax.config import Config, DataConfig, OptimConfig, TrainingConfig
-from transformer_jax.tasks.translation import sources as translation
+from transformer_jax.tasks.classification import sources as texts
 from transformer_jax.training import run
 
 
@@ -42,9 +42,19 @@ def write_run(folder, log=(), timing=(), *, task="translation", metric="bleu", n
     return folder
 
 
-def train_tiny(folder, monkeypatch, **optim):
-    """A real run of six steps; returns its outcome."""
-    monkeypatch.setattr(translation, "load_pairs", tiny_run.load_few)
-    config = tiny_run.make_config(num_steps=6, eval_every=2, log_every=2, checkpoint_every=2, metric="loss")
-    config.optim.update(optim)
+def train_tiny(folder, monkeypatch):
+    """A real run of six steps of a tiny classifier; returns its outcome."""
+    load = texts.load_texts
+
+    def load_few(config, split, *report):
+        found, classes = load(config, split, *report)
+        return found[: {"train": 200, "validation": 9}[split]], classes
+
+    monkeypatch.setattr(texts, "load_texts", load_few)
+    config = classification_sample.get_config()
+    config.tokenizer.kind = "word"
+    config.tokenizer.vocab_size = 60
+    config.model.update(d_model=16, num_heads=2, d_ff=16, num_encoder_layers=1, num_decoder_layers=1)
+    config.data.update(max_length=32, row_length=32, tokens_per_batch=256)
+    config.training.update(num_steps=6, log_every=2, eval_every=2, checkpoint_every=2, max_minutes=0)
     return run(config, folder)

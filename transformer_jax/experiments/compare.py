@@ -119,7 +119,7 @@ def ordered(compared: Sequence[Compared], field: str) -> list[Compared]:
     if field not in known:
         raise UserError(f"--sort is {field!r}, which is no field of runs; {_nearest(field, known)}")
 
-    def key(run: Compared) -> tuple[bool, bool, float, str]:
+    def key(run: Compared) -> tuple[bool, bool, int | float, str]:
         value = getattr(run.summary, field) if field in FIELDS else run.config.get(field)
         if not isinstance(value, int | float):
             return value is None, True, 0.0, str(value)

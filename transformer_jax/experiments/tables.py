@@ -15,7 +15,7 @@ from transformer_jax.experiments.compare import Compared, differences
 from transformer_jax.system.runtime import printable
 from transformer_jax.tasks.registry import lower_is_better
 
-_SHORTEST_NAME, _LONGEST_NAME, _LONGEST_VALUE = 8, 20, 20  # columns of a terminal
+_SHORTEST_NAME, _LONGEST_NAME, _LONGEST_VALUE, _LONGEST_WORD = 6, 20, 20, 9  # columns of a terminal
 _PANEL_LINES = 12
 """The curves of all runs together take about as many lines, but at least one each and at most `_TALLEST`."""
 _TALLEST = 4
@@ -76,7 +76,8 @@ def _summary_table(metric: str, runs: Sequence[Compared], width: int) -> Any:
     scores = [math.inf if run.summary.best is None else sign * run.summary.best for run in runs]
     leader = min(scores) if len(runs) > 1 else math.nan
     bold = [number for number, score in enumerate(scores) if math.isfinite(score) and score == leader]
-    rows = [["state", "step", metric.replace("_", "\n"), "at step", "final", "minutes", "tokens/s"]]
+    words = [shortened(word, _LONGEST_WORD) for word in metric.split("_")]
+    rows = [["state", "step", "\n".join(words), "at step", "final", "minutes", "tokens/s"]]
     for _, _, run, _ in runs:
         of_all = "" if run.num_steps is None else f"/{_count(run.num_steps)}"
         rows.append(
@@ -86,8 +87,8 @@ def _summary_table(metric: str, runs: Sequence[Compared], width: int) -> Any:
                 rounded(run.best),
                 _NOTHING if run.best_step is None else _count(run.best_step),
                 rounded(run.final),
-                _NOTHING if run.minutes is None else f"{run.minutes:,.1f}",
-                _NOTHING if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}",
+                _NOTHING if run.minutes is None else f"{run.minutes:,.{1 if run.minutes < 1000 else 0}f}",
+                _NOTHING if run.tokens_per_second is None else _speed(run.tokens_per_second),
             ]
         )
     left = width - sum(2 + max(map(_width, column)) for column in zip(*rows, strict=True))
@@ -98,6 +99,11 @@ def _summary_table(metric: str, runs: Sequence[Compared], width: int) -> Any:
 def _count(steps: int) -> str:
     """Such as 2,500 or 100k."""
     return f"{steps // 1000:,}k" if steps >= 10_000 and steps % 1000 == 0 else f"{steps:,}"
+
+
+def _speed(tokens: float) -> str:
+    """Such as 12,345 or 1,235k."""
+    return f"{tokens:,.0f}" if tokens < 1e6 else f"{tokens / 1000:,.0f}k"
 
 
 def _difference_tables(runs: Sequence[Compared], width: int) -> Iterator[Any]:
