@@ -139,7 +139,7 @@ def test_unknown_fields(three, field, expected):
 
 
 def test_unknown_metrics(three, tmp_path):
-    with pytest.raises(UserError, match="--metric is 'blue', a score that no run has; did you mean bleu?"):
+    with pytest.raises(UserError, match=r"--metric is 'blue', a score that no run has; did you mean bleu\?"):
         compare(read_runs(three), "blue")
     with pytest.raises(UserError, match="no run has been evaluated yet"):
         compare([read_run(tmp_path / "c")], "bleu")

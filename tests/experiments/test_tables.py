@@ -13,7 +13,7 @@ from transformer_jax.experiments.compare import compare, read_runs
 from transformer_jax.experiments.tables import as_text, plot, rounded, shortened
 
 
-def shown(tmp_path, width=80, metric=""):
+def shown(tmp_path, width=80, metric=None):
     return as_text(compare(read_runs([str(tmp_path)]), metric), width)
 
 
@@ -51,7 +51,7 @@ def test_differences_have_rows_for_runs_or_fields_whichever_are_fewer(tmp_path):
     assert re.search(r"^ +optim\.\nrun +lr\ntrial-1  1\ntrial-2  0\.5\ntrial-3  0\.123457\n", text, re.M)
     write_run(tmp_path / "two" / "a", lr=1.0, num_steps=100, metric="chrf")
     write_run(tmp_path / "two" / "b", lr=2.0, num_steps=200, metric="bleu")
-    text = shown(tmp_path / "two", metric="")
+    text = shown(tmp_path / "two")
     assert "training.metric" not in text, "they have tables of their own"
     (tmp_path / "two" / "b" / "log.jsonl").write_text('{"step": 1, "kind": "evaluation", "loss": 1.0}\n')
     lines = [line.split() for line in shown(tmp_path / "two", metric="loss").splitlines()]

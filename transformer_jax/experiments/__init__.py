@@ -67,7 +67,7 @@ def _runs(arguments: argparse.Namespace) -> None:
 
     if arguments.png is not None:
         check_picture(arguments.png)
-    compared = compare(read_runs(arguments.folders), arguments.metric or "")
+    compared = compare(read_runs(arguments.folders), arguments.metric)
     if arguments.sort is not None:
         compared = ordered(compared, arguments.sort)
     if arguments.png is not None:

@@ -41,14 +41,14 @@ def read_runs(folders: Sequence[str]) -> list[RunRecord]:
     return [read_run(path) for path in found.values()]
 
 
-def compare(records: Sequence[RunRecord], metric: str = "") -> list[Compared]:
+def compare(records: Sequence[RunRecord], metric: str | None = None) -> list[Compared]:
     """Runs beside each other, by `metric` or each by its own.
 
     Raises:
         UserError: if no run has that metric.
     """
     known = list(dict.fromkeys(name for record in records for name in record.metrics()))
-    if metric and metric not in known:
+    if metric is not None and metric not in known:
         remedy = known_names(metric, known) if known else "no run has been evaluated yet."
         raise UserError(f"--metric is {metric!r}, a score that no run has; {remedy}")
     names = short_names([str(resolved(record.path)) for record in records])

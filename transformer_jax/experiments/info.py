@@ -144,12 +144,19 @@ def _model_to_come(record: RunRecord, identity: Mapping[str, Any], report: Calla
     from transformer_jax.nn import ModelConfig
 
     folder, classes = record.path, identity.get("classes")
-    if not (folder / "tokenizer").is_dir():
+    tokenizer = folder / "tokenizer"
+    files = {file.name: read_file(file) for file in tokenizer.iterdir()} if tokenizer.is_dir() else {}
+    if not files:
         return {}
     config = config_from_dict(upgraded(dict(record.config)), str(folder / "config.json"))
     origin = (read_object(folder / "init_from.json", report) or {}).get("model")
     model = build(ModelConfig, origin, f"{folder / 'init_from.json'}: model") if origin else config.model
-    pair = pair_from_files({file.name: read_file(file) for file in (folder / "tokenizer").iterdir()})
+    try:
+        pair = pair_from_files(files)
+    except UserError as error:
+        raise UserError(
+            f"{tokenizer} can't be read ({str(error).rstrip('.')}); the model's size is not known."
+        ) from error
     sizes = {"source_vocab_size": pair.source.vocab_size, "target_vocab_size": pair.target.vocab_size}
     if isinstance(classes, list) and classes:
         sizes |= {"target_vocab_size": 0, "num_classes": len(classes)}
@@ -199,7 +206,7 @@ def _files(folder: AnyPath) -> dict[str, int]:
 def as_text(found: Mapping[str, Any], width: int, *, is_terminal: bool = False) -> str:
     """What `describe` returns, for people: of the config and the model's options only what is not the default."""
     task = f" of the task {found['task']}" if found["task"] else ""
-    parts: list[Any] = [Text(printable(f"{found['path']}: a {found['kind']}{task}, {found['state']}"))]
+    parts: list[Any] = [Text(printable(f"a {found['kind']}{task}, {found['state']}"))]
     sections = {title: rows for title, rows in _sections(found).items() if rows}
     widest = max((len(name) for rows in sections.values() for name in rows), default=0)
     for title, rows in sections.items():
@@ -209,7 +216,8 @@ def as_text(found: Mapping[str, Any], width: int, *, is_terminal: bool = False) 
         for name, value in rows.items():
             table.add_row(Text(printable(f"  {name}")), Text(printable(value)))
         parts.append(Group(Text(title, style="bold"), table))
-    return rendered(parts, width, is_terminal=is_terminal)
+    # The path stays in one line, to be copied.
+    return f"{printable(found['path'])}\n{rendered(parts, width, is_terminal=is_terminal)}"
 
 
 def _sections(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:

@@ -97,7 +97,7 @@ class RunRecord:
         steps = sorted(points)
         return steps, [points[step] for step in steps]
 
-    def summary(self, metric: str = "") -> RunSummary:
+    def summary(self, metric: str | None = None) -> RunSummary:
         """The run in a few values; those of `metric`, or else of its own."""
         metric = metric or self.metric
         steps, values = self.curve(metric)
