@@ -259,6 +259,15 @@ def test_folders_without_runs(tmp_path, trained):
             read_run(path)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_cannot_be_read_is_told(tmp_path):
+    write_run(tmp_path / "a", training(1.0))
+    (tmp_path / "b").mkdir(mode=0)
+    told = []
+    assert find_runs(tmp_path, told.append) == [tmp_path / "a"]
+    assert told == [f"{tmp_path}/b can't be read (Permission denied); runs in it are left out."]
+
+
 def test_a_run_in_a_bucket(bucket):
     folder = as_path("gs://bucket/runs/a")
     lines = "".join(json.dumps(line) + "\n" for line in evaluations(10.0, 20.0))

@@ -4,7 +4,6 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -67,12 +66,13 @@ def _runs(arguments: argparse.Namespace) -> None:
 
     if arguments.png is not None:
         check_picture(arguments.png)
-    compared = compare(read_runs(arguments.folders), arguments.metric)
+    compared = compare(read_runs(arguments.folders, _tell), arguments.metric)
     if arguments.sort is not None:
         compared = ordered(compared, arguments.sort)
     if arguments.png is not None:
         write_output(arguments.png, draw_curves(compared))
-    _tell(problem for run in compared for problem in run.summary.problems)
+    for problem in (problem for run in compared for problem in run.summary.problems):
+        _tell(problem)
     _write(as_json(compared) if arguments.json else partial(as_text, compared))
 
 
@@ -80,13 +80,13 @@ def _info(arguments: argparse.Namespace) -> None:
     from transformer_jax.experiments.info import as_text, describe
 
     found = describe(arguments.folder)
-    _tell(found["problems"])
+    for problem in found["problems"]:
+        _tell(problem)
     _write(found if arguments.json else partial(as_text, found))
 
 
-def _tell(problems: Iterable[str]) -> None:
-    for problem in problems:
-        show_error(f"transformer-jax: {problem}")
+def _tell(problem: str) -> None:
+    show_error(f"transformer-jax: {problem}")
 
 
 def _write(content: Any) -> None:

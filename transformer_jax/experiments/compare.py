@@ -5,7 +5,7 @@ import importlib
 import io
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -31,13 +31,13 @@ class Compared(NamedTuple):
     """Fields of its config by path, such as "optim.lr", those of earlier releases as this release has them."""
 
 
-def read_runs(folders: Sequence[str]) -> list[RunRecord]:
-    """The runs in these folders, each once.
+def read_runs(folders: Sequence[str], report: Callable[[str], None] = show_error) -> list[RunRecord]:
+    """The runs in these folders, each once; `report` is called with a sentence for each folder that can't be read.
 
     Raises:
         UserError: if a folder has none.
     """
-    found = {resolved(path): path for folder in folders for path in find_runs(folder, show_error)}
+    found = {resolved(path): path for folder in folders for path in find_runs(folder, report)}
     return [read_run(path) for path in found.values()]
 
 

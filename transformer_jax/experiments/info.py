@@ -238,7 +238,7 @@ def _sections(found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         config = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
     return {
         "progress": _progress_rows(progress) if progress else {},
-        "owner": _rows(found.get("owner", {})),
+        "owner": {name: str(value) for name, value in found.get("owner", {}).items()},
         "data": _rows(found.get("data", {})),
         "model": _rows(changed),
         "scores": _rows(found["scores"]),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from transformer_jax.system import LARGEST_FLOAT, LARGEST_INT, UserError
 from transformer_jax.system.files import AnyPath, as_path, os_errors, read_file, read_json, resolved
 from transformer_jax.system.ownership import OWNER_FILE, has_live_owner
+from transformer_jax.system.runtime import show_error
 from transformer_jax.tasks.registry import lower_is_better
 
 State = Literal["running", "finished", "stopped", "empty"]
@@ -153,7 +154,7 @@ def read_run(path: str | AnyPath) -> RunRecord:
     return RunRecord(folder, state, config or {}, log, timing, finished, checkpoints, tuple(problems))
 
 
-def find_runs(path: str | AnyPath, report: Callable[[str], None] = print) -> list[AnyPath]:
+def find_runs(path: str | AnyPath, report: Callable[[str], None] = show_error) -> list[AnyPath]:
     """The run in a folder, or all runs below it, in natural order (`trial-2` before `trial-10`).
 
     Args:
