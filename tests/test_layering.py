@@ -25,6 +25,7 @@ LAYERS = (
     ("config",),
     ("tasks",),
     ("training", "interop"),
+    ("experiments",),
     ("cli",),
     ("__init__", "__main__"),
 )
@@ -114,9 +115,9 @@ def test_the_check_sees_what_is_wrong(module, source):
 
 
 def test_the_package_stays_small():
-    assert len(MODULES) <= 90
+    assert len(MODULES) <= 95
     assert len({unit(module) for module in MODULES if "." not in module and MODULES[module].parent == PACKAGE}) <= 8
-    assert len(LAYERS) <= 9
+    assert len(LAYERS) <= 10
 
 
 ONE_IDEA_PER_ROOM = {"__init__", "task", "sources", "command", "metrics"}

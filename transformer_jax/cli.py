@@ -1,7 +1,7 @@
 """The command line: `transformer-jax COMMAND ...`.
 
-The subcommands are `train`, those of the registered tasks, `evaluate`, `import` and `export`. JAX takes seconds to
-import, so functions that need it import it late and --help is quick.
+The subcommands are `train`, those of the registered tasks, `evaluate`, `runs`, `info`, `import` and `export`. JAX
+takes seconds to import, so functions that need it import it late and --help is quick.
 """
 
 import argparse
@@ -19,8 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from transformer_jax import experiments
-from transformer_jax.interop import add_commands
+from transformer_jax import experiments, interop
 from transformer_jax.system import UserError, known_names, package_version, shipped_configs
 from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.task_groups import moved_fields
@@ -97,7 +96,7 @@ def _fields(config: Any, prefix: str = "config") -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="transformer-jax",
-        description="Train and use the encoder-decoder Transformer; score, import and export models.",
+        description="Train and use the encoder-decoder Transformer; compare runs; score, import and export models.",
         example="transformer-jax train\ntransformer-jax COMMAND --help",
         allow_abbrev=False,
     )
@@ -108,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in _task_commands():
         add_task_command(commands, command)
     _add_evaluate(commands)
-    add_commands(commands)
+    experiments.add_commands(commands)
+    interop.add_commands(commands)
     return parser
 
 

@@ -86,7 +86,10 @@ def test_version_names_what_a_report_needs(capsys):
     assert re.fullmatch(pattern, capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", ["train", "translate", "classify", "couplet", "evaluate", "import", "export"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", "translate", "classify", "couplet", "evaluate", "runs", "info", "import", "export"],
+)
 def test_each_help_ends_with_an_example_that_parses(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
@@ -123,3 +126,4 @@ def test_the_shell_completes_commands_options_and_configs(monkeypatch, tmp_path)
     assert completions("transformer-jax train --config mul") == {"multi30k"}
     assert completions("transformer-jax train --config.optim.cl") == {"--config.optim.clip_norm"}
     assert completions("transformer-jax export --to peg") == {"pegasus"}
+    assert completions("transformer-jax runs --sort tok") == {"tokens_per_second"}

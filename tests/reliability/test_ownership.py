@@ -14,7 +14,7 @@ import pytest
 
 from transformer_jax.system import UserError, ownership
 from transformer_jax.system.files import as_path
-from transformer_jax.system.ownership import Ownership
+from transformer_jax.system.ownership import Ownership, has_live_owner
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +91,40 @@ def test_an_owner_elsewhere_that_lives_stays(tmp_path):
         Ownership(tmp_path).acquire()
     timer.join()
     assert owner_file(tmp_path)["beats"] == 2
+
+
+def test_others_see_whether_the_owner_lives(tmp_path):
+    """Without waiting, and without writing."""
+    assert not has_live_owner(tmp_path / "none")
+    assert not has_live_owner(tmp_path)
+    owner = Ownership(tmp_path)
+    owner.acquire()
+    assert has_live_owner(tmp_path)
+    mine = owner_file(tmp_path)
+    owner.release()
+    (tmp_path / "owner.json").write_text(json.dumps(mine))
+    assert not has_live_owner(tmp_path), "this process lives, but has given the folder back"
+    (tmp_path / "owner.json").write_text(json.dumps({**mine, "pid": 2**22 + 1}))
+    assert not has_live_owner(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["owner.json"]
+
+
+def test_an_owner_elsewhere_is_judged_by_its_last_sign_of_life(tmp_path):
+    elsewhere(tmp_path)
+    assert has_live_owner(tmp_path)
+    before = time.time() - 10 * ownership.DEAD_SECONDS
+    os.utime(tmp_path / "owner.json", (before, before))
+    assert not has_live_owner(tmp_path)
+
+
+def test_a_live_owner_in_a_bucket_without_times(bucket):
+    folder = as_path("gs://bucket/run")
+    assert not has_live_owner(folder)
+    owner = Ownership(folder)
+    owner.acquire()
+    assert has_live_owner(folder)
+    owner.release()
+    assert not has_live_owner(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])

@@ -8,7 +8,7 @@ from transformer_jax.config import Config, config_from_dict, default_config, fro
 from transformer_jax.system import UserError
 from transformer_jax.task_groups import add_group
 from transformer_jax.tasks import registry
-from transformer_jax.tasks.registry import REGISTRY, register_task, registered, registered_names
+from transformer_jax.tasks.registry import REGISTRY, lower_is_better, register_task, registered, registered_names
 from transformer_jax.tasks.translation.command import COMMAND
 from transformer_jax.tasks.translation.task import TranslationTask
 from transformer_jax.tasks.translation.translator import Translator
@@ -87,6 +87,19 @@ def test_a_task_adds_its_group_to_the_config(registering):
         from_config_dict(config)
     with pytest.raises(UserError, match=r"config\.other\.size is 'large', but must be of type int"):
         config_from_dict({"task": "other", "other": {"size": "large"}}, "config")
+
+
+def test_which_metrics_are_better_when_lower(registering):
+    """What is known without importing the classes of our tasks is what they say."""
+    for name in registered_names():
+        task = registered(name).task
+        for metric in getattr(task, "metrics", ()):
+            assert lower_is_better(name, metric) == (metric in task.lower_is_better), (name, metric)
+    register_task("other", type("Golf", (Other,), {"lower_is_better": ("strokes",)}), Translator)
+    assert lower_is_better("other", "strokes")
+    assert not lower_is_better("other", "bleu")
+    assert lower_is_better("of another package", "loss")
+    assert not lower_is_better("of another package", "strokes")
 
 
 PLUGIN = """

@@ -229,6 +229,24 @@ def owner_of(folder: AnyPath) -> dict[str, Any] | None:
     return Ownership(folder)._read()
 
 
+def has_live_owner(folder: AnyPath) -> bool:
+    """Whether a running program owns the folder. Writes nothing and does not wait.
+
+    An owner on another machine counts as running if it has given a sign of life in the last `DEAD_SECONDS`, by the
+    clocks of this machine and of the disk. What cannot be read belongs to nobody.
+    """
+    path = folder / OWNER_FILE
+    try:
+        owner = owner_of(folder)
+        with os_errors(folder):
+            # A remote `stat` has another form, and 0 if the storage does not tell.
+            written = path.stat().st_mtime if isinstance(path, Path) else path.stat().mtime
+    except OSError:
+        return False
+    alive = is_alive(owner) if owner is not None else False
+    return time.time() - written < DEAD_SECONDS if alive is None else alive
+
+
 _held: set[str] = set()
 """Tokens of the owners in this process."""
 

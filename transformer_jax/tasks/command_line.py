@@ -271,7 +271,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 _NAMES = (
-    *("model", "input", "output", "prefix_file", "picture"),
+    *("model", "input", "output", "prefix_file", "picture", "png"),
     *("data", "source", "reference", "config", "manual_dir", "workdir"),
 )
 

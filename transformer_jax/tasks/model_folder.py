@@ -139,12 +139,18 @@ def _config_content(
 
 
 def task_of(path: str | AnyPath) -> str:
-    """The task of a model folder, without reading the model.
+    """The task of a model folder, without reading the model; errors are those of `read_config`."""
+    return read_config(path).task
+
+
+def read_config(path: str | AnyPath) -> "FolderConfig":
+    """What the `config.json` of a model folder says, without reading the model.
 
     Raises:
-        UserError: if it is not one, or its `config.json` is damaged.
+        UserError: if it is not a model folder, or its `config.json` is damaged.
     """
-    return _read_config(folder_of(path)).task
+    folder = folder_of(path)
+    return _checked_config(read_untrusted(folder, CONFIG_FILE, _LARGEST_CONFIG), folder / CONFIG_FILE)
 
 
 def load(path: str | AnyPath) -> Any:
@@ -159,10 +165,9 @@ def load(path: str | AnyPath) -> Any:
         UserError: if a file is missing, damaged, of another version, or does not belong to the others.
     """
     folder = folder_of(path)
-    config = _read_config(folder)
+    config = read_config(folder)
     tokenizer = _read_tokenizer(folder, config)
-    params = _read_params(folder, config)
-    model = registered(config.task).model(config.model, params, tokenizer, config.settings)
+    model = registered(config.task).model(config.model, _read_params(folder, config), tokenizer, config.settings)
     _check_unchanged(folder, config, CONFIG_FILE, CARD_FILE)
     return model
 
@@ -170,7 +175,7 @@ def load(path: str | AnyPath) -> Any:
 def is_intact(path: str | AnyPath) -> bool:
     """Whether a model folder has all its files, unchanged; starts no device."""
     try:
-        config = _read_config(folder := folder_of(path))
+        config = read_config(folder := folder_of(path))
         _check_unchanged(folder, config, *config.sha256, limit=None)
         return True
     except UserError:
@@ -213,7 +218,7 @@ def folder_of(path: str | AnyPath) -> AnyPath:
 
 
 @dataclass(frozen=True)
-class _FolderConfig:
+class FolderConfig:
     """Checked content of `config.json`."""
 
     task: str
@@ -221,14 +226,11 @@ class _FolderConfig:
     settings: Any
     sha256: dict[str, str]
     """Checksums of the files; folders of earlier releases have none of `CONFIG_FILE` and `CARD_FILE`."""
+    values: dict[str, Any]
+    """All fields as they are in the file; `package_version` and `scores`, which few folders lack, are not checked."""
 
 
-def _read_config(folder: AnyPath) -> _FolderConfig:
-    path = folder / CONFIG_FILE
-    return _checked_config(read_untrusted(folder, CONFIG_FILE, _LARGEST_CONFIG), path)
-
-
-def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
+def _checked_config(content: bytes, path: str | AnyPath) -> FolderConfig:
     """The content of `config.json`; `path` names it in errors."""
     try:
         values = parse_json(content)
@@ -239,8 +241,7 @@ def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
             f"{path} has no field format_version; it does not describe a model of this package; import it first "
             "(transformer-jax import), or name another folder."
         )
-    version = values["format_version"]
-    if type(version) is not int or version not in READABLE_VERSIONS:
+    if type(version := values["format_version"]) is not int or version not in READABLE_VERSIONS:
         raise UserError(
             f"{path} has format_version {version!r}, but this release reads 1 and 2; use the release that wrote it."
         )
@@ -272,18 +273,17 @@ def _checked_config(content: bytes, path: str | AnyPath) -> _FolderConfig:
     for name in sha256:
         if name in ("", ".", "..") or Path(name).name != name or not name.isprintable():
             raise UserError(f"{path}: sha256 names {name!r}, but must name files of this folder.")
-    return _FolderConfig(values["task"], model, settings, sha256)
+    return FolderConfig(values["task"], model, settings, sha256, values)
 
 
 def _tokenizer_names(sha256: Mapping[str, str]) -> list[str]:
     return [name for name in sha256 if name not in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)]
 
 
-def _check_unchanged(folder: AnyPath, config: _FolderConfig, *names: str, limit: int | None = _LARGEST_CONFIG) -> None:
+def _check_unchanged(folder: AnyPath, config: FolderConfig, *names: str, limit: int | None = _LARGEST_CONFIG) -> None:
     """Compare files of at most `limit` bytes, such as `config.json`, with their checksums."""
     for name in names:
-        checksum = config.sha256.get(name)
-        if checksum is None:
+        if (checksum := config.sha256.get(name)) is None:
             continue
         content = read_untrusted(folder, name, limit)
         if name == CONFIG_FILE:
@@ -295,7 +295,7 @@ def _check_unchanged(folder: AnyPath, config: _FolderConfig, *names: str, limit:
             )
 
 
-def _read_tokenizer(folder: AnyPath, config: _FolderConfig) -> TokenizerPair | None:
+def _read_tokenizer(folder: AnyPath, config: FolderConfig) -> TokenizerPair | None:
     try:
         files = {name: read_untrusted(folder, name, _LARGEST_TOKENIZER) for name in _tokenizer_names(config.sha256)}
     except UserError:
@@ -320,7 +320,7 @@ def _read_tokenizer(folder: AnyPath, config: _FolderConfig) -> TokenizerPair | N
     return pair
 
 
-def _read_params(folder: AnyPath, config: _FolderConfig) -> Any:
+def _read_params(folder: AnyPath, config: FolderConfig) -> Any:
     path = folder / WEIGHTS_FILE
     described, start = _read_header(folder)
     decoder_layers = 0 if config.model.num_classes else config.model.num_decoder_layers

@@ -120,6 +120,9 @@ REGISTRY: dict[str, Registration] = {}
 IMPORTED_SEQ2SEQ, IMPORTED_STACKS = "translation", "transformer"
 """Tasks of models imported from other systems: with source and target text, and without a vocabulary."""
 
+LOWER_IS_BETTER = ("loss", "perplexity", "expected_calibration_error")
+"""Those metrics of our own tasks that improve by getting smaller, known without importing JAX."""
+
 _reserved: set[str] = set()
 
 
@@ -176,6 +179,14 @@ def registered(name: str) -> Registration:
     if name not in registered_names():
         raise UserError(f"{name!r} is not a registered task; known here: {', '.join(REGISTRY)}.")
     return REGISTRY[name]
+
+
+def lower_is_better(task: str, metric: str) -> bool:
+    """Whether a metric of a task improves by getting smaller; imports the class of tasks that are not our own."""
+    if metric in LOWER_IS_BETTER or task in _reserved or task not in registered_names():
+        return metric in LOWER_IS_BETTER
+    named = getattr(REGISTRY[task].task, "lower_is_better", ())
+    return isinstance(named, tuple) and metric in named
 
 
 def make_task(config: "Config", tokenizer_files: dict[str, bytes] | None = None) -> "Task":
