@@ -1,6 +1,7 @@
 """Experiments as people run them: the commands `sweep`, `runs` and `info`, whose modules are imported late."""
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -166,7 +167,8 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
 
     if arguments.report is not None:
         folder = Path(arguments.report)
-        _report(study.Study(folder, study.read_sweep(folder), arguments.storage))
+        with contextlib.closing(study.Study(folder, study.read_sweep(folder), arguments.storage)) as opened:
+            _report(opened)
         return
     if arguments.config is None:
         raise UserError("sweep needs --config, or --report DIR; name a config with get_hyper, such as numerals.")
@@ -192,7 +194,6 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
     )
     trials = wanted.default_trials(arguments.trials, folder)
     there = study.claim_sweep(folder, wanted)
-    opened = study.Study(folder, there, arguments.storage)
     if arguments.launcher == "process":
         environments = launchers.worker_environments(arguments.workers, launchers.local_devices())
         launcher: launchers.Launcher = launchers.Processes(folder, arguments.storage, environments)
@@ -201,8 +202,9 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
         launcher = launchers.Submitted(
             folder, arguments.storage, arguments.workers or 1, arguments.launcher, parameters
         )
-    run_sweep(opened, launcher, trials)
-    _report(opened)
+    with contextlib.closing(study.Study(folder, there, arguments.storage)) as opened:
+        run_sweep(opened, launcher, trials)
+        _report(opened)
 
 
 def _report(study: Any) -> None:

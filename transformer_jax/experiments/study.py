@@ -211,6 +211,12 @@ class Study:
                 load_if_exists=True,
             )
 
+    def close(self) -> None:
+        """Close the connections to a database."""
+        if self.url is not None:
+            self._storage.remove_session()
+            self._storage.engine.dispose()
+
     def trials(self) -> "list[optuna.trial.FrozenTrial]":
         """All trials by number, but those that nobody has begun."""
         with self._errors():

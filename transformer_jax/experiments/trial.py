@@ -1,5 +1,6 @@
 """The process of one trial: `python -m transformer_jax.experiments.trial SWEEP NUMBER`."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -52,10 +53,14 @@ def run_trial(folder: Path, number: int, url: str | None) -> int:
         InUseError: if another program runs it.
         StorageError: if the study can't be used.
     """
+    with contextlib.closing(Study(folder, read_sweep(folder), url)) as study:
+        return _run_trial(study, number)
+
+
+def _run_trial(study: Study, number: int) -> int:
     from transformer_jax.training import run
 
-    sweep = read_sweep(folder)
-    study = Study(folder, sweep, url)
+    folder, sweep = study.folder, study.sweep
     config = sweep.config_of(study.values(number))
 
     def report(step: int, scores: Mapping[str, Any]) -> None:
