@@ -158,12 +158,13 @@ def test_trials_of_another_machine_are_taken_over_when_it_falls_silent(folder, m
     assert 190 + ownership.DEAD_SECONDS <= then <= 210 + ownership.DEAD_SECONDS
 
 
-def test_a_job_whose_trial_another_program_has_counts_as_no_death(folder):
+@pytest.mark.parametrize("status", [LATER, 128 + signal.SIGTERM])
+def test_a_job_that_another_program_has_or_that_has_saved_is_no_death(folder, status):
     study = opened(folder, make_sweep())
 
     def act(number, attempt):
         if attempt < 5:
-            return LATER
+            return status
         study.finish(number, 1.0)
         return 0
 

@@ -62,8 +62,9 @@ def _settle(study: Study, number: int, status: int) -> None:
     if study.trials()[number].state.name != "RUNNING" or status == LATER:
         return
     trial = study.trials()[number]
-    if trial.user_attrs.get("deaths", 0) + 1 < MOST_DEATHS:
-        study.adopt(number, {}, deaths=1)
+    is_interrupted = status in (128 + signal.SIGTERM, 128 + signal.SIGINT)  # after it has saved
+    if is_interrupted or trial.user_attrs.get("deaths", 0) + 1 < MOST_DEATHS:
+        study.adopt(number, {}, deaths=0 if is_interrupted else 1)
         return
     ended = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     study.finish(number, error=f"Its process ended {ended}, {MOST_DEATHS} times; see {log_file(study.folder, number)}.")
