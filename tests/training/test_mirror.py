@@ -5,7 +5,7 @@ import pytest
 from tests.bucket import Bucket
 from transformer_jax.system import UserError
 from transformer_jax.system.files import as_path
-from transformer_jax.training.logging import Mirror
+from transformer_jax.training.mirror import Mirror
 
 
 def append(mirror, name, text):
