@@ -62,8 +62,8 @@ class Mirror:
             write_atomically(self.local / name, content)
             return
         with self._copying:  # a temporary file beside it would be copied too
-            (self.local / name).write_bytes(content)
             write_atomically(self._remote / name, content)
+            (self.local / name).write_bytes(content)
 
     def remove(self, pattern: str) -> None:
         """Remove the files that match, such as `events/*`; those that can't be removed stay."""

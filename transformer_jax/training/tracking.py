@@ -106,13 +106,14 @@ class _Told:
     def note(self, name: str, record: Record) -> bool:
         """Note that a tracker is told a record; returns whether the folder has the note."""
         with self._lock:
-            self._positions[name] = record.position
-            told = {name: {"step": step, "kind": KINDS[kind]} for name, (step, kind) in self._positions.items()}
+            positions = {**self._positions, name: record.position}
+            told = {each: {"step": step, "kind": KINDS[kind]} for each, (step, kind) in positions.items()}
             content = json.dumps({"id": self.id, "config": self._config, "told": told}) + "\n"
             try:
                 self._mirror.write(TRACKERS_FILE, content.encode())
             except OSError:
                 return False
+            self._positions = positions
         return True
 
 
