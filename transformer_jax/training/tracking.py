@@ -78,9 +78,12 @@ class Trackers:
             feed.take(record)
 
     def close(self) -> None:
-        """Close all of them, after waiting for each at most `PATIENCE` seconds."""
+        """Close all of them, after waiting for them at most `PATIENCE` seconds."""
         for feed in self._feeds:
             feed.close()
+        deadline = time.monotonic() + PATIENCE
+        for feed in self._feeds:
+            feed.join(deadline)
 
 
 class _Told:
@@ -160,6 +163,9 @@ class _Feed:
         except (Exception, SystemExit) as error:
             self._drop(error)
 
+    def join(self, deadline: float) -> None:
+        """Wait until `close` has done its work, or `time.monotonic()` is this."""
+
     def _drop(self, error: BaseException) -> None:
         self._is_dropped = True
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
@@ -182,9 +188,12 @@ class _BackgroundFeed(_Feed):
             self._queue.put(record)
 
     def close(self) -> None:
-        """Close the tracker, unless that takes too long."""
+        """Close the tracker, without waiting for it."""
         self._queue.put(None)
-        self._thread.join(PATIENCE)
+
+    def join(self, deadline: float) -> None:
+        """Wait until the tracker is closed; if it takes too long, say so."""
+        self._thread.join(max(deadline - time.monotonic(), 0))
         if self._thread.is_alive():
             self._say(f"{self._name} did not take the last values within {PATIENCE:.0f} s; log.jsonl has all of them")
             self._say = _silent
