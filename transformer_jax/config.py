@@ -3,7 +3,6 @@
 import dataclasses
 import runpy
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from transformer_jax.system import (
     shipped_configs,
 )
 from transformer_jax.system.files import as_path, read_json
-from transformer_jax.task_groups import moved_fields, task_groups
+from transformer_jax.task_groups import refuse_moved, task_groups, upgraded
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,10 @@ class TrainingConfig:
     """Validation score that selects the best checkpoint, such as bleu or exact_match."""
     num_samples: NotNegative = 3
     """Sample outputs shown at each evaluation."""
+    trackers: tuple[Annotated[str, Choice("tensorboard", "wandb", "mlflow", "trackio")], ...] = ("tensorboard",)
+    """What shows the values of the log as they come, see `training.trackers`."""
+    log_norms: bool = False
+    """Also log the norms of the parameters and the gradient of each layer, see `training.step.layer_norms`."""
 
     def __post_init__(self) -> None:
         check_fields(self, "config.training.{}".format)
@@ -320,52 +323,6 @@ def config_from_dict(values: Any, where: str) -> Config:
             if name != config.task and getattr(group, each.name) != getattr(known[name](), each.name):
                 raise UserError(f"{where}.{name}.{each.name} means nothing for task {config.task!r}; drop it.")
     return dataclasses.replace(config, groups={name: group for name, group in groups.items() if name == config.task})
-
-
-def refuse_moved(values: Mapping[str, Any], where: str = "config") -> None:
-    """Refuse fields that an earlier release had elsewhere.
-
-    Raises:
-        UserError: naming the field and its place now.
-    """
-    for old, now in moved_fields().items():
-        group, _, name = old.partition(".")
-        if isinstance(values.get(group), Mapping) and name in values[group]:
-            moved = " or ".join(f"config.{path}" for path in now)
-            raise UserError(f"{where}.{old} is now {moved}; set it there.")
-
-
-def upgraded(values: Any) -> Any:
-    """The stored config of a run, its fields moved to where this release has them.
-
-    Release 0.1.0 kept fields of single tasks in shared groups. Anything that is not such a config is returned as it is.
-    """
-    if not isinstance(values, dict) or not all(isinstance(values.get(name, {}), dict) for name in ("data", "decoding")):
-        return values
-    stored, values = values, deepcopy(values)
-    for old, now in moved_fields().items():
-        group, _, name = old.partition(".")
-        if not isinstance(values.get(group), dict) or name not in values[group]:
-            continue
-        value = values[group].pop(name)
-        for path in now:
-            task, _, new_name = path.partition(".")
-            if task == values.get("task"):
-                values.setdefault(task, {})[new_name] = value
-    return values | {"decoding": upgraded_decoding(stored["decoding"])} if "decoding" in stored else values
-
-
-def upgraded_decoding(stored: Any) -> Any:
-    """The stored fields of a `DecodingConfig`, those of release 0.1.0 turned into today's.
-
-    It kept the rules of couplets there, for every task, and `max_length` did not count the end of sentence.
-    """
-    if not isinstance(stored, dict) or "rules" not in stored:
-        return stored
-    fields = {name: value for name, value in stored.items() if name != "rules"}
-    if type(fields.get("max_length")) is int and fields["max_length"] > 0:
-        fields["max_length"] += 1
-    return fields
 
 
 def build(cls: Any, values: Any, where: str) -> Any:

@@ -1,13 +1,20 @@
-"""Config groups of tasks, which `tasks.registry` adds and `config`, below the tasks, reads; fields that name data."""
+"""Config groups of tasks, which `tasks.registry` adds and `config`, below the tasks, reads.
+
+Also the fields that name data, and those that earlier releases had elsewhere.
+"""
 
 import importlib.metadata
 import itertools
 import os
 import sys
 import warnings
+from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
+
+from transformer_jax.system import UserError
 
 ENTRY_POINTS = "transformer_jax.tasks"
 """Group of the entry points of installed packages; each names a module that calls `register_task`."""
@@ -48,6 +55,52 @@ def moved_fields() -> dict[str, list[str]]:
         for old, name in getattr(group, "MOVED", {}).items():
             moved.setdefault(old, []).append(f"{task}.{name}")
     return moved
+
+
+def refuse_moved(values: Mapping[str, Any], where: str = "config") -> None:
+    """Refuse fields that an earlier release had elsewhere.
+
+    Raises:
+        UserError: naming the field and its place now.
+    """
+    for old, now in moved_fields().items():
+        group, _, name = old.partition(".")
+        if isinstance(values.get(group), Mapping) and name in values[group]:
+            moved = " or ".join(f"config.{path}" for path in now)
+            raise UserError(f"{where}.{old} is now {moved}; set it there.")
+
+
+def upgraded(values: Any) -> Any:
+    """The stored config of a run, its fields moved to where this release has them.
+
+    Release 0.1.0 kept fields of single tasks in shared groups. Anything that is not such a config is returned as it is.
+    """
+    if not isinstance(values, dict) or not all(isinstance(values.get(name, {}), dict) for name in ("data", "decoding")):
+        return values
+    stored, values = values, deepcopy(values)
+    for old, now in moved_fields().items():
+        group, _, name = old.partition(".")
+        if not isinstance(values.get(group), dict) or name not in values[group]:
+            continue
+        value = values[group].pop(name)
+        for path in now:
+            task, _, new_name = path.partition(".")
+            if task == values.get("task"):
+                values.setdefault(task, {})[new_name] = value
+    return values | {"decoding": upgraded_decoding(stored["decoding"])} if "decoding" in stored else values
+
+
+def upgraded_decoding(stored: Any) -> Any:
+    """The stored fields of a `DecodingConfig`, those of release 0.1.0 turned into today's.
+
+    It kept the rules of couplets there, for every task, and `max_length` did not count the end of sentence.
+    """
+    if not isinstance(stored, dict) or "rules" not in stored:
+        return stored
+    fields = {name: value for name, value in stored.items() if name != "rules"}
+    if type(fields.get("max_length")) is int and fields["max_length"] > 0:
+        fields["max_length"] += 1
+    return fields
 
 
 def file_fields() -> list[str]:

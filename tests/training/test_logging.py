@@ -130,6 +130,58 @@ def test_tensorboard_hides_what_was_cut(tmp_path):
     assert [(event.step, event.session_log.status) for event in starts] in ([(5, 1)], [(1, 1), (5, 1)])
 
 
+def curves_of(folder):
+    """(kind, name of a value, step) of every value, however often, with its time."""
+    return [(v.tag, event.step, event.wall_time) for event in events(folder) for v in event.summary.value]
+
+
+def test_tensorboard_is_told_at_once(tmp_path):
+    with RunLog(tmp_path, first_step=0, num_steps=8) as log:
+        for step in range(1, 7):
+            write(log, [step])
+            assert scalars(tmp_path / "tensorboard")["train/loss", step] == pytest.approx(1 / step)
+
+
+def test_in_tensorboard_no_step_stands_twice(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1.of.an.earlier.release").write_bytes(b"")
+    (tmp_path / "tensorboard" / "notes.txt").write_bytes(b"mine")
+    with RunLog(tmp_path, first_step=0, num_steps=8) as log:
+        write(log, range(1, 7))
+    with RunLog(tmp_path, first_step=4, num_steps=8) as log:
+        evaluate(log, 4)
+        write(log, range(5, 9))
+    (tmp_path / "tensorboard" / "notes.txt").unlink()
+    found = [(tag, step) for tag, step, _ in curves_of(tmp_path / "tensorboard")]
+    train = [(f"train/{name}", step) for step in range(1, 9) for name in ("loss", "lr", "epoch")]
+    train += [(f"train/{name}", step) for step in range(1, 9) for name in ("tokens_per_second", "minutes")]
+    evaluations = [(f"evaluation/{name}", step) for step in (2, 4, 6, 8) for name in ("bleu", "seconds")]
+    assert sorted(found) == sorted(train + evaluations)
+
+
+def test_what_is_told_again_keeps_its_distance_in_time(tmp_path):
+    with RunLog(tmp_path, first_step=0, num_steps=4) as log:
+        for step, minutes in ((1, 10.0), (2, 20.0), (3, 40.0)):
+            log.train(step, {"loss": 1.0}, {"minutes": minutes})
+        log.evaluation(3, {"bleu": 1.0}, {})
+    with RunLog(tmp_path, first_step=4, num_steps=5) as log:
+        log.train(5, {"loss": 1.0}, {"minutes": 41.0})
+    times = {(tag, step): seconds for tag, step, seconds in curves_of(tmp_path / "tensorboard")}
+    last = times["train/loss", 3]
+    assert times["train/loss", 1] == pytest.approx(last - 30 * 60)
+    assert times["train/loss", 2] == pytest.approx(last - 20 * 60)
+    assert times["evaluation/bleu", 3] == pytest.approx(last)
+    assert times["train/loss", 5] >= last
+
+
+def test_norms_by_layer_are_not_shown(tmp_path, capsys):
+    with RunLog(tmp_path, first_step=0, num_steps=4) as log:
+        log.train(1, {"loss": 1.5, "param_norm/encoder.0.self_attention": 2.5}, {})
+    assert capsys.readouterr().out == "Step 1/4: loss 1.5\n"
+    assert records(tmp_path / "log.jsonl")[0]["param_norm/encoder.0.self_attention"] == 2.5
+    assert scalars(tmp_path / "tensorboard")["train/param_norm/encoder.0.self_attention", 1] == 2.5
+
+
 def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     with RunLog(tmp_path, first_step=0, num_steps=2000) as log:
         log.say("Good [morning]")

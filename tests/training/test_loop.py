@@ -373,3 +373,17 @@ def test_a_mended_config_may_take_the_folder(tmp_path, scores, monkeypatch):
     assert run(short(), tmp_path).step == 4
     with pytest.raises(UserError, match=r"holds a run with config\.seed=0, not 1"):
         run(other, tmp_path)
+
+
+def test_norms_by_layer_are_logged(tmp_path, scores):
+    scores(1.0)
+    run(short(log_norms=True, log_every=1), tmp_path)
+    trained = [line for line in lines(tmp_path) if line["kind"] == "train"]
+    assert len(trained) == 4
+    for line in trained:
+        norms = {name: value for name, value in line.items() if name.startswith("grad_norm/")}
+        assert {"grad_norm/encoder.0.self_attention", "grad_norm/decoder.0.cross_attention"} < set(norms)
+        assert math.hypot(*norms.values()) == pytest.approx(line["grad_norm"], rel=1e-5)
+        assert {name.partition("/")[2] for name in line if name.startswith("param_norm/")} == {
+            name.partition("/")[2] for name in norms
+        }

@@ -10,11 +10,13 @@ import pytest
 
 from configs import classification_sample, numerals
 from transformer_jax.config import Config, from_config_dict
+from transformer_jax.nn import unstack_layers
 from transformer_jax.sharding import MeshConfig, shard_batch
 from transformer_jax.tasks.classification import sources as texts
 from transformer_jax.tasks.translation import sources as translation
 from transformer_jax.training.loop import first_state
 from transformer_jax.training.setup import Run, setup
+from transformer_jax.training.step import norms_of
 
 DEVICES = jax.devices()
 STEPS = 20
@@ -128,3 +130,22 @@ def test_validation_is_shared_out_over_a_mesh(tmp_path, monkeypatch):
         run = prepared(translating(), sizes, tmp_path / str(number), monkeypatch)
         found.append(run.evaluator.loss_sums(first_state(run).params))
     assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("scanned", [False, True], ids=["apart", "scanned"])
+def test_norms_by_layer_do_not_depend_on_the_mesh(tmp_path, monkeypatch, scanned):
+    config = translating(scan_layers=scanned, num_encoder_layers=2)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, log_norms=True))
+    found = []
+    for sizes in (ONE, MESHES["all"]):
+        run = prepared(config, sizes, tmp_path / str(len(found)), monkeypatch)
+        batch, _ = next(run.batches.iterate())
+        state, sums = run.train_step(first_state(run), shard_batch(batch, run.mesh))
+        found.append(norms_of(sums))
+        params = jax.device_get(unstack_layers(state.params))
+    alone, together = found
+    assert together == pytest.approx(alone, rel=1e-4)
+    for stack, number in (("encoder", 0), ("encoder", 1), ("decoder", 0)):
+        module = jax.tree.leaves(params[stack]["layers"][number]["self_attention"])
+        by_hand = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in module))
+        assert together[f"param_norm/{stack}.{number}.self_attention"] == pytest.approx(by_hand, rel=1e-5)

@@ -5,7 +5,7 @@ import pytest
 from tests.bucket import Bucket
 from transformer_jax.system import UserError
 from transformer_jax.system.files import as_path
-from transformer_jax.training.logging import Mirror
+from transformer_jax.training.mirror import Mirror
 
 
 def append(mirror, name, text):
@@ -74,6 +74,52 @@ def test_files_that_are_gone_on_with_are_fetched(bucket):
     append(mirror, "log", "two\n")
     mirror.close()
     assert bucket() == {"bucket/run/log": b"one\ntwo\n"}
+
+
+@pytest.mark.parametrize("folder", ["run", "gs://bucket/run"])
+def test_a_file_that_is_written_is_there(bucket, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    mirror = Mirror(as_path(folder))
+    for content in (b"one", b"two"):
+        mirror.write("note", content)
+        assert (as_path(folder) / "note").read_bytes() == (mirror.local / "note").read_bytes() == content
+    mirror.close()
+    assert (as_path(folder) / "note").read_bytes() == b"two"
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(bucket):
+    mirror = Mirror(as_path("gs://bucket/run"))
+    mirror.write("note", b"one")
+    Bucket.broken = RuntimeError("no network")
+    with pytest.raises(OSError, match="no network"):
+        mirror.write("note", b"two")
+    Bucket.broken = None
+    mirror.close()
+    assert bucket() == {"bucket/run/note": b"one"}
+
+
+@pytest.mark.parametrize("folder", ["run", "gs://bucket/run"])
+def test_files_are_removed_by_pattern(bucket, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    mirror = Mirror(as_path(folder))
+    for name in ("events/a.1", "events/a.2", "events/b", "a.3"):
+        append(mirror, name, name)
+    mirror.flush()
+    mirror.remove("events/a.*")
+    mirror.remove("none/*")
+    mirror.close()
+    left = [name for name in ("events/a.1", "events/a.2", "events/b", "a.3") if (as_path(folder) / name).exists()]
+    assert left == ["events/b", "a.3"]
+
+
+def test_what_cannot_be_removed_stays(bucket):
+    as_path("gs://bucket/run/a").write_bytes(b"one")
+    mirror = Mirror(as_path("gs://bucket/run"))
+    Bucket.broken = RuntimeError("no network")
+    mirror.remove("a")
+    Bucket.broken = None
+    mirror.close()
+    assert bucket() == {"bucket/run/a": b"one"}
 
 
 def test_a_failure_is_made_good_later(bucket):

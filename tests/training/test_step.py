@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from transformer_jax.nn import stack_layers
 from transformer_jax.nn.losses import eval_step
+from transformer_jax.sharding import MeshConfig, make_mesh, on_mesh, state_shardings
 from transformer_jax.system import UserError
-from transformer_jax.training.step import init_state, train_step
+from transformer_jax.training.step import Progress, init_state, layer_norms, norms_of, train_step
 
 SEED = 3
 
@@ -50,6 +52,75 @@ def step(optimizer=None, **options):
 
 def start(optimizer=None, *, ema=False):
     return init_state(make_params(), optax.sgd(0.1) if optimizer is None else optimizer, ema=ema)
+
+
+def stacks(seed=0):
+    """Parameters of two stacks of unequal depth, with random values."""
+    rng = np.random.default_rng(seed)
+
+    def layer():
+        return {
+            "self_attention": {"query": {"kernel": rng.normal(size=(8, 16)), "bias": rng.normal(size=16)}},
+            "feed_forward": {
+                "wide": {"kernel": rng.normal(size=(8, 32))},
+                "narrow": {"kernel": rng.normal(size=(32, 8))},
+            },
+        }
+
+    tree = {
+        "encoder": {"layers": {number: layer() for number in range(3)}, "norm": {"scale": rng.normal(size=8)}},
+        "decoder": {"layers": {number: layer() for number in range(2)}},
+        "embedding": {"table": rng.normal(size=(64, 8))},
+        "temperature": np.array(-2.0),
+    }
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), tree)
+
+
+def norms_by_hand(tree):
+    def norm(part):
+        return np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(part)))
+
+    found = {"encoder.norm": norm(tree["encoder"]["norm"]), "embedding": norm(tree["embedding"]), "temperature": 2.0}
+    for stack in ("encoder", "decoder"):
+        for number, layer in tree[stack]["layers"].items():
+            found |= {f"{stack}.{number}.{name}": norm(module) for name, module in layer.items()}
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("arrange", [dict, stack_layers], ids=["apart", "stacked"])
+def test_norms_by_layer_are_those_by_hand(sizes, arrange):
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
+    params = arrange(stacks())
+    params = jax.device_put(params, state_shardings(params, mesh))
+    norms = jax.jit(on_mesh(layer_norms, mesh))(params)
+    expected = norms_by_hand(stacks())
+    assert len(expected) == 3 + 2 * 5
+    assert {name: float(norm) for name, norm in norms.items()} == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_step_returns_norms_only_if_asked():
+    batch, state = make_batch(), start()
+    _, sums = step()(state, batch)
+    assert set(sums) == {"loss", "weight", "grad_norm", "nonfinite"}
+    after, more = step(log_norms=True)(state, batch)
+    norms = norms_of(more)
+    assert {name: more[name] for name in set(more) - set(norms)} == sums
+    gradient = mean_gradient(state.params, batch)
+    assert norms == pytest.approx(
+        {
+            **{f"grad_norm/{name}": np.linalg.norm(value) for name, value in gradient.items()},
+            **{f"param_norm/{name}": np.linalg.norm(value) for name, value in after.params.items()},
+        },
+        rel=1e-5,
+    )
+    assert not any("/" in name for name in unlogged(more)), "they are of one step, not sums"
+
+
+def unlogged(sums):
+    progress = Progress()
+    progress.add(sums)
+    return progress.unlogged
 
 
 def mean_gradient(params, batch):

@@ -13,13 +13,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from transformer_jax.config import DecodingConfig, upgraded_decoding
+from transformer_jax.config import DecodingConfig
 from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair
 from transformer_jax.decoding.generator import BAD_WORDS, Generator
 from transformer_jax.decoding.options import SearchOptions
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer, abstract_params
 from transformer_jax.system import LineError, Positive, UserError, check_fields, check_value
 from transformer_jax.system.output import Report
+from transformer_jax.task_groups import upgraded_decoding
 
 _LINE_ENDS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 

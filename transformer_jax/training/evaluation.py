@@ -30,7 +30,7 @@ from transformer_jax.training.step import UNBOUNDED_SCHEDULES, Progress, TrainSt
 from transformer_jax.training.stopping import FINAL_EVALUATIONS, Clock
 from transformer_jax.training.workdir import FINISHED_FILE
 
-_WITHOUT_EFFECT = ("max_minutes", "log_every", "num_samples", "keep_checkpoints")
+_WITHOUT_EFFECT = ("max_minutes", "log_every", "num_samples", "keep_checkpoints", "trackers", "log_norms")
 """Fields of `config.training` that do not change the model of a finished run."""
 _LONGEST_EXAMPLE = 60
 

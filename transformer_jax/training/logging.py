@@ -1,114 +1,21 @@
-"""The log of a run: JSON lines, TensorBoard events, and a progress bar or plain lines on the terminal."""
+"""The log of a run: JSON lines, what trackers are told of them, and a progress bar or plain lines on the terminal."""
 
-import contextlib
 import json
 import math
-import shutil
 import sys
-import tempfile
 import textwrap
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
-from transformer_jax.system import UserError, finite
-from transformer_jax.system.files import AnyPath, os_errors, read_file, write_atomically
+from transformer_jax.system import finite
+from transformer_jax.system.files import AnyPath, read_file, resolved, write_atomically
 from transformer_jax.system.runtime import Shown, show
-
-TRIALS = 3
-"""Attempts to copy the last files before giving up."""
-
-
-class Mirror:
-    """A folder to write to. For a remote folder, a local one stands in, which a thread copies to the remote one."""
-
-    def __init__(self, folder: AnyPath, fetched: Sequence[str] = ()) -> None:
-        """Create the folder.
-
-        Args:
-            folder: a local folder, used directly, or a remote one.
-            fetched: names of files to continue; copied from the remote folder if they exist.
-
-        Raises:
-            UserError: if the files can't be read.
-        """
-        self._remote: AnyPath | None = None
-        if isinstance(folder, Path):
-            self.local = folder
-            self.local.mkdir(parents=True, exist_ok=True)
-            return
-        self.local = Path(tempfile.mkdtemp(prefix="transformer_jax-"))
-        self._remote = folder
-        self._copied: dict[Path, tuple[int, int]] = {}
-        try:
-            for name in fetched:
-                with contextlib.suppress(FileNotFoundError), os_errors(folder):
-                    (self.local / name).write_bytes((folder / name).read_bytes())
-        except OSError as error:
-            raise UserError(f"{folder} can't be read ({error.strerror}); choose another.") from error
-        self._copying = threading.Lock()
-        self._requested = threading.Event()
-        self._ends = False
-        self._thread = threading.Thread(target=self._copy_on_request, name="mirror", daemon=True)
-        self._thread.start()
-
-    def push(self) -> None:
-        """Start copying what has been written, without waiting. Failures are retried the next time."""
-        if self._remote is not None:
-            self._requested.set()
-
-    def flush(self) -> None:
-        """Copy what has been written, and wait for it. Failures are retried the next time."""
-        if self._remote is not None:
-            self._copy()
-
-    def close(self) -> None:
-        """Copy everything, and wait for it.
-
-        Raises:
-            UserError: if that fails; the local files stay.
-        """
-        if self._remote is None or self._ends:
-            return
-        self._ends = True
-        self._requested.set()
-        self._thread.join()
-        for _ in range(TRIALS):
-            failure = self._copy()
-            if failure is None:
-                shutil.rmtree(self.local, ignore_errors=True)
-                return
-        assert failure is not None
-        raise UserError(f"{self._remote} can't be written ({failure.strerror}); copy the files of {self.local} there.")
-
-    def _copy_on_request(self) -> None:
-        while not self._ends:
-            self._requested.wait()
-            self._requested.clear()
-            if not self._ends:
-                self._copy()
-
-    def _copy(self) -> OSError | None:
-        """Copy the files that have changed since they were last copied; returns the last error, if any."""
-        assert self._remote is not None
-        with self._copying:
-            failure = None
-            for path in sorted(self.local.rglob("*")):
-                status = path.stat()
-                written = status.st_size, status.st_mtime_ns
-                if not path.is_file() or self._copied.get(path) == written:
-                    continue
-                try:
-                    write_atomically(self._remote / path.relative_to(self.local).as_posix(), path.read_bytes())
-                    self._copied[path] = written
-                except OSError as error:
-                    failure = error
-        return failure
-
+from transformer_jax.training.mirror import Mirror
+from transformer_jax.training.trackers import KINDS, Record
+from transformer_jax.training.tracking import TRACKERS_FILE, Trackers
 
 Value = float | int | str | None
 
@@ -122,26 +29,51 @@ BAR_SECONDS = 0.5
 class RunLog:
     """The log of one run, as files in its folder and on the terminal.
 
-    `log.jsonl` holds the reproducible values, `timing.jsonl` the others, `samples.jsonl` outputs, and `tensorboard/`
-    the curves of both. Files in remote folders lag a little, see `Mirror`.
+    `log.jsonl` holds the reproducible values, `timing.jsonl` the others, and `samples.jsonl` outputs; trackers are told
+    the numbers of the first two. Files in remote folders lag a little, see `Mirror`.
     """
 
-    def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int, verbose: bool = False) -> None:
-        """Open the log of a run that has made `first_step` of `num_steps` steps; `verbose`: show details.
+    def __init__(
+        self,
+        workdir: AnyPath,
+        *,
+        first_step: int,
+        num_steps: int,
+        verbose: bool = False,
+        trackers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open the log.
 
         Lines of later steps, left by a run that was killed after its last checkpoint, are removed, and so is the
         evaluation at `first_step`: the resumed run repeats them. Infinity and NaN are written as null.
+
+        Args:
+            workdir: folder of the run, whose name is that of the run for its trackers.
+            first_step: number of steps that the run has made.
+            num_steps: number of steps that it makes in all.
+            verbose: whether to show details.
+            trackers: keys of `TRACKERS`.
+            config: what trackers are told of the run, all fields in nested dicts.
         """
-        self._mirror = Mirror(workdir, [f"{name}.jsonl" for name in _FILES])
+        self._mirror = Mirror(workdir, [*(f"{name}.jsonl" for name in _FILES), TRACKERS_FILE])
         self._files = {}
         for name in _FILES:
             path = self._mirror.local / f"{name}.jsonl"
             _cut(path, first_step)
             self._files[name] = path.open("a", encoding="utf-8")
-        self._first_step = first_step
         self._said: set[str] = set()
         self._verbose = verbose
         self._display = _Bar(first_step, num_steps) if Shown(sys.stdout).isatty() else _Lines(num_steps)
+        self._trackers = Trackers(
+            trackers,
+            self._mirror,
+            _history(self._mirror.local),
+            name=resolved(workdir).name,
+            config=config or {},
+            first_step=first_step,
+            say=self.say,
+        )
 
     def advance(self, step: int) -> None:
         """Show that `step` updates have been made."""
@@ -155,7 +87,8 @@ class RunLog:
             values: reproducible values, such as `loss`, `lr`, `tokens`.
             timing: values that differ between runs, such as `tokens_per_second`, `minutes`.
         """
-        self._display.train(step, {**values, **timing})
+        shown = {name: value for name, value in values.items() if "/" not in name}  # norms by layer may be hundreds
+        self._display.train(step, {**shown, **timing})
         self._write("train", step, values, timing)
 
     def nonfinite(self, step: int, values: Mapping[str, Any]) -> None:
@@ -212,9 +145,10 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files and release the terminal."""
-        self._display.close()
-        if "_tensorboard" in vars(self):
-            self._tensorboard.close()
+        try:
+            self._trackers.close()
+        finally:
+            self._display.close()
         for file in self._files.values():
             file.close()
         self._mirror.close()
@@ -227,22 +161,11 @@ class RunLog:
     ) -> None:
         self.close()
 
-    @cached_property
-    def _tensorboard(self) -> Any:
-        # Importing it takes seconds where PyTorch is installed; the first step need not wait for that.
-        from tensorboardX import SummaryWriter
-
-        # TensorBoard hides what an interrupted run wrote from this step on.
-        # Absolute: to tensorboardX, a path that begins with gs: or s3: is not of this machine.
-        folder = str((self._mirror.local / "tensorboard").absolute())
-        return SummaryWriter(folder, purge_step=self._first_step + 1, flush_secs=10)
-
     def _write(self, kind: str, step: int, values: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
         self._line("log", {"step": step, "kind": kind, **values})
         self._line("timing", {"step": step, "kind": kind, **timing})
-        for name, value in {**values, **timing}.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        self._trackers.log(kind, step, {**values, **timing})
+        self._mirror.push()
 
     def _line(self, name: str, record: Mapping[str, Any]) -> None:
         file = self._files[name]
@@ -254,7 +177,7 @@ class RunLog:
 class SilentLog(RunLog):
     """The log of a process other than the first: nothing."""
 
-    def __init__(self, workdir: AnyPath, *, first_step: int, num_steps: int, verbose: bool = False) -> None:
+    def __init__(self, workdir: AnyPath, **options: Any) -> None:
         """Take the arguments of `RunLog`."""
 
     def advance(self, step: int) -> None:
@@ -371,6 +294,26 @@ def _cut(path: Path, step: int) -> None:
     kept = b"".join(line + b"\n" for line in content.split(b"\n") if _is_of_run(line, step))
     if kept != content:
         write_atomically(path, kept)
+
+
+def _history(folder: Path) -> list[Record]:
+    """The lines in `folder` that trackers are told.
+
+    Their times follow from the minutes that the run took until then, as if the last of them were of now.
+    """
+    log, timing = (
+        [json.loads(line) for line in read_file(folder / f"{name}.jsonl").splitlines()] for name in ("log", "timing")
+    )
+    timings = {(line["step"], line.get("kind")): line for line in timing}
+    lines = [timings.get((line["step"], line["kind"]), {}) | line for line in log if line.get("kind") in KINDS]
+    now, elapsed = time.time(), 0.0
+    total = max((line.get("minutes") or 0.0 for line in lines), default=0.0)
+    records = []
+    for line in lines:
+        elapsed = max(elapsed, line.get("minutes") or 0.0)
+        values = {name: value for name, value in line.items() if name not in ("step", "kind")}
+        records.append(Record.of(line["kind"], line["step"], values, now - 60 * (total - elapsed)))
+    return records
 
 
 def _is_of_run(line: bytes, step: int) -> bool:

@@ -24,7 +24,7 @@ from transformer_jax.system.runtime import show
 from transformer_jax.training.evaluation import Outcome, finish, finished, params_to_evaluate, rank
 from transformer_jax.training.logging import RunLog, SilentLog
 from transformer_jax.training.setup import Run, agree_on, is_checkpoint_step, setup
-from transformer_jax.training.step import Progress, TrainState, all_finite
+from transformer_jax.training.step import Progress, TrainState, all_finite, norms_of
 from transformer_jax.training.stopping import StopSignal, host_values, stop_on_signals
 from transformer_jax.training.usage import Rate, batch_stats, describe, traced, usage
 from transformer_jax.training.workdir import owned, params_of_origin
@@ -158,7 +158,7 @@ def train(
                 rate.tokens += _read(run, log, unread, step, position, progress)
                 unread = None
             if logs:
-                _log(run, log, step, progress, rate.take())
+                _log(run, log, step, progress, rate.take(), norms_of(sums))
             if saves:
                 log.flush()
                 _save(run, state, step, progress)
@@ -232,7 +232,15 @@ def _out_of_patience(run: Run, progress: Progress) -> bool:
 
 def _open_log(run: Run, first_step: int, verbose: bool) -> RunLog:
     log_type = RunLog if distributed.is_main() else SilentLog
-    return log_type(run.workdir, first_step=first_step, num_steps=run.config.training.num_steps, verbose=verbose)
+    training = run.config.training
+    return log_type(
+        run.workdir,
+        first_step=first_step,
+        num_steps=training.num_steps,
+        verbose=verbose,
+        trackers=training.trackers,
+        config=run.config.to_dict(),
+    )
 
 
 def _greet(run: Run, log: RunLog, step: int, damages: Sequence[str], notes: Sequence[str]) -> None:
@@ -250,7 +258,9 @@ def _greet(run: Run, log: RunLog, step: int, damages: Sequence[str], notes: Sequ
         log.say(f"Starting from the model in {run.config.init_from}")
 
 
-def _log(run: Run, log: RunLog, step: int, progress: Progress, tokens_per_second: float) -> None:
+def _log(
+    run: Run, log: RunLog, step: int, progress: Progress, tokens_per_second: float, norms: dict[str, float]
+) -> None:
     if run.batches.skipped:
         log.say_once("skipped", f"Left out {run.batches.skipped:,} examples longer than config.data.max_length so far")
     sums, progress.unlogged = defaultdict(float, progress.unlogged), {}
@@ -268,7 +278,7 @@ def _log(run: Run, log: RunLog, step: int, progress: Progress, tokens_per_second
     if tokens_per_second > 0:
         run.clock.expect_evaluation(run.evaluator.num_targets / tokens_per_second)
     timing = {"tokens_per_second": tokens_per_second, "minutes": run.clock.minutes()}
-    log.train(step, values, timing | usage(sums, tokens_per_second, run.mesh))
+    log.train(step, values | norms, timing | usage(sums, tokens_per_second, run.mesh))
 
 
 def _read(run: Run, log: RunLog, values: Mapping[str, Any], step: int, position: Position, progress: Progress) -> float:

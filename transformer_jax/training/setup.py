@@ -184,6 +184,7 @@ def setup(
         accumulate_steps=optim.accumulate_steps,
         ema_decay=training.ema_decay,
         skip_nonfinite=training.nonfinite == "skip",
+        log_norms=training.log_norms,
     )
 
     def common_train_step(state: TrainState, batch: Batch, values: HostValues = None) -> tuple[TrainState, Sums]:

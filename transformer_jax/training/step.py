@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from transformer_jax.config import OptimConfig
 from transformer_jax.data.pipeline import Position
+from transformer_jax.nn import unstack_layers
 from transformer_jax.nn.losses import Batch, LossFn, Params, Sums
 from transformer_jax.sharding import gathered, standard_numerics
 from transformer_jax.system import UserError
@@ -130,6 +131,7 @@ def train_step(
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
     skip_nonfinite: bool = False,
+    log_norms: bool = False,
 ) -> tuple[TrainState, Sums]:
     """One update. All arguments but `state` and `batch` are static: bind them, then jit.
 
@@ -144,10 +146,12 @@ def train_step(
         accumulate_steps: number of parts to process in turn to save memory; without dropout the update is the same.
         ema_decay: decay of the moving average; at first (1 + step) / (10 + step), to forget the initial parameters.
         skip_nonfinite: whether to leave all but `step` unchanged if the loss or the gradient is not finite.
+        log_norms: whether to return the `layer_norms` of the new parameters and the mean gradient, too.
 
     Returns:
         The new state, and the sums of `loss_fn` with two values added: the `grad_norm` of the mean gradient, and
-        `nonfinite`, 1 if that or the loss is not finite, else 0.
+        `nonfinite`, 1 if that or the loss is not finite, else 0. Norms by layer are added as `param_norm/LAYER` and
+        `grad_norm/LAYER`.
 
     Raises:
         UserError: if the rows of the batch do not divide into `accumulate_steps` parts.
@@ -190,7 +194,43 @@ def train_step(
     if skip_nonfinite:
         kept = state._replace(step=state.step + 1)
         updated = jax.tree.map(partial(jnp.where, is_finite), updated, kept)
-    return updated, sums | {"grad_norm": grad_norm, "nonfinite": 1.0 - is_finite.astype(jnp.float32)}
+    sums = sums | {"grad_norm": grad_norm, "nonfinite": 1.0 - is_finite.astype(jnp.float32)}
+    if log_norms:
+        for what, tree in (("param", updated.params), ("grad", grads)):
+            sums |= {f"{what}_norm/{layer}": norm for layer, norm in layer_norms(tree).items()}
+    return updated, sums
+
+
+def layer_norms(params: Params) -> Sums:
+    """The Euclidean norm of each sub-module of a layer, such as `encoder.0.self_attention`, and of each other module.
+
+    Args:
+        params: parameters or gradients, with or without stacked layers.
+    """
+
+    def squares_by_row(leaf: Array) -> Array:
+        # By the first axis, along which layers may be stacked: large arrays are read once, whole.
+        return jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=tuple(range(1, leaf.ndim)))
+
+    squares: Sums = {}
+    for path, rows in leaves_by_name(unstack_layers(jax.tree.map(squares_by_row, params))).items():
+        layer = _layer_of(path)
+        squares[layer] = squares.get(layer, jnp.zeros((), jnp.float32)) + jnp.sum(rows)
+    return {layer: jnp.sqrt(square) for layer, square in squares.items()}
+
+
+def _layer_of(path: str) -> str:
+    """`encoder.0.self_attention` for `encoder.layers.0.self_attention.query.kernel`, else the path of the module."""
+    stack, separator, rest = path.partition(".layers.")
+    if separator:
+        return f"{stack}.{'.'.join(rest.split('.')[:2])}"
+    return path.rpartition(".")[0] or path
+
+
+def norms_of(sums: Mapping[str, Any]) -> dict[str, float]:
+    """The norms by layer among the results of `train_step`."""
+    norms = {name: value for name, value in sums.items() if "/" in name}
+    return {name: float(value) for name, value in jax.device_get(norms).items()}
 
 
 @jax.jit
@@ -234,7 +274,7 @@ class Progress:
         else:
             self.nonfinite = 0
         for name, value in sums.items():
-            if name == "nonfinite":
+            if name == "nonfinite" or "/" in name:  # norms by layer are those of one step
                 continue
             self.unlogged[name] = self.unlogged.get(name, 0.0) + float(value)
         return float(sums["weight"])

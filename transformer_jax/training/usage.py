@@ -14,7 +14,7 @@ from transformer_jax.data.packing import real_token_share
 from transformer_jax.nn.losses import Batch
 from transformer_jax.sharding import own_rows, row_shards
 from transformer_jax.system.files import AnyPath
-from transformer_jax.training.logging import Mirror
+from transformer_jax.training.mirror import Mirror
 
 CHIP_FLOPS = {
     "NVIDIA GB200": 2500e12,

@@ -10,14 +10,14 @@ from typing import Any
 
 import jax
 
-from transformer_jax.config import Config, build, upgraded
+from transformer_jax.config import Config, build
 from transformer_jax.data.pipeline import digest
 from transformer_jax.nn import ModelConfig, Seq2Seq, Transformer
 from transformer_jax.nn.losses import Params
 from transformer_jax.system import UserError, distributed, package_version
 from transformer_jax.system.files import AnyPath, os_errors, read_file, read_json, replace_folder, write_atomically
 from transformer_jax.system.ownership import Ownership
-from transformer_jax.task_groups import DATA_FILES, data_paths, file_fields
+from transformer_jax.task_groups import DATA_FILES, data_paths, file_fields, upgraded
 from transformer_jax.tasks.base import Task
 from transformer_jax.tasks.model_folder import load, task_of
 from transformer_jax.tasks.registry import checked_settings, make_task, registered, registered_names
@@ -31,7 +31,7 @@ FINISHED_FILE = "finished.json"
 
 MAY_CHANGE = (
     *(f"training.{name}" for name in ("num_samples", "log_every", "eval_every", "checkpoint_every", "patience")),
-    *(f"training.{name}" for name in ("max_minutes", "keep_checkpoints", "nonfinite")),
+    *(f"training.{name}" for name in ("max_minutes", "keep_checkpoints", "nonfinite", "trackers", "log_norms")),
     "data.manual_dir",
     "data.data_dir",
     "decoding.",
