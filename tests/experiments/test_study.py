@@ -128,10 +128,11 @@ def test_the_number_of_trials(folder):
     ("change", "what"),
     [
         ({"metric": "chrf"}, "another metric"),
-        ({"points": RANGES}, "other points"),
+        ({"points": RANGES}, "another points"),
         ({"sampler": "qmc"}, "another sampler"),
         ({"prune": "median"}, "another prune"),
         ({"seed": 1}, "another seed"),
+        ({"config": {**make_sweep().config, "seed": 5}}, r"another config\.seed"),
     ],
 )
 def test_another_sweep_in_the_folder(folder, change, what):
@@ -139,6 +140,14 @@ def test_another_sweep_in_the_folder(folder, change, what):
     with pytest.raises(UserError, match=f"^{folder} holds a sweep of {what}; choose another --workdir, or delete"):
         claim_sweep(folder, dataclasses.replace(make_sweep(), **change))
     assert read_sweep(folder).to_json() == make_sweep().to_json()
+
+
+def test_a_sweep_of_a_release_that_lacked_a_field_goes_on(folder):
+    claim_sweep(folder, make_sweep())
+    content = json.loads((folder / "sweep.json").read_text())
+    del content["config"]["training"]["trackers"]
+    (folder / "sweep.json").write_text(json.dumps(content))
+    claim_sweep(folder, make_sweep())
 
 
 def test_folders_that_hold_something_else(folder):

@@ -11,7 +11,7 @@ from tests.experiments.test_study import GRID, RANGES, make_sweep, opened
 from transformer_jax.experiments import sweep as sweeping
 from transformer_jax.experiments.report import results, write_report
 from transformer_jax.experiments.study import StorageError, run_folder
-from transformer_jax.experiments.sweep import ranked, run_sweep, short_names, table_of
+from transformer_jax.experiments.sweep import field_names, ranked, run_sweep, table_of
 from transformer_jax.experiments.trial import LATER
 from transformer_jax.system import ownership
 
@@ -262,9 +262,4 @@ def test_the_table_fits_a_terminal(finished):
 
 
 def test_names_are_short_and_distinct():
-    assert short_names(["optim.lr", "model.d_ff", "a.x", "b.x"]) == {
-        "optim.lr": "lr",
-        "model.d_ff": "d_ff",
-        "a.x": "a.x",
-        "b.x": "b.x",
-    }
+    assert field_names(["optim.lr", "model.d_ff", "a.x", "b.x"]) == ["lr", "d_ff", "a.x", "b.x"]

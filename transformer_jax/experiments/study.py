@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from transformer_jax.experiments.compare import flat_configs
 from transformer_jax.experiments.space import Choices, Point, Range, from_json, is_drawn, to_json, with_values
 from transformer_jax.system import UserError
 from transformer_jax.system.files import is_at, read_json, try_lock, write_atomically
@@ -122,10 +123,11 @@ def claim_sweep(folder: Path, sweep: Sweep) -> Sweep:
         raise UserError(f"{folder} can't be written ({error.strerror}); choose another --workdir.") from error
     there = read_sweep(folder)
     before, now = there.to_json(), sweep.to_json()
-    for name in ("config", "points", "metric", "sampler", "prune", "seed"):
-        if before[name] != now[name]:
-            what = "another config" if name == "config" else f"another {name}" if name != "points" else "other points"
-            raise UserError(f"{folder} holds a sweep of {what}; choose another --workdir, or delete that one.")
+    one, other = flat_configs([before.pop("config"), now.pop("config")])
+    fields = [f"config.{name}" for name in {**one, **other} if one.get(name) != other.get(name)]
+    fields += [name for name in ("points", "metric", "sampler", "prune", "seed") if before[name] != now[name]]
+    if fields:
+        raise UserError(f"{folder} holds a sweep of another {fields[0]}; choose another --workdir, or delete that one.")
     return there
 
 

@@ -139,10 +139,10 @@ def ranked(trials: Sequence["FrozenTrial"], minimize: bool) -> list["FrozenTrial
     return sorted(trials, key=key)
 
 
-def short_names(fields: Sequence[str]) -> dict[str, str]:
-    """Fields by the shortest ends of their paths that differ, such as lr for optim.lr."""
-    ends = {field: field.rpartition(".")[2] for field in fields}
-    return {field: end if list(ends.values()).count(end) == 1 else field for field, end in ends.items()}
+def field_names(fields: Sequence[str]) -> list[str]:
+    """Fields by the ends of their paths, such as lr for optim.lr, where these differ."""
+    ends = [field.rpartition(".")[2] for field in fields]
+    return [end if ends.count(end) == 1 else field for field, end in zip(fields, ends, strict=True)]
 
 
 def shown_value(value: Any) -> str:
@@ -166,7 +166,8 @@ class _Display:
 
     def update(self, study: Study, made: Sequence["FrozenTrial"], trials: int) -> None:
         """Show what has changed."""
-        names = short_names([field for trial in made for field in trial.params])
+        fields = list(dict.fromkeys(field for trial in made for field in trial.params))
+        names = dict(zip(fields, field_names(fields), strict=True))
         for trial in made:
             state = state_of(trial)
             if self._states.get(trial.number) == state:
@@ -197,12 +198,11 @@ def table_of(study: Study, made: Sequence["FrozenTrial"], trials: int, rows: int
 
     sweep = study.sweep
     fields = list(dict.fromkeys(field for point in sweep.points for field in point))
-    names = short_names(fields)
     over = sum(trial.state.name != "RUNNING" for trial in made)
     table = Table(box=None, title=f"{over} of {trials} trials are over", title_justify="left")
     table.add_column("trial", justify="right")
-    for field in fields:
-        table.add_column(names[field], justify="right", overflow="fold")
+    for name in field_names(fields):
+        table.add_column(name, justify="right", overflow="fold")
     for name in ("state", "step", sweep.metric.replace("_", " "), "minutes"):
         table.add_column(name, justify="left" if name == "state" else "right")
     best = ranked(made, sweep.minimize)
