@@ -4,7 +4,7 @@ Figures are made without pyplot, so that nothing has to be closed, and in fonts 
 Matplotlib is imported when the first one is drawn.
 """
 
-from transformer_jax.plots.drawing import check_picture, picture_folder, save_picture
+from transformer_jax.plots.drawing import PICTURE_SUFFIXES, check_picture, picture_folder, save_picture, save_pictures
 from transformer_jax.plots.model_plots import (
     AttentionExample,
     attention_maps,
@@ -17,6 +17,7 @@ from transformer_jax.plots.score_plots import confusion_matrix, length_bleu, rel
 from transformer_jax.plots.training_plots import learning_curves, learning_rates
 
 __all__ = [
+    "PICTURE_SUFFIXES",
     "AttentionExample",
     "attention_maps",
     "attention_masks",
@@ -32,4 +33,5 @@ __all__ = [
     "reliability_diagram",
     "rules_by_place",
     "save_picture",
+    "save_pictures",
 ]

@@ -5,10 +5,10 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.cells import cell_len
 
@@ -31,7 +31,7 @@ FONT_SIZE = 9.0
 BASE_FONT = "DejaVu Sans"
 """Comes with matplotlib."""
 _POINTS = 72  # to the inch
-_CELL = 0.62 / _POINTS  # of a terminal, which letters fill on average: inches per point of font size
+_CELL = 0.56 / _POINTS  # of a terminal, which letters fill on average: inches per point of font size
 
 _PACKAGED_FONTS = {"pylopdf_fonts_zh_cn": "NotoSansSC-Regular.otf"}
 """Fonts in packages that pip installs, the extra `cjk`: the module and its file."""
@@ -48,7 +48,9 @@ _told: set[str] = set()
 
 
 @contextlib.contextmanager
-def new_figure(width: float, height: float, texts: Iterable[str] = (), *, layout: str | None = None) -> Iterator["Figure"]:
+def new_figure(
+    width: float, height: float, texts: Iterable[str] = (), *, layout: str | None = None
+) -> Iterator["Figure"]:
     """A figure to draw in within the block, in fonts that have the glyphs of `texts`; it has no state in pyplot.
 
     Args:
@@ -75,6 +77,8 @@ def new_figure(width: float, height: float, texts: Iterable[str] = (), *, layout
         figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)  # type: ignore[arg-type]
         FigureCanvasAgg(figure)
         yield figure
+        for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+            axis.get_ticklabels()  # made when first drawn otherwise, in the style of that time
 
 
 def font_families(texts: Iterable[str]) -> list[str]:
@@ -111,8 +115,8 @@ def font_families(texts: Iterable[str]) -> list[str]:
 
 
 def token_label(token: str) -> str:
-    """A token as a label: white space visible, and what does not print escaped."""
-    return printable(token.replace(" ", "␣").replace("\n", "⏎")) or "∅"
+    """A token as a label: white space visible, a thin mark of sentencepiece, and what does not print escaped."""
+    return printable(token.replace(" ", "␣").replace("\n", "⏎").replace("▁", "_")) or "∅"
 
 
 def label_inches(labels: Sequence[str], font_size: float) -> float:
@@ -125,27 +129,59 @@ def fitting_font_size(inches: float) -> float:
     return min(FONT_SIZE, max(2.0, 0.72 * inches * _POINTS))
 
 
-def are_upright(labels: Sequence[str], font_size: float, room: float) -> bool:
-    """Whether labels of the x axis stand upright, as the widest one does not fit into `room` inches."""
-    return label_inches(labels, font_size) > room
+def upright(labels: Sequence[str], font_size: float, room: float) -> list[tuple[str, int]]:
+    """Labels of an x axis and their rotations.
+
+    If one of them is wider than `room` inches, all that have more than two letters are turned; of Chinese ones only
+    those that are wider stand upright, character below character.
+    """
+    turns = label_inches([label for label in labels if "\n" not in label], font_size) > room
+    found = []
+    for label in labels:
+        if cell_len(label) == 2 * len(label):
+            is_wide = label_inches([label], font_size) > room
+            found.append(("\n".join(label) if is_wide else label, 0))
+        else:
+            found.append((label, 90 if turns and cell_len(label) > 2 else 0))
+    return found
 
 
-def name_ticks(axes: "Axes", side: str, labels: Sequence[str], font_size: float, room: float = 0.0) -> None:
-    """Name the ticks 0, 1, ... of an axis, "x" or "y"; labels of x may be upright, see `are_upright`."""
+def upright_inches(labels: Sequence[str], font_size: float, room: float) -> float:
+    """About the height of what `upright` returns."""
+    heights = [
+        label_inches([label], font_size) if rotation else font_size / _POINTS * 1.2 * (1 + label.count("\n"))
+        for label, rotation in upright(labels, font_size, room)
+    ]
+    return max(heights, default=0.0)
+
+
+def name_ticks(
+    axes: "Axes", side: Literal["x", "y"], labels: Sequence[str], font_size: float, room: float = 0.0
+) -> None:
+    """Name the ticks 0, 1, ... of an axis, "x" or "y"; on x each label has `room` inches, see `upright`."""
     if side == "y":
         axes.set_yticks(range(len(labels)), labels, fontsize=font_size)
     else:
-        rotation = 90 if are_upright(labels, font_size, room) else 0
-        axes.set_xticks(range(len(labels)), labels, fontsize=font_size, rotation=rotation)
+        turned = upright(labels, font_size, room)
+        axes.set_xticks(range(len(labels)), [shown for shown, _ in turned], fontsize=font_size, linespacing=1.0)
+        for tick, (_, rotation) in zip(axes.get_xticklabels(), turned, strict=True):
+            tick.set_rotation(rotation)
     axes.tick_params(side, length=0, pad=2)
 
 
-def picture_folder(folder: str, names: Sequence[str]) -> AnyPath:
+def picture_folder(folder: str | None, names: Sequence[str]) -> AnyPath | None:
     """A folder for pictures of these names, made if there is none; to be asked before the work that they show.
+
+    Returns:
+        Its path; None if it is None, or for a process other than the first of several, which draws nothing.
 
     Raises:
         UserError: if it cannot be made, or a picture cannot be written there.
     """
+    from transformer_jax.system import distributed
+
+    if folder is None or not distributed.is_main():
+        return None
     path = as_path(folder)
     try:
         with os_errors(path):
@@ -194,6 +230,12 @@ def save_picture(path: str | AnyPath, figure: "Figure") -> None:
         metadata = {"Date": None} if form == "svg" else {}
         figure.savefig(content, format=form, bbox_inches="tight", metadata=metadata)
     write_output(str(path), content.getvalue())
+
+
+def save_pictures(folder: AnyPath, figures: "Mapping[str, Figure]") -> None:
+    """`save_picture` for each figure, by the name of its file; errors are those of `save_picture`."""
+    for name, figure in figures.items():
+        save_picture(folder / name, figure)
 
 
 def _matplotlib() -> Any:

@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float
 from transformer_jax.plots.drawing import (
     FONT_SIZE,
     LONGEST_SIDE,
-    are_upright,
     fitting_font_size,
     label_inches,
     name_ticks,
     new_figure,
     token_label,
+    upright,
+    upright_inches,
 )
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def attention_maps(
     cell_width, panel_height = panel_width / len(columns), cell * len(rows)
     column_size = min(FONT_SIZE, size * cell_width / cell)
     left = label_inches(rows, size) + 0.15
-    above = _label_height(columns, column_size, cell_width) + 0.35
-    gap, right, top, bottom = 0.15, 0.9, 0.45 if title else 0.05, 0.1
+    above = upright_inches(columns, column_size, cell_width) + 0.35
+    gap, right, top, bottom = 0.15, 0.9, 0.3 if title else 0.05, 0.1
     width = left + heads * (panel_width + gap) + right
     height = top + layers * (above + panel_height) + bottom
     with new_figure(width, height, [*rows, *columns, title]) as figure:
@@ -63,12 +64,22 @@ def attention_maps(
                 box = x / width, y / height, panel_width / width, panel_height / height
                 axes = figure.add_axes(box)
                 image = axes.imshow(values[layer, head], aspect="auto", cmap=_COLOURS, norm=_shades())
-                axes.set_title(f"layer {layer}, head {head}", fontsize=min(FONT_SIZE, 5 + panel_width * 4), pad=4)
-                axes.xaxis.tick_top()
-                name_ticks(axes, "x", columns, column_size, cell_width)
-                name_ticks(axes, "y", rows if head == 0 else [""] * len(rows), size)
+                axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_color("lightgray")
-        bar = figure.add_axes(((width - right + 0.05) / width, bottom / height, 0.12 / width, min(panel_height, 2) / height))
+                # As texts, since a tick is several artists, and there are many.
+                across, down = axes.get_xaxis_transform(), axes.get_yaxis_transform()
+                for place, (label, rotation) in enumerate(upright(columns, column_size, cell_width)):
+                    where = place, 1 + 0.03 / panel_height
+                    text = axes.text(*where, label, transform=across, ha="center", va="bottom", fontsize=column_size)
+                    text.set(rotation=rotation, linespacing=1.0)
+                for place, label in enumerate(rows if head == 0 else ()):
+                    where = -0.03 / panel_width, place
+                    axes.text(*where, label, transform=down, ha="right", va="center_baseline", fontsize=size)
+                heading = 1 + (above - 0.22) / panel_height
+                axes.text(0.5, heading, f"layer {layer}, head {head}", transform=axes.transAxes, ha="center")
+        bar = figure.add_axes(
+            ((width - right + 0.05) / width, bottom / height, 0.12 / width, min(panel_height, 2) / height)
+        )
         figure.colorbar(image, cax=bar, ticks=[0, 0.1, 0.5, 1])
         bar.tick_params(labelsize=FONT_SIZE - 1)
         if title:
@@ -77,7 +88,7 @@ def attention_maps(
 
 
 def attention_of_token(weights: Float[Any, "N S"], keys: Sequence[str], query: str) -> "Figure":
-    """The attention of one token over a sentence: a line of the sentence's tokens for each head, and one for their mean.
+    """The attention of one token over a sentence: a line of the tokens for each head, and for the mean of the heads.
 
     Args:
         weights: from 0 to 1, of each head, such as `weights[layer, :, position]` of all of them.
@@ -97,7 +108,7 @@ def attention_of_token(weights: Float[Any, "N S"], keys: Sequence[str], query: s
     cell = min(cell, LONGEST_SIDE / len(columns))
     size = FONT_SIZE if is_numbered else fitting_font_size(cell)
     left, right, below = 0.75, 0.8, 0.1
-    above = _label_height(columns, size, cell) + 0.5
+    above = upright_inches(columns, size, cell) + 0.5
     width, height = left + cell * len(columns) + right, above + 0.3 * len(rows) + below
     with new_figure(width, height, [*columns, query]) as figure:
         box = left / width, below / height, cell * len(columns) / width, 0.3 * len(rows) / height
@@ -126,31 +137,33 @@ class AttentionExample(NamedTuple):
     target: Sequence[str]
     """T tokens."""
     weights: Mapping[str, Float[Any, "layers N Q K"]]
-    """By kind: "cross" [T, S], "encoder" [S, S], "decoder" [T, T]; any of them."""
+    """By kind: "cross" [T, S], "encoder" [S, S], "decoder" [T, T]; any of them. A row of the decoder's is the position
+    that outputs a token of the target; the columns are what it has read: the start of the sentence, then the target."""
 
 
-_SIDES = {"cross": ("target", "source"), "encoder": ("source", "source"), "decoder": ("target", "target")}
+_SIDES = {"cross": ("target", "source"), "encoder": ("source", "source"), "decoder": ("target", "output so far")}
 """Queries and keys of each kind of attention."""
 
 
 def attention_page(examples: Sequence[AttentionExample], *, title: str = "Attention") -> str:
     """A web page that shows attention by lines from each query to the keys, in the manner of BertViz (Vig, 2019).
 
-    Text, kind of attention, layer and heads can be chosen; the pointer on a token leaves only its lines. The page is one
-    file that loads nothing else. Weights are rounded to thousandths.
+    Text, kind of attention, layer and heads can be chosen; the pointer on a token leaves only its lines. The page is
+    one file that loads nothing else. Weights are rounded to thousandths.
 
     Args:
         examples: at least one.
         title: of the page.
 
     Raises:
-        ValueError: if there are no examples, a kind of attention is unknown, or there are not as many tokens as weights.
+        ValueError: if there are no examples, a kind of attention is unknown, or tokens and weights do not fit.
     """
     if not examples:
         raise ValueError("There is no attention to show.")
     data = []
     for example in examples:
-        sides = {"source": example.source, "target": example.target}
+        read = ["<s>", *example.target[:-1]]
+        sides = {"source": example.source, "target": example.target, "output so far": read}
         kinds = {}
         for kind, weights in example.weights.items():
             if kind not in _SIDES:
@@ -220,10 +233,6 @@ def attention_masks(masks: Mapping[str, Bool[Any, "_ _"]], tokens: Sequence[str]
         patches = [Patch(color=colour) for colour in reversed(colours)]
         figure.legend(patches, ["may attend", "masked"], loc="outside lower center", ncols=2, frameon=False)
     return figure
-
-
-def _label_height(labels: Sequence[str], font_size: float, room: float) -> float:
-    return label_inches(labels, font_size) if are_upright(labels, font_size, room) else font_size / 60
 
 
 def _shades() -> Any:

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from rich.cells import cell_len
 
-from transformer_jax.plots.drawing import label_inches, name_ticks, new_figure
+from transformer_jax.plots.drawing import BASE_FONT, FONT_SIZE, label_inches, name_ticks, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LONG_NAME = 10
 _LONGEST_SIDE = 20.0  # inches
 _MOST_NUMBERED, _MOST_NAMED = 25, 60  # classes; beyond, nobody could read them
+_SMALL = 8.0  # points
+_DARK = 0.36  # shares above are drawn dark
 _BLUE, _RED, _GRAY = "#2b6cb0", "#c53030", "0.6"
 
 
@@ -43,18 +43,20 @@ def confusion_matrix(matrix: Int[Any, "C C"], names: Sequence[str]) -> "Figure":
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", norm=norm)
         for (row, column), share in np.ndenumerate(shares) if count <= _MOST_NUMBERED else ():
-            colour = "white" if norm(share) > 0.6 else "black"
+            colour = "white" if share > _DARK else "black"
             number = f"{matrix[row, column]:,}"
-            axes.text(column, row, number, ha="center", va="bottom", fontsize=11, fontweight="bold", color=colour)
+            strong: dict[str, Any] = {
+                "fontsize": 11,
+                "fontweight": "bold",
+                "fontfamily": BASE_FONT,
+            }  # few fonts are bold too
+            axes.text(column, row, number, ha="center", va="bottom", color=colour, **strong)
             axes.text(column, row + 0.08, f"{share:.1%}", ha="center", va="top", fontsize=8, color=colour)
-        named = range(count if count <= _MOST_NAMED else 0)
-        axes.set_xticks(named, [names[place] for place in named])
-        axes.set_yticks(named, [names[place] for place in named])
-        if count > _MOST_NUMBERED or max(map(cell_len, names)) > _LONG_NAME:
-            axes.tick_params("x", rotation=90)
+        named = names if count <= _MOST_NAMED else []
+        name_ticks(axes, "x", named, FONT_SIZE, side / count)
+        name_ticks(axes, "y", named, FONT_SIZE)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_title(f"accuracy {np.trace(matrix) / max(total, 1):.2%} of {total:,}", fontsize=11)
-        axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         for border in range(1, count if count <= _MOST_NAMED else 0):
             axes.axhline(border - 0.5, color="white", linewidth=2)
@@ -65,7 +67,7 @@ def confusion_matrix(matrix: Int[Any, "C C"], names: Sequence[str]) -> "Figure":
 def reliability_diagram(
     accuracy: Float[Any, "bins"], confidence: Float[Any, "bins"], examples: Int[Any, "bins"]
 ) -> "Figure":
-    """Accuracy by confidence (Guo et al., 2017), beside that of a calibrated classifier, and how many examples there are.
+    """Accuracy by confidence (Guo et al., 2017), the line of a calibrated classifier, and how many examples there are.
 
     Args:
         accuracy: share of the examples of each bin that are right; the bins are of equal width, from 0 to 1.
@@ -125,14 +127,18 @@ def length_bleu(
         axes = figure.subplots()
         places = range(len(lengths))
         axes.bar(places, bleu, 0.8, color=_BLUE)
-        for place, score in zip(places, bleu, strict=True):
-            axes.annotate(f"{score:.1f}", (place, score), xytext=(0, 2), textcoords="offset points", ha="center")
+        heights = [float(score) for score in bleu]
+        top = 1.08 * max([*heights, overall or 0.0, 1.0])
+        for place, score in enumerate(heights):
+            inside = score > 0.1 * top  # where no line crosses it
+            where: dict[str, Any] = {"va": "top", "color": "white"} if inside else {"va": "bottom", "color": "black"}
+            axes.text(place, score + (-0.01 if inside else 0.01) * top, f"{score:.1f}", ha="center", **where)
         axes.set_xticks(places, [f"{name}\n({count:,})" for name, count in zip(lengths, sentences, strict=True)])
         if overall is not None:
             axes.axhline(overall, linestyle="--", color=_RED, linewidth=1, label=f"all: {overall:.1f}", zorder=0)
             figure.legend(loc="outside upper right", frameon=False)
         axes.set(xlabel="tokens of the reference (number of sentences)", ylabel="BLEU")
-        axes.set_ylim(0, 1.12 * max([*map(float, bleu), overall or 0.0, 1.0]))
+        axes.set_ylim(0, top)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -159,8 +165,10 @@ def rules_by_place(
     labels = [str(place + 1) for place in range(places)]
     if couplets is not None:
         labels = [f"{label}\n{count:,}" for label, count in zip(labels, np.asarray(couplets), strict=True)]
-    cell = min(max(0.5, label_inches([label.split("\n")[-1] for label in labels], 8.0) + 0.1), _LONGEST_SIDE / places)
-    left = label_inches(rules, 9.0) + 0.5
+    cell = min(
+        max(0.5, label_inches([label.split("\n")[-1] for label in labels], _SMALL) + 0.1), _LONGEST_SIDE / places
+    )
+    left = label_inches(rules, FONT_SIZE) + 0.5
     size = (left + max(cell * places, 2.5) + 0.9, len(arrays) * (0.34 * len(rules) + 0.75) + 0.4)
     with new_figure(*size, [*rules, *arrays], layout="constrained") as figure:
         from matplotlib.colors import PowerNorm
@@ -171,11 +179,11 @@ def rules_by_place(
             axes.set_facecolor("0.93")  # where no couplet has the place
             image = axes.imshow(shares, aspect="auto", cmap="Reds", norm=norm)
             for (row, column), share in np.ndenumerate(shares):
-                colour = "white" if norm(share) > 0.6 else "black"
+                colour = "white" if share > _DARK else "black"
                 shown = "" if np.isnan(share) else "0" if share == 0 else f"{100 * share:.1f}"
                 axes.text(column, row, shown, ha="center", va="center", fontsize=7.5, color=colour)
-            name_ticks(axes, "x", labels, 8.0, cell)
-            name_ticks(axes, "y", rules, 9.0)
+            name_ticks(axes, "x", labels, _SMALL, cell)
+            name_ticks(axes, "y", rules, FONT_SIZE)
             axes.set_title(f"{name}: % of couplets that break a rule", loc="left")
             axes.spines[:].set_visible(False)
         all_axes[-1].set_xlabel("place" if couplets is None else "place, and the couplets that have it")

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Num
 
-from transformer_jax.plots.drawing import new_figure
+from transformer_jax.plots.drawing import FONT_SIZE, label_inches, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Curve = tuple[Num[Any, "P"], Num[Any, "P"]]
-"""Steps and values; sequences of numbers will do."""
+_WIDTH = 7.5  # inches
 _MOST_NAMED = 20  # curves; beyond, nobody could tell their colours apart
 _MOST_MARKED = 50  # points
 
@@ -53,14 +51,17 @@ def learning_rates(schedules: Mapping[str, tuple[Any, Any]], *, title: str = "")
         if len(rates) and np.isfinite(rates).any():
             peak = int(np.nanargmax(rates))
             axes.plot(steps[peak], rates[peak], "o", markersize=4, color=line.get_color(), label="_peak")
-            where = {"xytext": (6, 2), "textcoords": "offset points", "fontsize": "small"}
-            axes.annotate(f"{rates[peak]:.3g}", (steps[peak], rates[peak]), **where)
+            where = steps[peak], rates[peak]
+            axes.annotate(f"{rates[peak]:.3g}", where, (6, 2), textcoords="offset points", fontsize="small")
     axes.margins(y=0.08)
     return figure
 
 
 def _curves(curves: Mapping[str, tuple[Any, Any]], x: str, y: str, title: str, log_scale: bool) -> "Figure":
-    with new_figure(7.5, 4.2, [*curves, y, title], layout="constrained") as figure:
+    has_legend = len(curves) <= _MOST_NAMED and any(curves)
+    columns = max(1, min(4, int(_WIDTH / (label_inches([*curves], FONT_SIZE) + 0.6))))
+    height = 3.9 + (0.21 * -(-len(curves) // columns) if has_legend else 0.0)
+    with new_figure(_WIDTH, height, [*curves, y, title], layout="constrained") as figure:
         import matplotlib
 
         axes = figure.subplots()
@@ -77,8 +78,11 @@ def _curves(curves: Mapping[str, tuple[Any, Any]], x: str, y: str, title: str, l
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-        if 1 < len(curves) <= _MOST_NAMED or (len(curves) == 1 and next(iter(curves))):
-            figure.legend(loc="outside lower left", ncols=1 if max(map(len, curves)) > 30 else 4, frameon=False)
+        if log_scale:
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+        if has_legend:
+            figure.legend(loc="outside lower left", ncols=columns, frameon=False)
     return figure
 
 

@@ -4,6 +4,10 @@ import importlib.util
 import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
 
 # ISO 639's codes of the macrolanguage and its members.
 _CHINESE = "zh zho chi cdo cjy cmn cnp cpx csp czh czo gan hak hnm hsn luh lzh mnp nan sjc wuu yue"
@@ -79,6 +83,54 @@ def translation_scores(
         scores[name] = metric.corpus_score(hypotheses, [references]).score
         scores[f"{name}_signature"] = str(metric.get_signature())
     return scores
+
+
+class BleuByLength(NamedTuple):
+    """BLEU of groups of sentences of similar length, from the shortest."""
+
+    lengths: list[tuple[int, int]]
+    """The fewest and most tokens of a reference in each group, as BLEU counts them."""
+    bleu: Float[np.ndarray, "G"]
+    sentences: Int[np.ndarray, "G"]
+    """How many each group has."""
+    overall: float
+    """BLEU of all."""
+
+
+def bleu_by_length(
+    hypotheses: Sequence[str], references: Sequence[str], *, target_language: str = "", groups: int = 8
+) -> BleuByLength:
+    """BLEU of at most `groups` groups of about as many sentences each, by the length of the reference.
+
+    Sentences of one length are in one group, so there may be fewer.
+
+    Args:
+        hypotheses: detokenized outputs.
+        references: one for each.
+        target_language: as in `translation_scores`.
+        groups: how many, at least one.
+
+    Raises:
+        ValueError: if there are none, or not as many of one as of the other.
+    """
+    from sacrebleu.metrics import BLEU
+
+    check_aligned(hypotheses, references)
+    bleu = BLEU(tokenize=bleu_tokenizer(target_language))
+    lengths = np.array([bleu.corpus_score([""], [[reference]]).ref_len for reference in references])
+    borders = np.unique(np.quantile(lengths, np.arange(1, groups) / groups, method="higher"))
+    group_of = np.searchsorted(borders, lengths, side="left")
+    members = [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
+
+    def score(numbers: Sequence[int]) -> float:
+        return bleu.corpus_score([hypotheses[i] for i in numbers], [[references[i] for i in numbers]]).score
+
+    return BleuByLength(
+        [(int(lengths[numbers].min()), int(lengths[numbers].max())) for numbers in members],
+        np.array([score(numbers.tolist()) for numbers in members]),
+        np.array([len(numbers) for numbers in members]),
+        score(range(len(references))),
+    )
 
 
 def check_aligned(hypotheses: Sequence[str], references: Sequence[str]) -> None:
