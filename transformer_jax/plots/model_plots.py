@@ -186,7 +186,7 @@ def positional_encodings(encodings: Float[Any, "S D"]) -> "Figure":
         encodings: a row per position, such as `sinusoidal_positions(jnp.arange(64), 128)` or a learned table.
     """
     values = np.asarray(encodings, np.float32)
-    with new_figure(10, 4.2, layout="constrained") as figure:
+    with new_figure(10.0, 4.2, layout="constrained") as figure:
         left, right = figure.subplots(1, 2)
         most = float(np.abs(values).max(initial=1e-9))
         image = left.imshow(values, aspect="auto", cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")

@@ -100,9 +100,9 @@ class BleuByLength(NamedTuple):
 def bleu_by_length(
     hypotheses: Sequence[str], references: Sequence[str], *, target_language: str = "", groups: int = 8
 ) -> BleuByLength:
-    """BLEU of at most `groups` groups of about as many sentences each, by the length of the reference.
+    """BLEU of about `groups` groups of as many sentences each, by the length of the reference.
 
-    Sentences of one length are in one group, so there may be fewer.
+    All sentences of one length are in one group.
 
     Args:
         hypotheses: detokenized outputs.
@@ -118,16 +118,22 @@ def bleu_by_length(
     check_aligned(hypotheses, references)
     bleu = BLEU(tokenize=bleu_tokenizer(target_language))
     lengths = np.array([bleu.corpus_score([""], [[reference]]).ref_len for reference in references])
-    borders = np.unique(np.quantile(lengths, np.arange(1, groups) / groups, method="higher"))
-    group_of = np.searchsorted(borders, lengths, side="left")
-    members = [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
+    members: list[list[int]] = []
+    share = len(lengths) / groups
+    for length in np.unique(lengths):
+        new = np.flatnonzero(lengths == length).tolist()
+        # A group is full with its share; and a frequent length stands alone.
+        if members and len(members[-1]) < share and len(members[-1]) + len(new) <= 1.5 * share:
+            members[-1] += new
+        else:
+            members.append(new)
 
     def score(numbers: Sequence[int]) -> float:
         return bleu.corpus_score([hypotheses[i] for i in numbers], [[references[i] for i in numbers]]).score
 
     return BleuByLength(
-        [(int(lengths[numbers].min()), int(lengths[numbers].max())) for numbers in members],
-        np.array([score(numbers.tolist()) for numbers in members]),
+        [(int(lengths[numbers[0]]), int(lengths[numbers[-1]])) for numbers in members],
+        np.array([score(numbers) for numbers in members]),
         np.array([len(numbers) for numbers in members]),
         score(range(len(references))),
     )
