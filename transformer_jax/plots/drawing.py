@@ -163,9 +163,9 @@ def name_ticks(
         axes.set_yticks(range(len(labels)), labels, fontsize=font_size)
     else:
         turned = upright(labels, font_size, room)
-        axes.set_xticks(range(len(labels)), [shown for shown, _ in turned], fontsize=font_size, linespacing=1.0)
-        for tick, (_, rotation) in zip(axes.get_xticklabels(), turned, strict=True):
-            tick.set_rotation(rotation)
+        axes.set_xticks(range(len(labels)), [shown for shown, _ in turned], fontsize=font_size)
+        for tick, label, (shown, rotation) in zip(axes.get_xticklabels(), labels, turned, strict=True):
+            tick.set(rotation=rotation, linespacing=1.2 if shown == label else 1.0)
     axes.tick_params(side, length=0, pad=2)
 
 
