@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "transformer_jax"
 # Low to high. A module imports from lower rows, or from its own package; neighbours in a row don't know each other.
 LAYERS = (
     ("system",),
-    ("sharding", "data", "task_groups"),
+    ("sharding", "data", "task_groups", "plots"),
     ("nn",),
     ("decoding",),
     ("config",),
@@ -115,7 +115,7 @@ def test_the_check_sees_what_is_wrong(module, source):
 
 
 def test_the_package_stays_small():
-    assert len(MODULES) <= 105
+    assert len(MODULES) <= 110
     assert len({unit(module) for module in MODULES if "." not in module and MODULES[module].parent == PACKAGE}) <= 8
     assert len(LAYERS) <= 10
 

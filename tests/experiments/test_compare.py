@@ -1,9 +1,7 @@
 """Runs beside each other: names, what differs, order, JSON, and the picture."""
 
 import json
-import sys
 import tarfile
-import types
 
 import pytest
 
@@ -154,13 +152,11 @@ def drawn(monkeypatch):
         def savefig(self, stream, format):
             stream.write(f"{format} of {len(calls)}".encode())
 
-    def learning_curves(curves, ylabel):
-        calls.append((curves, ylabel))
+    def learning_curves(curves, metric):
+        calls.append((curves, metric))
         return Figure()
 
-    plots = types.ModuleType("transformer_jax.plots")
-    plots.learning_curves = learning_curves
-    monkeypatch.setitem(sys.modules, "transformer_jax.plots", plots)
+    monkeypatch.setattr("transformer_jax.plots.learning_curves", learning_curves)
     return calls
 
 

@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from transformer_jax.tasks.classification.metrics import classification_scores, expected_calibration_error
+from transformer_jax.tasks.classification.metrics import calibration, classification_scores, expected_calibration_error
 from transformer_jax.tasks.couplets.rules import couplet_scores, distinct
-from transformer_jax.tasks.metrics import bleu_tokenizer, exact_match, perplexity, translation_scores
+from transformer_jax.tasks.metrics import bleu_by_length, bleu_tokenizer, exact_match, perplexity, translation_scores
 
 HYPOTHESES = ["The small cat sat on the mat .", "a dog runs through deep snow", "Two men"]
 REFERENCES = ["The small cat sat on a mat .", "A dog runs through the deep snow", "Two men are cooking"]
@@ -229,3 +229,34 @@ def test_what_cannot_be_scored_is_refused(labels, shape, names, message):
     unchecked = inspect.unwrap(classification_scores)  # users don't have shapes checked as these tests do
     with pytest.raises(ValueError, match=message):
         unchecked(np.array(labels, int), np.full(shape, 0.5), names)
+
+
+def test_calibration_by_bin():
+    confidence, correct = np.array([0.05, 0.6, 0.65, 0.61, 1.0]), np.array([False, True, False, True, True])
+    found = calibration(confidence, correct)
+    assert found.examples.tolist() == [1, *[0] * 7, 1, 2, *[0] * 4, 1]
+    assert found.accuracy[[0, 8, 9, 14]] == pytest.approx([0, 1, 0.5, 1])
+    assert found.confidence[[0, 8, 9, 14]] == pytest.approx([0.05, 0.6, 0.63, 1])
+
+
+def test_bleu_by_length():
+    rng = np.random.default_rng(0)
+    lengths = [*rng.integers(4, 30, 300), *[9] * 200]
+    references = [" ".join(rng.choice(list("abcdefgh"), length)) for length in lengths]
+    hypotheses = [reference[:-1] + "x" for reference in references]
+    found = bleu_by_length(hypotheses, references)
+    assert found.overall == pytest.approx(translation_scores(hypotheses, references)["bleu"])
+    assert sum(found.sentences) == 500
+    assert (found.lengths[0][0], found.lengths[-1][1]) == (min(lengths), max(lengths))
+    for (low, high), bleu, count, (following, _) in zip(
+        found.lengths, found.bleu, found.sentences, [*found.lengths[1:], (99, 99)], strict=True
+    ):
+        members = [i for i, length in enumerate(lengths) if low <= length <= high]
+        assert (len(members), high < following) == (count, True)
+        assert bleu == pytest.approx(
+            bleu_by_definition([hypotheses[i] for i in members], [references[i] for i in members])
+        )
+    assert (9, 9) in found.lengths
+    assert all(20 <= count <= 94 for (low, _), count in zip(found.lengths, found.sentences, strict=True) if low != 9)
+    alone = bleu_by_length(["", "天气"], ["天", "天气"], target_language="zh")
+    assert (alone.lengths, alone.sentences.tolist()) == ([(1, 1), (2, 2)], [1, 1])

@@ -109,15 +109,21 @@ def test_an_evaluation_of_a_classifier(run, run_dealt, place, classifier, tmp_pa
     arguments = ["evaluate", "--data", data]
     expected = without_seconds(run(*arguments, model=classifier))
     place["index"] = 1
-    assert run_dealt(*arguments, "--picture", picture, model=classifier)[0] == (0, "", "")
-    assert not picture.exists()
+    drawing = ["--picture", picture, "--plots", tmp_path / "pictures"]
+    assert run_dealt(*arguments, *drawing, model=classifier)[0] == (0, "", "")
+    assert list(tmp_path.iterdir()) == [data]
     place["index"] = 0
-    found, _ = run_dealt(*arguments, "--picture", picture, model=classifier)
+    found, _ = run_dealt(*arguments, *drawing, model=classifier)
     assert picture.exists()
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
     report = without_seconds(found)[1]
     error = report.pop("expected_calibration_error")
     assert error == pytest.approx(expected[1].pop("expected_calibration_error"), rel=1e-5)
     assert report == expected[1]
+
+
+def test_attention_is_drawn_by_one_process(run_dealt, tmp_path):
+    refused(run_dealt("translate", "--attention", tmp_path / "a.html", *TEXTS)[0], "--attention", "single process")
 
 
 def test_only_the_first_process_writes(run_dealt, place, tmp_path):

@@ -1,7 +1,6 @@
 """Runs beside each other: sorted, with what differs between their configs, and their curves in a picture."""
 
 import dataclasses
-import importlib
 import io
 import itertools
 import json
@@ -169,7 +168,8 @@ def draw_curves(compared: Sequence[Compared]) -> bytes:
     curves = {name: curve for name, curve in curves.items() if curve[0]}
     if not curves:
         raise UserError(f"--png has nothing to draw, as no run has been evaluated for {metrics[0]}; drop it.")
-    plots = importlib.import_module("transformer_jax.plots")  # slow to import
+    from transformer_jax.plots import learning_curves  # slow to import
+
     content = io.BytesIO()
-    plots.learning_curves(curves, ylabel=metrics[0].replace("_", " ")).savefig(content, format="png")
+    learning_curves(curves, metric=metrics[0].replace("_", " ")).savefig(content, format="png")
     return content.getvalue()

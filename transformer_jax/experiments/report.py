@@ -95,6 +95,8 @@ def _write_pictures(study: Study, folder: Path) -> list[str]:
         from optuna import importance, visualization
     except ImportError as error:
         return [f"There are no pictures ({error}); run pip install 'transformer-jax[sweep]'"]
+    from transformer_jax.plots import learning_curves
+
     draw: Any = visualization.matplotlib
     name = study.sweep.metric.replace("_", " ")
     # The only evaluator that needs no further package.
@@ -104,7 +106,7 @@ def _write_pictures(study: Study, folder: Path) -> list[str]:
         "importance": lambda: draw.plot_param_importances(study.optuna, evaluator=evaluator, target_name=name),
         "parallel_coordinates": lambda: draw.plot_parallel_coordinate(study.optuna, target_name=name),
         "slices": lambda: draw.plot_slice(study.optuna, target_name=name),
-        "learning_curves": lambda: draw.plot_intermediate_values(study.optuna),
+        "learning_curves": lambda: learning_curves(_curves(study), metric=name),
     }
     folder.mkdir(exist_ok=True)
     lines = [f"Pictures: {folder}"]
@@ -118,11 +120,18 @@ def _write_pictures(study: Study, folder: Path) -> list[str]:
     return lines
 
 
-def _save(axes: Any, path: Path) -> None:
+def _curves(study: Study) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and scores of the evaluations of each trial."""
+    told = {f"trial {trial.number}": trial.intermediate_values for trial in study.trials()}
+    return {name: (list(values), list(values.values())) for name, values in told.items() if values}
+
+
+def _save(drawn: Any, path: Path) -> None:
+    """Save a figure, or that of some axes."""
     import matplotlib.pyplot as plt
     import numpy as np
 
-    figure = np.ravel(axes)[0].figure
+    figure = drawn if hasattr(drawn, "savefig") else np.ravel(drawn)[0].figure
     content = io.BytesIO()
     figure.savefig(content, dpi=150, bbox_inches="tight")
     plt.close(figure)

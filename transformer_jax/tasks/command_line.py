@@ -139,6 +139,7 @@ class TypedLines:
 
 
 ALPHA_HELP = "exponent of the length penalty [the model's, usually 0.6]"
+PLOTS_OPTION = {"metavar": "DIR", "help": "draw pictures of the scores into this folder, as PNG"}
 BEAM_HELP = "hypotheses kept in the search [the model's, usually 4]"
 
 
@@ -271,7 +272,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 _NAMES = (
-    *("model", "input", "output", "prefix_file", "picture", "png"),
+    *("model", "input", "output", "prefix_file", "picture", "plots", "attention", "png"),
     *("data", "source", "reference", "config", "manual_dir", "workdir"),
 )
 
@@ -289,7 +290,7 @@ def refuse_empty_names(arguments: argparse.Namespace) -> None:
 
 
 _PROCESS = ("distributed", "coordinator", "num_processes", "process_id")
-_WRITTEN_BY_FIRST = ("output", "picture")
+_WRITTEN_BY_FIRST = ("output", "picture", "plots", "attention")
 _NAME_CONTENT = ("texts", "input", "model", "data", "source", "reference", "config", "manual_dir", "prefix_file")
 _MAY_DIFFER = {"command", *_PROCESS, *_WRITTEN_BY_FIRST, *_NAME_CONTENT}
 """Arguments that may differ among processes; the texts and the model that they name must not."""

@@ -4,6 +4,10 @@ import importlib.util
 import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
 
 # ISO 639's codes of the macrolanguage and its members.
 _CHINESE = "zh zho chi cdo cjy cmn cnp cpx csp czh czo gan hak hnm hsn luh lzh mnp nan sjc wuu yue"
@@ -79,6 +83,60 @@ def translation_scores(
         scores[name] = metric.corpus_score(hypotheses, [references]).score
         scores[f"{name}_signature"] = str(metric.get_signature())
     return scores
+
+
+class BleuByLength(NamedTuple):
+    """BLEU of groups of sentences of similar length, from the shortest."""
+
+    lengths: list[tuple[int, int]]
+    """The fewest and most tokens of a reference in each group, as BLEU counts them."""
+    bleu: Float[np.ndarray, "G"]
+    sentences: Int[np.ndarray, "G"]
+    """How many each group has."""
+    overall: float
+    """BLEU of all."""
+
+
+def bleu_by_length(
+    hypotheses: Sequence[str], references: Sequence[str], *, target_language: str = "", groups: int = 8
+) -> BleuByLength:
+    """BLEU of about `groups` groups of as many sentences each, by the length of the reference.
+
+    All sentences of one length are in one group.
+
+    Args:
+        hypotheses: detokenized outputs.
+        references: one for each.
+        target_language: as in `translation_scores`.
+        groups: how many, at least one.
+
+    Raises:
+        ValueError: if there are none, or not as many of one as of the other.
+    """
+    from sacrebleu.metrics import BLEU
+
+    check_aligned(hypotheses, references)
+    bleu = BLEU(tokenize=bleu_tokenizer(target_language))
+    lengths = np.array([bleu.corpus_score([""], [[reference]]).ref_len for reference in references])
+    members: list[list[int]] = []
+    share = len(lengths) / groups
+    for length in np.unique(lengths):
+        new = np.flatnonzero(lengths == length).tolist()
+        # A group is full with its share; and a frequent length stands alone.
+        if members and len(members[-1]) < share and len(members[-1]) + len(new) <= 1.5 * share:
+            members[-1] += new
+        else:
+            members.append(new)
+
+    def score(numbers: Sequence[int]) -> float:
+        return bleu.corpus_score([hypotheses[i] for i in numbers], [[references[i] for i in numbers]]).score
+
+    return BleuByLength(
+        [(int(lengths[numbers[0]]), int(lengths[numbers[-1]])) for numbers in members],
+        np.array([score(numbers) for numbers in members]),
+        np.array([len(numbers) for numbers in members]),
+        score(range(len(references))),
+    )
 
 
 def check_aligned(hypotheses: Sequence[str], references: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from transformer_jax.plots import picture_folder, save_pictures
 from transformer_jax.system import UserError
 from transformer_jax.tasks.command_line import (
     ALPHA_HELP,
@@ -20,6 +21,8 @@ from transformer_jax.tasks.lines import Line, Report, add_lines, answer_lines, m
 from transformer_jax.tasks.registry import Command
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from transformer_jax.config import Config
 
 Pairs = Sequence[tuple[str, str]]
@@ -31,6 +34,8 @@ class PairCommand(Command):
     """Writes an output for each input text; for any `Seq2SeqModel` whose `search` gives texts, such as `Translator`."""
 
     subject = "pairs"
+    pictures: tuple[str, ...] = ()
+    """File names of the pictures that `evaluate --plots` draws; with any, `options` has "--plots"."""
     scores = "exact matches, perplexity of the references per token and per character"
     options = {  # noqa: RUF012  (never changed)
         "--beam": {"type": int, "metavar": "K", "help": BEAM_HELP},
@@ -69,6 +74,7 @@ class PairCommand(Command):
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best outputs, and perplexities of the references."""
+        folder = picture_folder(arguments.plots, self.pictures)
         pairs = self.pairs(arguments, model)
         sources, references = [source for source, _ in pairs], [reference for _, reference in pairs]
         model.check_pairs(sources, references)
@@ -78,6 +84,8 @@ class PairCommand(Command):
         start = time.perf_counter()
         outputs = map_windows(lambda own, report: self.outputs(arguments, model, own, report), sources, self.working)
         seconds = time.perf_counter() - start
+        if folder is not None:
+            save_pictures(folder, self.draw(sources, outputs, references, model))
         decoding = model.settings.decoding
         return {
             **self.score(outputs, references, model),
@@ -107,6 +115,12 @@ class PairCommand(Command):
         from transformer_jax.tasks.metrics import exact_match
 
         return {"exact_match": exact_match(outputs, references)}
+
+    def draw(
+        self, sources: Sequence[str], outputs: Sequence[str], references: Sequence[str], model: Any
+    ) -> "dict[str, Figure]":
+        """The `pictures` of the outputs of a model, by their names; a subclass that has some draws them."""
+        return {}
 
     def load_split(self, config: "Config", split: str, model: Any) -> Pairs:
         """The pairs of a split of the data of `config`: the task's validation data, unless a subclass reads others.

@@ -83,3 +83,20 @@ def test_bad_input(run):
 def test_a_text_of_100_000_characters_is_cut(run):
     status, out, err = run("classify", "abcde" * 20_000)
     assert (status, out.count("\n"), err) == (0, 1, "")
+
+
+def test_explanations(run, classifier):
+    said = load(classifier).classify(TEXTS, explain=True)
+    status, out, err = run("classify", "--explain", *TEXTS)
+    assert (status, err) == (0, "")
+    for line, each in zip(out.splitlines(), said, strict=True):
+        label, share, *rest = line.split("\t")
+        assert (label, share) == (each.label, f"{max(each.probabilities.values()):.4f}")
+        effects = dict(zip(rest[::2], map(float, rest[1::2]), strict=True))
+        assert effects == {word.text: pytest.approx(word.effect, abs=1e-4) for word in each.words}
+        assert [abs(effect) for effect in effects.values()] == sorted(map(abs, effects.values()), reverse=True)
+    found = [json.loads(line) for line in run("classify", "--explain", "--json", *TEXTS)[1].splitlines()]
+    for values, each in zip(found, said, strict=True):
+        assert [(word["text"], word["start"]) for word in values["words"]] == [(w.text, w.start) for w in each.words]
+        assert set(values) == {"line", "label", "probabilities", "words"}
+    refused(run("classify", "--explain", "--top", 2, "abc"), "--explain is about the likeliest class")

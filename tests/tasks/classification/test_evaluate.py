@@ -5,6 +5,7 @@ import pytest
 
 from tests.outcomes import data_config, refused
 from tests.tasks.toys import CLASSES, write_classifier
+from transformer_jax import plots
 from transformer_jax.tasks.classification import headlines
 from transformer_jax.tasks.classification.metrics import classification_scores, confusion_table
 from transformer_jax.tasks.model_folder import load
@@ -163,3 +164,22 @@ def test_options_of_other_tasks_are_refused(evaluate, data, option):
 def test_which_data_must_be_said(evaluate, data):
     for arguments in ([], ["--split", "test"], ["--data", data, "--split", "test"], ["--config", "x.py"]):
         refused(evaluate(*arguments), "--data, or --config and --split")
+
+
+def test_pictures(evaluate, classifier, data, tmp_path, monkeypatch):
+    drawn = {}
+    for name in ("confusion_matrix", "reliability_diagram"):
+        draw = getattr(plots, name)
+        monkeypatch.setattr(
+            plots, name, lambda *given, name=name, draw=draw: drawn.setdefault(name, given) and draw(*given)
+        )
+    folder = tmp_path / "pictures"
+    status, out, _ = evaluate("--data", data, "--plots", folder)
+    report = json.loads(out)
+    assert status == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["confusion.png", "reliability.png"]
+    matrix, names = drawn["confusion_matrix"]
+    assert (matrix.tolist(), tuple(names)) == (report["confusion"], CLASSES)
+    accuracy, confidence, examples = drawn["reliability_diagram"]
+    assert accuracy @ examples == pytest.approx(6 * report["accuracy"])
+    assert np.abs(accuracy - confidence) @ examples == pytest.approx(6 * report["expected_calibration_error"])

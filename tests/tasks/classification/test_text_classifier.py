@@ -9,7 +9,7 @@ from flax import nnx
 from tests.tasks.toys import CLASSES, tiny_config, tiny_params, tiny_tokenizer, write_classifier
 from transformer_jax.data import BOS
 from transformer_jax.system import UserError
-from transformer_jax.tasks.classification.text_classifier import TextClassifier, TextClassifierSettings
+from transformer_jax.tasks.classification.text_classifier import WORD, TextClassifier, TextClassifierSettings
 from transformer_jax.tasks.model_folder import load
 
 TEXTS = ["abc", "Bad", "cab ab", "decade", "??", "a", "EDCBA", "字 b", "e", "ace", "abcde ABCDE abcde ABCDE"]
@@ -105,3 +105,48 @@ def test_damaged_parameters_are_told(model):
     broken.params = jax.tree.map(lambda x: x * np.nan, model.params)
     with pytest.raises(UserError, match="not numbers"):
         broken.classify(["abc"])
+
+
+def log_odds(model, text, label):
+    [[*shares]] = model._predict([text], 64, None).astype(float)
+    place = CLASSES.index(label)
+    return np.log(shares.pop(place)) - np.log(sum(shares))
+
+
+def test_the_effect_of_a_word_is_what_is_lost_without_it(model):
+    reported = []
+    texts = ["cab, ab Bad-ace!", "字b", "a", "??"]
+    found = model.classify(texts, explain=True, report=reported.append)
+    assert [said._replace(words=None) for said in found] == [
+        said._replace(probabilities=pytest.approx(said.probabilities)) for said in model.classify(texts)
+    ]
+    assert [[word.text for word in said.words] for said in found] == [["cab", "ab", "Bad-ace"], ["字", "b"], ["a"], []]
+    assert reported == [1, 1, 1, 1]
+    for text, said in zip(texts, found, strict=True):
+        for word in said.words:
+            assert text[word.start :].startswith(word.text)
+            without = text[: word.start] + text[word.start + len(word.text) :]
+            expected = log_odds(model, text, said.label) - log_odds(model, without, said.label)
+            assert word.effect == pytest.approx(expected, abs=1e-4)
+
+
+def test_words_that_are_not_read_have_no_effect_and_are_left_out(model):
+    short = with_settings(model, max_length=8)  # and so seven characters
+    [said] = short.classify(["abc de cab eee"], explain=True)
+    assert [word.text for word in said.words] == ["abc", "de"]
+    expected = log_odds(model, "abc de ", said.label) - log_odds(model, " de ", said.label)
+    assert said.words[0].effect == pytest.approx(expected, abs=1e-4)
+    [said] = short.classify(["abcdeabcde " * 3], explain=True)
+    assert said.words == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Don't stop: U.S. oil-price 3.5%", ["Don't", "stop", "U", "S", "oil-price", "3", "5"]),
+        ("中国队2比0胜 Brasil", ["中", "国", "队", "2", "比", "0", "胜", "Brasil"]),
+        ("カタカナとça", [*"カタカナと", "ça"]),
+    ],
+)
+def test_words(text, words):
+    assert WORD.findall(text) == words

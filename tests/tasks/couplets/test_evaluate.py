@@ -1,9 +1,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from tests.outcomes import as_lines, data_config, refused
+from transformer_jax import plots
 from transformer_jax.tasks.couplets.rules import NAMES, Rules, couplet_scores, judge
 from transformer_jax.tasks.model_folder import load
 
@@ -157,3 +159,19 @@ def test_which_data_must_be_said(evaluate, files):
 
 def test_bad_rules(evaluate, files):
     refused(evaluate("--rules", "rhyme", *arguments_of(files(PAIRS))), "'rhyme' is not a rule")
+
+
+def test_pictures(evaluate, couplet_writer, files, tmp_path, monkeypatch):
+    drawn = []
+    draw = plots.rules_by_place
+    monkeypatch.setattr(plots, "rules_by_place", lambda *given: drawn.append(given) or draw(*given))
+    status, _, _ = evaluate(*arguments_of(files(PAIRS)), "--plots", tmp_path / "pictures")
+    assert (status, [path.name for path in (tmp_path / "pictures").iterdir()]) == (0, ["rules.png"])
+    [(broken, rules, couplets)] = drawn
+    assert rules == NAMES
+    assert couplets.tolist() == [5, 4, 2, 2, 1]
+    written = load(couplet_writer).reply(UPPERS)
+    for name, lowers in (("written", written), ("references", LOWERS)):
+        verdicts = [judge(upper, lower).broken for upper, lower in zip(UPPERS, lowers, strict=True)]
+        expected = [[sum(place in verdict[rule] for verdict in verdicts) for place in range(5)] for rule in NAMES]
+        np.testing.assert_allclose(broken[name] * couplets, expected)

@@ -1,6 +1,6 @@
 import pytest
 
-from transformer_jax.tasks.couplets.rules import NAMES, Tone, asked_tones, first_places, is_mark, judge
+from transformer_jax.tasks.couplets.rules import NAMES, Tone, asked_tones, broken_by_place, first_places, is_mark, judge
 
 TREES = "晚风摇树树还挺"
 
@@ -107,3 +107,15 @@ def test_marks():
 
 def test_classes():
     assert first_places("风声、雨声、") == [0, 1, 2, 3, 1, 5]
+
+
+def test_broken_rules_by_place():
+    uppers, lowers = ["天地", "春风，有雨", "天"], ["天山水", "秋月，无云", "天"]
+    shares, couplets = broken_by_place(uppers, lowers)
+    assert couplets.tolist() == [3, 2, 2, 1, 1]
+    by_rule = dict(zip(NAMES, shares.tolist(), strict=True))
+    assert by_rule["length"] == [0, 0, 1 / 2, 0, 0]
+    assert by_rule["distinct"] == [2 / 3, 0, 0, 0, 0]
+    for name, row in by_rule.items():
+        verdicts = [judge(upper, lower).broken[name] for upper, lower in zip(uppers, lowers, strict=True)]
+        assert row == [sum(place in each for each in verdicts) / couplets[place] for place in range(5)]

@@ -1,11 +1,15 @@
 import json
 import math
+import re
 
+import numpy as np
 import pytest
 
 from tests.outcomes import as_lines, refused
 from tests.tasks.toys import TEXTS, write_bundle
+from transformer_jax import plots
 from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.translation import command
 from transformer_jax.tasks.translation.translator import Translation, Translator
 
 
@@ -119,3 +123,61 @@ def test_no_model(run, tmp_path):
 
 def test_options_that_exclude_each_other(run):
     refused(run("translate", "--stream", "--n-best", 2, "abc"), "--stream", "--n-best")
+
+
+def page_data(path):
+    return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(encoding="utf-8"))[1])["examples"]
+
+
+def test_attention_as_a_page(run, translator, tmp_path):
+    path = tmp_path / "a.html"
+    plain = run("translate", "--n-best", 2, *TEXTS)
+    assert run("translate", "--n-best", 2, "--attention", path, *TEXTS) == plain
+    model = load(translator)
+    found = [best for best, *_ in model.search(TEXTS, n_best=2, return_attention="all") if best.alignment]
+    examples = page_data(path)
+    assert len(examples) == len(found) == 5
+    for example, translation in zip(examples, found, strict=True):
+        labels = [label.replace("␣", " ") for label in example["source"]]
+        assert labels == translation.alignment.source
+        for kind, weights in translation.attention._asdict().items():
+            np.testing.assert_allclose(np.array(example["kinds"][kind]["weights"]) / 1000, weights, atol=0.6e-3)
+        np.testing.assert_array_equal(translation.attention.cross, translation.alignment.weights)
+    assert [best.attention for [best] in model.search(["abc"], return_attention=True)] == [None]
+
+
+def test_attention_as_a_picture(run, tmp_path, monkeypatch):
+    drawn = []
+    draw = plots.attention_maps
+    monkeypatch.setattr(
+        plots, "attention_maps", lambda *given, **named: drawn.append((given, named)) or draw(*given, **named)
+    )
+    path = tmp_path / "a.svg"
+    plain = run("translate", "--alignment", *TEXTS)[1]
+    status, out, err = run("translate", "--alignment", "--attention", path, *TEXTS)
+    assert (status, out) == (0, plain)
+    assert err == f"transformer-jax: {path} shows line 1 only; a page (.html) can show more\n"
+    [((weights, target, source), named)] = drawn
+    first = json.loads(out.splitlines()[0])
+    assert (target, source, named) == (first["target"], first["source"], {"title": first["text"]})
+    np.testing.assert_allclose(weights.mean(axis=(0, 1)), first["weights"], atol=1e-4)
+    assert path.read_bytes().startswith(b"<?xml")
+
+
+def test_attention_of_many_lines_is_that_of_the_first(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "MOST_SHOWN", 2)
+    path = tmp_path / "a.HTML"
+    lines = ["", "abc", "Bad", "cab ab"]
+    status, out, err = run("translate", "--attention", path, stdin=as_lines(lines).encode())
+    assert (status, out) == run("translate", stdin=as_lines(lines).encode())[:2]
+    assert ["".join(example["source"][:-1]) for example in page_data(path)] == ["abc"]
+    assert "shows the first 2 lines only" in err
+    assert run("translate", "--attention", tmp_path / "b.html", " ")[2].endswith("no attention to draw\n")
+    assert not (tmp_path / "b.html").exists()
+
+
+def test_attention_that_cannot_be_drawn_is_refused_before_the_work(run, tmp_path):
+    refused(run("translate", "--attention", tmp_path / "a.pdf", "abc"), "a.pdf", ".png, .svg or .html")
+    refused(run("translate", "--attention", tmp_path / "no" / "a.html", "abc"), "a.html", "cannot be written")
+    refused(run("translate", "--attention", "", "abc"), "--attention is empty")
+    refused(run("translate", "--stream", "--attention", tmp_path / "a.png", "abc"), "--stream", "--attention")

@@ -5,6 +5,7 @@ import pytest
 
 from tests.outcomes import as_lines, config_file, refused
 from tests.tasks.toys import TEXTS
+from transformer_jax import plots
 from transformer_jax.tasks.metrics import exact_match, translation_scores
 from transformer_jax.tasks.model_folder import load
 
@@ -131,3 +132,26 @@ def test_samples_are_the_first_lines(run, translator, files):
     assert report["samples"] == [
         {"input": TEXTS[i], "output": outputs[i], "reference": REFERENCES[i]} for i in range(2)
     ]
+
+
+def test_pictures(run, translator, files, tmp_path, monkeypatch):
+    drawn = []
+    draw = plots.length_bleu
+    monkeypatch.setattr(
+        plots, "length_bleu", lambda *given, **named: drawn.append((given, named)) or draw(*given, **named)
+    )
+    folder = tmp_path / "new" / "pictures"
+    status, out, _ = run("evaluate", *files(TEXTS, REFERENCES), "--plots", folder)
+    assert status == 0
+    assert [path.name for path in folder.iterdir()] == ["length_bleu.png"]
+    assert (folder / "length_bleu.png").read_bytes().startswith(b"\x89PNG")
+    [((lengths, _, sentences), named)] = drawn
+    assert lengths[-1].endswith("4")
+    assert sentences.sum() == 7
+    assert named["overall"] == pytest.approx(json.loads(out)["bleu"])
+
+
+def test_pictures_that_cannot_be_are_refused_before_the_work(run, files, tmp_path):
+    (tmp_path / "file").touch()
+    refused(run("evaluate", *files(["abc"], ["abc"]), "--plots", tmp_path / "file"), "file cannot hold pictures")
+    refused(run("evaluate", *files(["abc"], ["abc"]), "--plots", ""), "--plots is empty")

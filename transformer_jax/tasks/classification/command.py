@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformer_jax.system import UserError
 from transformer_jax.tasks.classification.labelled import Columns, Labelled, read_labelled
 from transformer_jax.tasks.command_line import (
+    PLOTS_OPTION,
     check_options,
     config_of,
     progress,
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from transformer_jax.tasks.classification.text_classifier import Classification
 
 
+CONFUSION, RELIABILITY = "confusion.png", "reliability.png"
+"""Pictures of `evaluate --plots`."""
+
+
 class ClassifyCommand(Command):
     """transformer-jax classify."""
 
@@ -28,7 +33,8 @@ class ClassifyCommand(Command):
     help = "classify texts, or the lines of standard input"
     description = (
         "Classify each TEXT, or each line of standard input (UTF-8): one line of standard output each, "
-        "CLASS<TAB>PROBABILITY, with --top K of the K likeliest classes one after the other."
+        "CLASS<TAB>PROBABILITY, with --top K of the K likeliest classes one after the other, with --explain followed "
+        "by WORD<TAB>EFFECT of each word."
     )
     subject = "classification"
     example = "transformer-jax classify --model runs/ag_news --top 2 'Oil price climbs'"
@@ -47,6 +53,7 @@ class ClassifyCommand(Command):
             "help": "column of the label, by name or number as well [as in training, usually label]",
         },
         "--picture": {"metavar": "FILE", "help": "draw the confusion matrix, as PNG or SVG"},
+        "--plots": PLOTS_OPTION,
     }
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -58,6 +65,12 @@ class ClassifyCommand(Command):
             action="store_true",
             help="print a JSON object per text: line, label, probabilities of all classes",
         )
+        parser.add_argument(
+            "--explain",
+            action="store_true",
+            help="also print each word with its effect, one after the other, the largest first: by how much the "
+            "log-odds of the class (in nats) fall without the word; with --json as words, in the order of the text",
+        )
 
     def run(self, arguments: argparse.Namespace) -> None:
         """Classify the texts, or the lines of standard input."""
@@ -65,9 +78,12 @@ class ClassifyCommand(Command):
         top = 1 if arguments.top is None else arguments.top
         if arguments.json and arguments.top is not None:
             raise UserError("--json prints all classes, so --top means nothing there; drop one of them.")
+        if arguments.explain and top > 1:
+            raise UserError("--explain is about the likeliest class, so --top means nothing there; drop one of them.")
 
         def answer(model: Any, lines: list[Line], report: Report) -> list[tuple[str, list[str]]]:
-            found = model.classify([line.text for line in lines], report=report, **_batch_size(arguments))
+            texts = [line.text for line in lines]
+            found = model.classify(texts, explain=arguments.explain, report=report, **_batch_size(arguments))
             return [
                 ((_as_json(line.number, said) if arguments.json else _as_columns(top, said)) + "\n", [])
                 for line, said in zip(lines, found, strict=True)
@@ -82,17 +98,14 @@ class ClassifyCommand(Command):
         """Scores of the predicted classes; the confusion matrix also as a table on standard error, or a picture."""
         import numpy as np
 
+        from transformer_jax import plots
         from transformer_jax.system import distributed
-        from transformer_jax.tasks.classification.metrics import (
-            check_picture,
-            classification_scores,
-            confusion_table,
-            save_confusion_picture,
-        )
+        from transformer_jax.tasks.classification.metrics import calibration, classification_scores, confusion_table
 
-        draws = arguments.picture and distributed.is_main()
-        if draws:
-            check_picture(arguments.picture)
+        picture = arguments.picture if arguments.picture and distributed.is_main() else None
+        if picture is not None:
+            plots.check_picture(picture)
+        folder = plots.picture_folder(arguments.plots, [CONFUSION, RELIABILITY])
         classes = model.settings.classes
         records = _records(arguments, model)
         texts = [record.text for record in records]
@@ -109,10 +122,15 @@ class ClassifyCommand(Command):
         found = map_windows(classify, texts, self.working, "texts", window=len(texts))
         probabilities = np.array(found, np.float32)
         seconds = time.perf_counter() - start
-        scores = classification_scores(np.array([classes.index(r.label) for r in records]), probabilities, classes)
+        labels = np.array([classes.index(record.label) for record in records])
+        scores = classification_scores(labels, probabilities, classes)
         progress("confusion matrix\n" + confusion_table(scores.confusion, classes))
-        if draws:
-            save_confusion_picture(arguments.picture, scores.confusion, classes)
+        if picture is not None:
+            plots.save_picture(picture, plots.confusion_matrix(scores.confusion, classes))
+        if folder is not None:
+            bins = calibration(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+            figures = plots.confusion_matrix(scores.confusion, classes), plots.reliability_diagram(*bins)
+            plots.save_pictures(folder, dict(zip((CONFUSION, RELIABILITY), figures, strict=True)))
         per_class = {
             name: {
                 "precision": float(scores.precision[c]),
@@ -166,7 +184,9 @@ def _batch_size(arguments: argparse.Namespace) -> dict[str, int]:
 def _as_columns(top: int, said: "Classification") -> str:
     # The sort is stable, so the label stays first among equals.
     likeliest = sorted(said.probabilities.items(), key=lambda item: -item[1])[:top]
-    return "\t".join(f"{name}\t{share:.4f}" for name, share in likeliest)
+    columns = [f"{name}\t{share:.4f}" for name, share in likeliest]
+    words = sorted(said.words or (), key=lambda word: -abs(word.effect))
+    return "\t".join([*columns, *(f"{word.text}\t{word.effect:+.4f}" for word in words)])
 
 
 def _as_json(number: int, said: "Classification | None") -> str:
@@ -174,4 +194,7 @@ def _as_json(number: int, said: "Classification | None") -> str:
     if said is None:
         return json.dumps({"line": number, "label": None, "probabilities": None})
     probabilities = {name: round(share, 6) for name, share in said.probabilities.items()}
-    return json.dumps({"line": number, "label": said.label, "probabilities": probabilities}, ensure_ascii=False)
+    values: dict[str, Any] = {"line": number, "label": said.label, "probabilities": probabilities}
+    if said.words is not None:
+        values["words"] = [word._replace(effect=round(word.effect, 4))._asdict() for word in said.words]
+    return json.dumps(values, ensure_ascii=False)

@@ -1,19 +1,12 @@
-"""Scores of a classifier: accuracy, F1, calibration, and its confusion matrix as a table or a picture."""
+"""Scores of a classifier: accuracy, F1, calibration, and its confusion matrix as a table."""
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from rich.cells import cell_len
-
-from transformer_jax.system import UserError
-from transformer_jax.system.files import as_path
-from transformer_jax.system.output import Output, write_output
 
 CALIBRATION_BINS = 15
 
@@ -80,42 +73,48 @@ def classification_scores(
     )
 
 
-def expected_calibration_error(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"]) -> float:
-    """By how much confidence differs from accuracy (Guo et al., 2017), from 0 to 1.
+class Calibration(NamedTuple):
+    """Accuracy and confidence of the examples of each bin of confidence; 0 in an empty bin."""
 
-    The mean, over 15 bins of equal width weighted by their examples, of the difference between a bin's accuracy and
-    its mean confidence.
+    accuracy: Float[np.ndarray, "bins"]
+    confidence: Float[np.ndarray, "bins"]
+    """Their mean confidence."""
+    examples: Int[np.ndarray, "bins"]
+    """How many there are."""
+
+
+def calibration(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"]) -> Calibration:
+    """The calibration of predictions in 15 bins of equal width, from 0 to 1.
 
     Args:
         confidence: probability of the predicted class; a bin holds those above its lower edge, up to the upper one.
         correct: whether that class was right.
     """
     bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
-    gap = np.bincount(bins, weights=correct - confidence.astype(np.float64), minlength=CALIBRATION_BINS)
-    return float(np.abs(gap).sum() / len(confidence))
+
+    def sums(values: np.ndarray | None) -> np.ndarray:
+        return np.bincount(bins, weights=values, minlength=CALIBRATION_BINS)
+
+    examples = sums(None)
+    right, confidences = sums(correct.astype(np.float64)), sums(confidence.astype(np.float64))
+    return Calibration(right / np.maximum(examples, 1), confidences / np.maximum(examples, 1), examples)
+
+
+def expected_calibration_error(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"]) -> float:
+    """By how much confidence differs from accuracy (Guo et al., 2017), from 0 to 1.
+
+    The mean, over the bins of `calibration` weighted by their examples, of the difference between a bin's accuracy and
+    its mean confidence. Arguments are those of `calibration`.
+    """
+    found = calibration(confidence, correct)
+    return float(np.abs(found.accuracy - found.confidence) @ found.examples / len(confidence))
 
 
 def _shares(part: Int[np.ndarray, "C"], whole: Int[np.ndarray, "C"]) -> Float[np.ndarray, "C"]:
     return part / np.maximum(whole, 1)
 
 
-PICTURE_SUFFIXES = (".png", ".svg")
 _CORNER = "true \\ predicted"
-_LONG_NAME = 10
-_LONGEST_SIDE = 20.0  # inches
-_MOST_NUMBERED, _MOST_NAMED = 25, 60  # classes; beyond, nobody could read them
-_FONTS = (
-    "DejaVu Sans",
-    # For Chinese names, whichever of these is installed.
-    "Noto Sans CJK SC",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "WenQuanYi Zen Hei",
-    "PingFang SC",
-    "Microsoft YaHei",
-    "SimHei",
-    "Arial Unicode MS",
-)
 
 
 def confusion_table(matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> str:
@@ -128,7 +127,8 @@ def confusion_table(matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> str
     Raises:
         ValueError: if there are not as many names as classes.
     """
-    _check_names(matrix, names)
+    if len(names) != len(matrix):
+        raise ValueError(f"There are {len(matrix):,} classes, but {len(names):,} names of classes.")
     rows = [[_CORNER, *names]]
     rows += [[name, *(f"{count:,}" for count in counts)] for name, counts in zip(names, matrix, strict=True)]
     widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -138,92 +138,3 @@ def confusion_table(matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> str
         padded += [" " * (width - cell_len(cell)) + cell for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join(padded))
     return "\n".join(lines)
-
-
-def save_confusion_picture(path: str | Path, matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> None:
-    """Draw a confusion matrix: each cell with its count and its share of the row, which also sets its colour.
-
-    Beyond 25 classes the cells stay without numbers, beyond 60 the rows and columns without names.
-    Names in a script that no installed font has become boxes in a PNG; an SVG leaves the fonts to its viewer.
-
-    Args:
-        path: the picture; its suffix selects PNG or SVG.
-        matrix: examples by their class (rows) and the predicted one (columns).
-        names: names of the classes.
-
-    Raises:
-        UserError: if the name ends otherwise, the file cannot be written, or matplotlib is not installed.
-        ValueError: if there are not as many names as classes.
-    """
-    _check_names(matrix, names)
-    check_picture(path)
-    path = Path(path)
-    content = _draw(matrix, names, path.suffix.lower().removeprefix("."))
-    write_output(path, content)
-
-
-def check_picture(path: str | Path) -> None:
-    """Do nothing, unless there could not be a picture of this name; to be asked before the work that it shows.
-
-    Raises:
-        UserError: if the name ends otherwise than `PICTURE_SUFFIXES`, or the file cannot be written.
-    """
-    path = as_path(path)
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise UserError(f"{path} cannot be drawn; name a picture that ends in {' or '.join(PICTURE_SUFFIXES)}.")
-    Output(str(path))
-
-
-def _draw(matrix: Int[np.ndarray, "C C"], names: Sequence[str], form: str) -> bytes:
-    try:
-        import matplotlib  # here and not above, as it is slow to import
-        from matplotlib import font_manager
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("Pictures need matplotlib; install it with `pip install matplotlib`.") from error
-
-    count, total = len(names), int(matrix.sum())
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    norm = PowerNorm(0.5, vmin=0.0, vmax=1.0)  # so that a class's few mistakes show beside what it gets right
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    style: dict[Any, Any] = {
-        "font.family": [font for font in _FONTS if font in installed],
-        "text.parse_math": False,  # a name may hold dollar signs
-        "svg.fonttype": "none",  # text stays text
-        "svg.hashsalt": "confusion",  # the same matrix gives the same file
-    }
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        side = min(0.95 * count, _LONGEST_SIDE - 1.8)
-        figure = Figure(figsize=(1.8 + side, 1.4 + side), dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        axes.imshow(shares, cmap="Blues", norm=norm)
-        for (row, column), share in np.ndenumerate(shares) if count <= _MOST_NUMBERED else ():
-            colour = "white" if norm(share) > 0.6 else "black"
-            number = f"{matrix[row, column]:,}"
-            axes.text(column, row, number, ha="center", va="bottom", fontsize=11, fontweight="bold", color=colour)
-            axes.text(column, row + 0.08, f"{share:.1%}", ha="center", va="top", fontsize=8, color=colour)
-        named = range(count if count <= _MOST_NAMED else 0)
-        axes.set_xticks(named, [names[place] for place in named])
-        axes.set_yticks(named, [names[place] for place in named])
-        if count > _MOST_NUMBERED or max(map(cell_len, names)) > _LONG_NAME:
-            axes.tick_params("x", rotation=90)
-        axes.set(xlabel="predicted class", ylabel="true class")
-        axes.set_title(f"accuracy {np.trace(matrix) / max(total, 1):.2%} of {total:,}", fontsize=11)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        for border in range(1, count if count <= _MOST_NAMED else 0):
-            axes.axhline(border - 0.5, color="white", linewidth=2)
-            axes.axvline(border - 0.5, color="white", linewidth=2)
-        content = io.BytesIO()
-        metadata = {"Date": None} if form == "svg" else {}
-        figure.savefig(content, format=form, bbox_inches="tight", metadata=metadata)
-    return content.getvalue()
-
-
-def _check_names(matrix: Int[np.ndarray, "C C"], names: Sequence[str]) -> None:
-    if len(names) != len(matrix):
-        raise ValueError(f"There are {len(matrix):,} classes, but {len(names):,} names of classes.")

@@ -2,10 +2,12 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.system import UserError
 from transformer_jax.tasks.command_line import (
+    PLOTS_OPTION,
     add_sampling,
     check_options,
     config_of,
@@ -18,6 +20,8 @@ from transformer_jax.tasks.lines import Line, Report, add_lines, answer_lines, m
 from transformer_jax.tasks.pair_command import PairCommand, Pairs, perplexities, score_references
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from transformer_jax.config import Config
     from transformer_jax.tasks.couplets.generate import Reply
 
@@ -35,7 +39,9 @@ class CoupletCommand(PairCommand):
     options = {  # noqa: RUF012  (never changed)
         **{name: PairCommand.options[name] for name in ("--beam", "--source", "--reference")},
         "--rules": {"metavar": "RULES", "help": "rules of couplets, see transformer-jax couplet [the model's]"},
+        "--plots": PLOTS_OPTION,
     }
+    pictures = ("rules.png",)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of the search, of the rules and of the output."""
@@ -100,8 +106,10 @@ class CoupletCommand(PairCommand):
 
     def evaluate(self, arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
         """Scores of the best lower lines and perplexities of the references; also by whether training has the upper."""
+        from transformer_jax.plots import picture_folder, save_pictures
         from transformer_jax.tasks.couplets.rules import Rules, characters, couplet_scores, rule_shares
 
+        folder = picture_folder(arguments.plots, self.pictures)
         rules = Rules.parse(model.settings.rules if arguments.rules is None else arguments.rules)
         pairs = self.pairs(arguments, model)
         uppers = [upper for upper, _ in pairs]
@@ -138,8 +146,29 @@ class CoupletCommand(PairCommand):
                 "gave_up": sum(found[i][1] for i in members),
                 **samples(arguments, asked, written, references),
             }
+        if folder is not None:
+            save_pictures(folder, self.draw(uppers, [text for text, _ in found], [lower for _, lower in pairs], model))
         beam = model.settings.decoding.beam_size if arguments.beam is None else arguments.beam
         return report | {"rules": str(rules), "seconds": round(seconds, 3), "beam": beam}
+
+    def draw(
+        self, sources: Sequence[str], outputs: Sequence[str], references: Sequence[str], model: Any
+    ) -> "dict[str, Figure]":
+        """How often the rules are broken at each place, by the lower lines that the model writes and the references."""
+        import numpy as np
+
+        from transformer_jax.plots import rules_by_place
+        from transformer_jax.tasks.couplets.rules import NAMES, broken_by_place
+
+        found = {"written": broken_by_place(sources, outputs), "references": broken_by_place(sources, references)}
+        places = max(len(couplets) for _, couplets in found.values())
+        broken = {
+            name: np.pad(shares, ((0, 0), (0, places - shares.shape[1])), constant_values=np.nan)
+            for name, (shares, _) in found.items()
+        }
+        _, couplets = found["references"]
+        couplets = np.pad(couplets, (0, places - len(couplets)))
+        return dict(zip(self.pictures, [rules_by_place(broken, NAMES, couplets)], strict=True))
 
     def load_split(self, config: "Config", split: str, model: Any) -> Pairs:
         """Any split of a set of couplets."""

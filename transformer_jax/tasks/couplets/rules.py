@@ -8,7 +8,9 @@ from enum import IntFlag
 from functools import cache
 from itertools import zip_longest
 
+import numpy as np
 import regex
+from jaxtyping import Float, Int
 from rich.cells import cell_len
 
 from transformer_jax.system import UserError
@@ -219,6 +221,27 @@ def rule_shares(uppers: Sequence[str], lowers: Sequence[str]) -> dict[str, float
     """Share of the couplets (at least one) that keep each rule."""
     verdicts = [judge(upper, lower) for upper, lower in zip(uppers, lowers, strict=True)]
     return {name: sum(verdict.keeps(name) for verdict in verdicts) / len(verdicts) for name in NAMES}
+
+
+def broken_by_place(
+    uppers: Sequence[str], lowers: Sequence[str]
+) -> tuple[Float[np.ndarray, "R P"], Int[np.ndarray, "P"]]:
+    """How often each rule is broken at each place, and how many couplets have the place.
+
+    Args:
+        uppers: upper lines, at least one.
+        lowers: one for each; a couplet has the places of its longer line.
+
+    Returns:
+        Shares from 0 to 1, a row for each of `NAMES`, and numbers of couplets, up to the last place.
+    """
+    lengths = [max(len(places_of(upper)), len(places_of(lower))) for upper, lower in zip(uppers, lowers, strict=True)]
+    couplets = np.array([sum(length > place for length in lengths) for place in range(max(lengths))])
+    broken = np.zeros((len(NAMES), max(lengths)))
+    for upper, lower in zip(uppers, lowers, strict=True):
+        for row, places in enumerate(judge(upper, lower).broken.values()):
+            broken[row, list(places)] += 1
+    return broken / couplets, couplets
 
 
 def is_mark(character: str) -> bool:

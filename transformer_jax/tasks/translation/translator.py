@@ -10,6 +10,7 @@ from jaxtyping import Float
 from transformer_jax.data.readers import is_blank
 from transformer_jax.data.tokenizers import WordTokenizer
 from transformer_jax.decoding.generator import Generator, Hypothesis
+from transformer_jax.nn import AttentionWeights
 from transformer_jax.system import LineError, UserError
 from transformer_jax.system.output import Report
 from transformer_jax.tasks.seq2seq_model import Seq2SeqModel, Seq2SeqSettings, check_texts, on_one_line
@@ -41,6 +42,10 @@ class TranslatorSettings(Seq2SeqSettings):
         )
 
 
+ReturnAttention = bool | Literal["all"]
+"""Whether translations come with attention weights: none, those over the source, or all."""
+
+
 class Alignment(NamedTuple):
     """Attention of each output token over the source: the cross-attention (section 3.2.3)."""
 
@@ -60,6 +65,8 @@ class Translation(NamedTuple):
     """Translations are ranked by it: the log-probability over the length penalty."""
     log_prob: float
     alignment: Alignment | None = None
+    attention: AttentionWeights | None = None
+    """Every attention weight of the text and this translation, without a batch axis."""
 
 
 class _Beginning(NamedTuple):
@@ -102,17 +109,17 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
     ) -> list[str]: ...
     @overload
     def translate(
-        self, texts: Sequence[str], *, n_best: int = 1, return_attention: bool = False, **search: Any
+        self, texts: Sequence[str], *, n_best: int = 1, return_attention: ReturnAttention = False, **search: Any
     ) -> list[str] | list[list[Translation]]: ...
     def translate(
-        self, texts: Sequence[str], *, n_best: int = 1, return_attention: bool = False, **search: Any
+        self, texts: Sequence[str], *, n_best: int = 1, return_attention: ReturnAttention = False, **search: Any
     ) -> list[str] | list[list[Translation]]:
         """Translate texts, in order. Blank ones, which show nothing, become empty; no translation has a line break.
 
         Args:
             texts: one sentence each.
             n_best: number of translations of each.
-            return_attention: whether translations come with their `Alignment`.
+            return_attention: whether translations come with their `Alignment`; "all": with all `AttentionWeights`, too.
             search: see `search`.
 
         Returns:
@@ -135,7 +142,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
         alpha: float | None = None,
         batch_size: int | None = None,
         prefix: str | Sequence[str | None] | None = None,
-        return_attention: bool = False,
+        return_attention: ReturnAttention = False,
         places: Sequence[int] | None = None,
         report: Report | None = None,
         **options: Any,
@@ -151,7 +158,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             prefix: beginning of every translation, which stands as typed (lower-cased if the model lower-cases);
                 or a list of one for each text, None where it is free. White space at its end stands, but most
                 tokenizers have no token for it, so what follows may be the rest of a word.
-            return_attention: whether translations come with their `Alignment`.
+            return_attention: whether translations come with their `Alignment`; "all": with all `AttentionWeights`, too.
             places: from 0, that of each text among all, where these are a part; samples depend on it.
             report: called with numbers of texts as their search is finished, from several threads; for progress bars.
             options: further fields of `SearchOptions`.
@@ -183,7 +190,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
                     self._text(hypothesis.tokens, beginnings[i]),
                     hypothesis.score,
                     hypothesis.log_prob,
-                    self._alignment(generator, sources[i], hypothesis) if return_attention else None,
+                    *self._attention(generator, sources[i], hypothesis, return_attention),
                 )
                 for hypothesis in hypotheses
             ]
@@ -283,11 +290,16 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
             rest = rest.removeprefix(" ")
         return beginning.typed + rest
 
-    def _alignment(self, generator: Generator, source: list[int], hypothesis: Hypothesis) -> Alignment:
+    def _attention(
+        self, generator: Generator, source: list[int], hypothesis: Hypothesis, wanted: ReturnAttention
+    ) -> tuple[Alignment | None, AttentionWeights | None]:
+        if not wanted:
+            return None, None
         target = [*hypothesis.tokens, self.tokenizer.target.special_tokens.eos]
-        weights = np.asarray(generator.attention(self.params, source, target).cross)
+        weights = generator.attention(self.params, source, target)
         pieces = self.tokenizer.source.piece, self.tokenizer.target.piece
-        return Alignment(list(map(pieces[0], source)), list(map(pieces[1], target)), weights)
+        alignment = Alignment(list(map(pieces[0], source)), list(map(pieces[1], target)), np.asarray(weights.cross))
+        return alignment, weights if wanted == "all" else None
 
     def _normalized(self, text: str) -> str:
         return text.lower() if self.settings.lowercase else text
