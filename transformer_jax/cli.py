@@ -193,7 +193,7 @@ def _sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
     prepare()
     from transformer_jax.config import load_config_file
 
-    experiments.start_sweep(arguments, lambda: _override(load_config_file(arguments.config), overrides))
+    experiments.start_sweep(arguments, lambda: _override(load_config_file(arguments.config), overrides, "sweep"))
     return 0
 
 
@@ -217,8 +217,8 @@ def _workdir_of(config: str) -> str:
     return str(Path("runs", "-".join(filter(None, [Path(file).stem, argument]))))
 
 
-def _override(config: "ConfigDict", overrides: list[str]) -> "ConfigDict":
-    """Change fields of `config` as `--config.GROUP.FIELD=VALUE` says."""
+def _override(config: "ConfigDict", overrides: list[str], command: str = "train") -> "ConfigDict":
+    """Change fields of `config` as `--config.GROUP.FIELD=VALUE`, given to `command`, says."""
     from absl import flags
     from ml_collections import ConfigDict, config_flags
 
@@ -227,7 +227,7 @@ def _override(config: "ConfigDict", overrides: list[str]) -> "ConfigDict":
         option = override.partition("=")[0]
         name, _, path = option.lstrip("-").partition(".")
         if name != "config":
-            raise UserError(f"{override} is not an option of train; {_nearest_option(option, config)}")
+            raise UserError(f"{override} is not an option of {command}; {_nearest_option(option, config)}")
         group = config
         for part in path.split("."):
             if not isinstance(group, ConfigDict) or part not in group:
