@@ -196,7 +196,8 @@ def test_a_killed_sweep_goes_on(config_file, tmp_path, request, kind):
         "submitit": ["--launcher", "local"],
         "postgresql": ["--storage", request.getfixturevalue("postgresql")] if kind == "postgresql" else [],
     }[kind]
-    config_file.write_text(config_file.read_text().replace("num_steps=4", "num_steps=40"))
+    longer = config_file.read_text().replace("num_steps=4", "num_steps=20").replace("eval_every=2", "eval_every=10")
+    config_file.write_text(longer)
     program = subprocess.Popen(command(config_file, folder, *options), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     while len(list(folder.glob("trials/*/finished.json"))) < 3 or len(list(folder.glob("trials/*/owner.json"))) < 2:

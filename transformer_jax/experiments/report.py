@@ -112,7 +112,7 @@ def _write_pictures(study: Study, folder: Path) -> list[str]:
     lines = [f"Pictures: {folder}"]
     for each, plot in pictures.items():
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), matplotlib.rc_context():  # Optuna sets a style
                 warnings.simplefilter("ignore")
                 _save(plot(), folder / f"{each}.png")
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
@@ -130,8 +130,14 @@ def _save(drawn: Any, path: Path) -> None:
     """Save a figure, or that of some axes."""
     import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.ticker import NullFormatter
 
     figure = drawn if hasattr(drawn, "savefig") else np.ravel(drawn)[0].figure
+    if np.size(drawn) > 1:  # slices, a column each
+        figure.set_size_inches(4.5 * np.size(drawn), 4.5)
+    for axes in figure.axes:
+        if axes.get_xscale() == "log":  # whose minor labels run into each other
+            axes.xaxis.set_minor_formatter(NullFormatter())
     content = io.BytesIO()
     figure.savefig(content, dpi=150, bbox_inches="tight")
     plt.close(figure)
