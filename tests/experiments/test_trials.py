@@ -186,16 +186,12 @@ def kill_all(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["processes", "submitit", "postgresql"])
+@pytest.mark.parametrize("kind", ["processes, a journal", "submitit, PostgreSQL"])
 def test_a_killed_sweep_goes_on(config_file, tmp_path, request, kind):
-    if kind == "submitit":
+    folder, options = tmp_path / "sweep", []
+    if kind == "submitit, PostgreSQL":
         pytest.importorskip("submitit", reason="submitit is not installed: pip install 'transformer-jax[sweep]'")
-    folder = tmp_path / "sweep"
-    options = {
-        "processes": [],
-        "submitit": ["--launcher", "local"],
-        "postgresql": ["--storage", request.getfixturevalue("postgresql")] if kind == "postgresql" else [],
-    }[kind]
+        options = ["--launcher", "local", "--storage", request.getfixturevalue("postgresql")]
     longer = config_file.read_text().replace("num_steps=4", "num_steps=20").replace("eval_every=2", "eval_every=10")
     config_file.write_text(longer)
     program = subprocess.Popen(command(config_file, folder, *options), stdout=subprocess.DEVNULL)
