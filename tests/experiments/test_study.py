@@ -11,7 +11,7 @@ from transformer_jax.system import UserError
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'transformer-jax[sweep]'")
 
-from transformer_jax.experiments.study import StorageError, Study, Sweep, claim_sweep, read_sweep
+from transformer_jax.experiments.study import StorageError, Study, Sweep, claim_sweep, read_sweep, without_password
 
 h = Hyper()
 GRID = h.product([h.sweep("optim.lr", [0.1, 0.2]), h.sweep("seed", [1, 2, 3])])
@@ -184,11 +184,26 @@ def test_folders_that_hold_something_else(folder):
 def test_a_storage_that_cannot_be_used(folder, url, shown):
     if "psycopg" in url:
         pytest.importorskip("psycopg")
-    sweep = claim_sweep(folder, make_sweep())
+
+    def begin():
+        return Study(folder, claim_sweep(folder, make_sweep(storage=without_password(url))), url)
+
     with pytest.raises(UserError, match=f"^{shown}") as caught:
-        Study(folder, sweep, url)
+        begin()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_study_is_sought_where_it_is(folder, tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    there = claim_sweep(folder, make_sweep(storage=url))
+    study = Study(folder, there, url)
+    study.ask(6, ME)
+    study.close()
+    with pytest.raises(UserError, match=f"^The study of {folder} is in {url}; give --storage {url}.$"):
+        Study(folder, there)
+    with pytest.raises(UserError, match=f"^The study of {folder} is in {folder / 'study.journal'}; drop --storage.$"):
+        Study(folder, make_sweep(), url)
 
 
 def test_a_full_disk_is_one_sentence(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """Sweeps with real runs: in this process, and as commands that are killed and go on."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -141,7 +142,7 @@ def postgresql(tmp_path_factory):
 
 def test_a_study_in_postgresql(config_file, tmp_path, postgresql):
     folder = tmp_path / "sweep"
-    sweep = sweep_of(config_file, folder, name="here").sweep
+    sweep = dataclasses.replace(sweep_of(config_file, folder, name="here").sweep, storage=postgresql)
     programs = [Study(folder, sweep, postgresql), Study(folder, sweep, postgresql)]
     numbers = [programs[index % 2].ask(3, {"pid": index}) for index in range(4)]
     assert numbers == [0, 1, 2, None]

@@ -191,6 +191,7 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
         prune=arguments.prune,
         seed=arguments.seed,
         name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        storage=study.without_password(arguments.storage),
     )
     trials = wanted.default_trials(arguments.trials, folder)
     there = study.claim_sweep(folder, wanted)

@@ -57,6 +57,8 @@ class Sweep:
     seed: int = 0
     name: str = "sweep"
     """Name of the study in its storage."""
+    storage: str = ""
+    """URL of the database that has the study, without its password; empty: the journal in the folder."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of `sweep.json`."""
@@ -160,10 +162,14 @@ def storage_errors(place: str) -> Iterator[None]:
         ) from error
 
 
-def shown_storage(folder: Path, url: str | None) -> str:
-    """How a storage is called in sentences: without its password."""
+def without_password(url: str | None) -> str:
+    """The URL of a database as it may be shown and kept; empty for None.
+
+    Raises:
+        UserError: if it is none.
+    """
     if url is None:
-        return str(folder / STUDY_FILE)
+        return ""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -188,7 +194,7 @@ class Study:
             url: a database; default: a journal file in the folder.
 
         Raises:
-            UserError: if Optuna is not installed.
+            UserError: if Optuna is not installed, or the study is in another storage.
             StorageError: if the storage can't be used.
         """
         try:
@@ -198,7 +204,11 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.folder, self.sweep, self.url = folder, sweep, url
-        self._place = shown_storage(folder, url)
+        shown = without_password(url)
+        if shown != sweep.storage:
+            remedy = f"give --storage {sweep.storage}" if sweep.storage else "drop --storage"
+            raise UserError(f"The study of {folder} is in {sweep.storage or folder / STUDY_FILE}; {remedy}.")
+        self._place = shown or str(folder / STUDY_FILE)
         with self._errors():
             self._storage: Any
             if url is None:
