@@ -3,9 +3,9 @@
 import argparse
 import contextlib
 import json
+import secrets
 import shutil
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
         sampler=arguments.sampler,
         prune=arguments.prune,
         seed=arguments.seed,
-        name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        name=f"{name}-{secrets.token_hex(4)}",
         storage=study.without_password(arguments.storage),
     )
     trials = wanted.default_trials(arguments.trials, folder)
