@@ -69,8 +69,8 @@ def test_a_report(call, tmp_path):
     from tests.experiments.test_study import make_sweep
 
     study = opened(tmp_path / "sweep", make_sweep())
-    study.finish(study.ask(6, {}), 20.5)
-    study.finish(study.ask(6, {}), 30.5)
+    study.finish(study.ask(6, "program"), 20.5)
+    study.finish(study.ask(6, "program"), 30.5)
     status, out, err = call("--report", tmp_path / "sweep")
     assert (status, err) == (0, "")
     assert "2 of 2 trials are over" in out

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import time
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +13,13 @@ from transformer_jax.system import UserError
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'transformer-jax[sweep]'")
 
-from transformer_jax.experiments.study import StorageError, Study, Sweep, claim_sweep, read_sweep, without_password
+from transformer_jax.experiments.folder import Sweep, claim_sweep, read_sweep
+from transformer_jax.experiments.study import StorageError, Study, without_password
 
 h = Hyper()
 GRID = h.product([h.sweep("optim.lr", [0.1, 0.2]), h.sweep("seed", [1, 2, 3])])
 RANGES = h.product([h.loguniform("optim.lr", 1e-4, 1e-1), h.integer("seed", 0, 1000)])
-ME = {"pid": 1}
+ME = "this program"
 
 
 def make_sweep(points=GRID, **fields):
@@ -57,17 +60,23 @@ def test_an_interruption_changes_no_draw(tmp_path, sampler):
     assert all(1e-4 <= params["optim.lr"] <= 1e-1 and params["seed"] in range(1001) for params in drawn)
 
 
-def test_a_program_killed_while_it_asks_leaves_its_trial_to_the_next(folder):
-    study = opened(folder, make_sweep(RANGES))
-    study.ask(3, ME)
-    study.optuna.enqueue_trial({})  # and is killed here
-    assert len(study.trials()) == 1
+def test_a_program_killed_while_it_draws_leaves_its_trial_to_the_next(folder, monkeypatch):
+    whole = opened(folder, make_sweep(RANGES))
+    whole.ask(3, ME)
+    study = opened(folder.with_name("killed"), make_sweep(RANGES))
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("optuna.trial.Trial.suggest_int", kill)
+        with pytest.raises(KeyboardInterrupt):
+            study.ask(3, ME)
+    assert set(study.trials()[0].params) == {"optim.lr"}
+    assert study.adopt(0, "another")
+    assert study.trials()[0].params == whole.trials()[0].params
+    assert study.trials()[0].user_attrs["program"] == "another"
     assert [study.ask(3, ME), study.ask(3, ME), study.ask(3, ME)] == [1, 2, None]
-    study.optuna.enqueue_trial({})
-    bare = study.optuna.ask()  # or here, before anything is drawn
-    assert study.trials()[bare.number].params == {}
-    study.adopt(bare.number, ME)
-    assert set(study.trials()[bare.number].params) == {"optim.lr", "seed"}
 
 
 def test_a_line_that_was_cut_spoils_nothing(folder):
@@ -76,10 +85,24 @@ def test_a_line_that_was_cut_spoils_nothing(folder):
     journal = folder / "study.journal"
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code": 5, "worker_id": ')
+    assert study.ask(6, ME) == 1, "by a program that has it open"
+    journal.write_bytes(journal.read_bytes() + b'{"op_code": 5, "worker_id": ')
     again = opened(folder, make_sweep())
-    assert again.ask(6, ME) == 1
+    assert again.ask(6, ME) == 2
     assert journal.read_bytes().startswith(whole)
-    assert [trial.params for trial in again.trials()] == GRID[:2]
+    assert all(json.loads(line) for line in journal.read_bytes().splitlines())
+    assert [trial.params for trial in study.trials()] == GRID[:3]
+
+
+def test_a_lock_that_a_killed_program_left_is_broken(tmp_path, monkeypatch):
+    """Also of a folder with a relative name."""
+    monkeypatch.chdir(tmp_path)
+    study = opened(Path("sweep"), make_sweep())
+    study.ask(6, ME)
+    Path("sweep/study.journal.lock").symlink_to(Path("sweep/study.journal").absolute())
+    moment = time.monotonic()
+    monkeypatch.setattr("optuna.storages.journal._file.time.monotonic", lambda: 100 * (time.time() - moment))
+    assert opened(Path("sweep"), make_sweep()).ask(6, ME) == 1
 
 
 def test_what_is_told_of_a_trial(folder):
@@ -88,8 +111,10 @@ def test_what_is_told_of_a_trial(folder):
         study.ask(6, ME)
     assert not study.report(0, 10, 1.5)
     assert not study.report(0, 10, 9.5), "resumed: this evaluation has been told"
-    study.finish(0, 2.5)
+    study.finish(0, 2.5, minutes=1.5)
     study.finish(0, error="told by a program that was late")
+    assert study.report(0, 20, 9.5), "it is over"
+    assert not study.adopt(0, ME)
     study.finish(1, error="The disk is full.")
     study.report(2, 10, 0.5)
     study.finish(2, pruned=True)
@@ -97,6 +122,7 @@ def test_what_is_told_of_a_trial(folder):
     found = study.trials()
     assert [trial.state.name for trial in found] == ["COMPLETE", "FAIL", "PRUNED", "FAIL"]
     assert (found[0].value, found[0].intermediate_values) == (2.5, {10: 1.5})
+    assert found[0].user_attrs["minutes"] == 1.5
     assert found[1].user_attrs["error"] == "The disk is full."
     assert found[3].user_attrs["error"] == "config.training.metric: bleu is nan."
 
@@ -127,17 +153,19 @@ def test_the_number_of_trials(folder):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"metric": "chrf"}, "another metric"),
-        ({"points": RANGES}, "another points"),
-        ({"sampler": "qmc"}, "another sampler"),
-        ({"prune": "median"}, "another prune"),
-        ({"seed": 1}, "another seed"),
-        ({"config": {**make_sweep().config, "seed": 5}}, r"another config\.seed"),
+        ({"metric": "chrf"}, "metric"),
+        ({"points": RANGES}, "points"),
+        ({"sampler": "qmc"}, "sampler"),
+        ({"prune": "median"}, "prune"),
+        ({"seed": 1}, "seed"),
+        ({"config": {**make_sweep().config, "seed": 5}}, r"config\.seed"),
     ],
 )
 def test_another_sweep_in_the_folder(folder, change, what):
     claim_sweep(folder, make_sweep())
-    with pytest.raises(UserError, match=f"^{folder} holds a sweep of {what}; choose another --workdir, or delete"):
+    with pytest.raises(
+        UserError, match=f"^{folder} holds a sweep with other {what}; choose another --workdir, or delete"
+    ):
         claim_sweep(folder, dataclasses.replace(make_sweep(), **change))
     assert read_sweep(folder).to_json() == make_sweep().to_json()
 
@@ -158,6 +186,7 @@ def test_folders_that_hold_something_else(folder):
     with pytest.raises(UserError, match=r"holds other files \(thesis.tex\); choose another --workdir"):
         claim_sweep(folder, make_sweep())
     (folder / "thesis.tex").unlink()
+    (folder / ".sweep.json.0123.tmp").touch()  # of a program that was killed here
     claim_sweep(folder, make_sweep())
     content = json.loads((folder / "sweep.json").read_text())
     (folder / "sweep.json").write_text(json.dumps(content | {"format_version": 9}))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import signal
 
@@ -9,11 +10,12 @@ import pytest
 
 from tests.experiments.test_study import GRID, RANGES, make_sweep, opened
 from transformer_jax.experiments import sweep as sweeping
+from transformer_jax.experiments.folder import run_folder
 from transformer_jax.experiments.report import results, write_report
-from transformer_jax.experiments.study import StorageError, run_folder
-from transformer_jax.experiments.sweep import field_names, ranked, run_sweep, table_of
-from transformer_jax.experiments.trial import LATER
-from transformer_jax.system import ownership
+from transformer_jax.experiments.study import StorageError
+from transformer_jax.experiments.sweep import PROGRAMS, field_names, ranked, run_sweep, table_of
+from transformer_jax.experiments.trial import LATER, STOP
+from transformer_jax.system import ResumableError, ownership
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -32,6 +34,8 @@ def folder(tmp_path):
 
 class Done:
     """A job that is done."""
+
+    name = ""
 
     def __init__(self, status):
         self._status = status
@@ -56,6 +60,9 @@ class Script:
     def start(self, number):
         self.started.append(number)
         return Done(self._act(number, self.started.count(number)))
+
+    def find(self, name):
+        return None
 
 
 def test_all_trials_are_made_and_a_second_call_makes_none(folder):
@@ -85,13 +92,35 @@ def test_a_trial_that_dies_goes_on_and_one_that_dies_again_and_again_has_failed(
     run_sweep(study, launcher, 4)
     assert sorted(launcher.started) == [0, 1, 1, 1, 2, 2, 3]
     error = study.trials()[1].user_attrs["error"]
-    assert error == f"Its process ended by SIGKILL, 3 times; see {folder / 'trials' / '001.log'}."
+    assert error == f"Its process ended by SIGKILL, 3 times without progress; see {folder / 'trials' / '001.log'}."
     assert [trial.value for trial in study.trials()] == [0.0, None, 2.0, 3.0]
 
 
+def test_a_trial_that_gets_on_may_die_often(folder):
+    study = opened(folder, make_sweep())
+
+    def act(number, attempt):
+        study.report(number, attempt, 1.0)
+        if attempt < 6:
+            return -signal.SIGKILL
+        study.finish(number, 1.0)
+        return 0
+
+    run_sweep(study, Script(act), 1)
+    assert study.trials()[0].value == 1.0
+
+
+def program(folder, name, **identity):
+    """Another program of the sweep, as it last wrote of itself."""
+    owner = folder / PROGRAMS / name / "owner.json"
+    owner.parent.mkdir(parents=True, exist_ok=True)
+    owner.write_text(json.dumps(ownership.identity() | identity))
+    return name
+
+
 def test_trials_that_a_killed_sweep_left_are_taken_over_first(folder):
-    gone = ownership.identity() | {"started": "long ago"}
     before = opened(folder, make_sweep())
+    gone = program(folder, "gone", pid=os.getppid(), started="long ago")
     assert [before.ask(4, gone), before.ask(4, gone)] == [0, 1]
     study = opened(folder, make_sweep())
 
@@ -104,10 +133,32 @@ def test_trials_that_a_killed_sweep_left_are_taken_over_first(folder):
     assert launcher.started == [0, 1, 2, 3]
 
 
+def test_jobs_that_a_killed_sweep_left_in_a_queue_are_found(folder):
+    before = opened(folder, make_sweep())
+    before.ask(2, "gone")
+    before.note_job(0, "17")
+    study = opened(folder, make_sweep())
+
+    def act(number, attempt):
+        study.finish(number, float(number))
+        return 0
+
+    class Cluster(Script):
+        def find(self, name):
+            if name == "17":
+                self._act(0, 1)
+                return Done(0)
+            return None
+
+    launcher = Cluster(act, capacity=1)
+    run_sweep(study, launcher, 2)
+    assert launcher.started == [1]
+    assert [trial.value for trial in study.trials()] == [0.0, 1.0]
+
+
 def test_trials_of_a_living_program_are_waited_for(folder, monkeypatch):
     other = opened(folder, make_sweep())
-    parent = {"pid": os.getppid(), "started": ownership._start_of(os.getppid())}
-    other.ask(4, ownership.identity() | parent)
+    other.ask(4, program(folder, "other", pid=os.getppid(), started=ownership._start_of(os.getppid())))
     study = opened(folder, make_sweep())
     polls = []
 
@@ -128,12 +179,13 @@ def test_trials_of_a_living_program_are_waited_for(folder, monkeypatch):
     assert study.trials()[0].value == 9.0
 
 
-def test_trials_of_another_machine_are_taken_over_when_it_falls_silent(folder, monkeypatch):
-    far = ownership.identity() | {"machine": "another"}
+@pytest.mark.parametrize("what", ["program", "run"])
+def test_trials_of_another_machine_are_taken_over_when_it_falls_silent(folder, monkeypatch, what):
     other = opened(folder, make_sweep())
-    other.ask(2, far)
-    owner = run_folder(folder, 0) / "owner.json"
+    other.ask(2, "far")
+    owner = (folder / PROGRAMS / "far" if what == "program" else run_folder(folder, 0)) / "owner.json"
     owner.parent.mkdir(parents=True)
+    owner.write_text('{"machine": "another", "pid": 5}')
     study = opened(folder, make_sweep())
     now = 0.0
     monkeypatch.setattr(sweeping.time, "monotonic", lambda: now)
@@ -158,6 +210,31 @@ def test_trials_of_another_machine_are_taken_over_when_it_falls_silent(folder, m
     assert 190 + ownership.DEAD_SECONDS <= then <= 210 + ownership.DEAD_SECONDS
 
 
+def test_a_full_disk_stops_the_sweep_and_fails_no_trial(folder):
+    study = opened(folder, make_sweep())
+    log = folder / "trials" / "000.log"
+    log.parent.mkdir()
+    log.write_text("Step 1\nruns/x can't be written (No space left on device); rerun the command to resume.\n")
+    with pytest.raises(
+        ResumableError, match=r"^Trial 0 is stopped: runs/x can't be written \(No space left on device\)"
+    ):
+        run_sweep(study, Script(lambda number, attempt: STOP), 4)
+    assert {trial.state.name for trial in study.trials()} == {"RUNNING"}
+    assert not list((folder / PROGRAMS).glob("*")), "the others see that it is gone"
+
+
+def test_a_job_that_cannot_be_started_is_one_sentence(folder):
+    study = opened(folder, make_sweep())
+
+    def refuse(number, attempt):
+        raise RuntimeError("sbatch: error: invalid partition")
+
+    with pytest.raises(
+        ResumableError, match=r"^Trial 0 of .*sweep can't be started \(RuntimeError: sbatch: error: inv"
+    ):
+        run_sweep(study, Script(refuse), 4)
+
+
 @pytest.mark.parametrize("status", [LATER, 128 + signal.SIGTERM])
 def test_a_job_that_another_program_has_or_that_has_saved_is_no_death(folder, status):
     study = opened(folder, make_sweep())
@@ -169,7 +246,7 @@ def test_a_job_that_another_program_has_or_that_has_saved_is_no_death(folder, st
         return 0
 
     run_sweep(study, Script(act), 1)
-    assert study.trials()[0].user_attrs["deaths"] == 0
+    assert "deaths" not in study.trials()[0].user_attrs
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), StorageError("The study is gone.")])
@@ -202,12 +279,12 @@ def finished(folder):
     """A sweep of ranges: four trials are finished, one is pruned, one has failed."""
     study = opened(folder, make_sweep(RANGES))
     for value in (1.0, 4.0, 3.0, 2.0):
-        number = study.ask(6, {})
+        number = study.ask(6, "program")
         study.report(number, 10, value / 2)
         study.finish(number, value)
-    study.report(study.ask(6, {}), 10, 0.1)
+    study.report(study.ask(6, "program"), 10, 0.1)
     study.finish(4, pruned=True)
-    study.finish(study.ask(6, {}), error="config.optim.lr is too much, lower it.")
+    study.finish(study.ask(6, "program"), error="config.optim.lr is too much, lower it.")
     return study
 
 
@@ -244,7 +321,7 @@ def test_the_report_has_pictures_and_the_best_config(finished, folder):
 
 def test_a_report_of_a_sweep_that_has_just_begun(folder):
     study = opened(folder, make_sweep())
-    study.ask(6, {})
+    study.ask(6, "program")
     lines = write_report(study)
     assert "There are no pictures, as no trial has finished" in lines
     assert not (folder / "best").exists()

@@ -63,7 +63,7 @@ def sweep_of(path, folder, points=None, **fields):
 def test_trials_are_runs_of_their_values(config_file, tmp_path):
     folder = tmp_path / "sweep"
     study = sweep_of(config_file, folder, points=h.sweep("optim.lr", [1e-3, 1e-2]), prune="median")
-    numbers = [study.ask(2, {}), study.ask(2, {})]
+    numbers = [study.ask(2, "program"), study.ask(2, "program")]
     for number in numbers:
         assert run_trial(folder, number, None) == 0
     found = study.trials()
@@ -79,7 +79,7 @@ def test_trials_are_runs_of_their_values(config_file, tmp_path):
 def test_a_trial_that_is_pruned_stops_at_once(config_file, tmp_path, monkeypatch):
     folder = tmp_path / "sweep"
     study = sweep_of(config_file, folder)
-    number = study.ask(8, {})
+    number = study.ask(8, "program")
     report = Study.report
     monkeypatch.setattr(Study, "report", lambda *told: bool(report(*told)) or True)
     assert run_trial(folder, number, None) == 0
@@ -92,7 +92,7 @@ def test_a_trial_that_is_pruned_stops_at_once(config_file, tmp_path, monkeypatch
 def test_what_a_person_can_mend_is_told_in_one_sentence(config_file, tmp_path):
     folder = tmp_path / "sweep"
     study = sweep_of(config_file, folder)
-    number = study.ask(8, {})
+    number = study.ask(8, "program")
     (tmp_path / "pairs.tsv").unlink()
     assert run_trial(folder, number, None) == 0
     (trial,) = study.trials()
@@ -103,7 +103,7 @@ def test_what_a_person_can_mend_is_told_in_one_sentence(config_file, tmp_path):
 def test_a_trial_that_another_program_runs_is_left_to_it(config_file, tmp_path):
     folder = tmp_path / "sweep"
     study = sweep_of(config_file, folder)
-    number = study.ask(8, {})
+    number = study.ask(8, "program")
     owner = Ownership(run_folder(folder, number))
     owner.acquire()
     try:
@@ -144,7 +144,7 @@ def test_a_study_in_postgresql(config_file, tmp_path, postgresql):
     folder = tmp_path / "sweep"
     sweep = dataclasses.replace(sweep_of(config_file, folder, name="here").sweep, storage=postgresql)
     programs = [Study(folder, sweep, postgresql), Study(folder, sweep, postgresql)]
-    numbers = [programs[index % 2].ask(3, {"pid": index}) for index in range(4)]
+    numbers = [programs[index % 2].ask(3, f"program {index}") for index in range(4)]
     assert numbers == [0, 1, 2, None]
     programs[1].report(0, 10, 1.5)
     programs[0].finish(0, 1.0)

@@ -3,10 +3,12 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from transformer_jax.training import logging
 from transformer_jax.training.logging import RunLog
 
 NAMES = ("log.jsonl", "timing.jsonl", "samples.jsonl")
@@ -267,3 +269,14 @@ def test_events_stay_on_this_machine_whatever_the_name(tmp_path, monkeypatch):
         with RunLog(folder, first_step=0, num_steps=2) as log:
             write(log, [1, 2])
         assert len(list(events(tmp_path / name / "tensorboard"))) > 2
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("runs/a", "a"), ("sweeps/first/trials/003", "first-003"), ("x/003", "003")]
+)
+def test_trackers_tell_the_trials_of_sweeps_apart(tmp_path, monkeypatch, folder, name):
+    named = []
+    monkeypatch.setattr(logging, "Trackers", lambda *_, name, **__: named.append(name) or SimpleNamespace(close=list))
+    (tmp_path / folder).mkdir(parents=True)
+    RunLog(tmp_path / folder, first_step=0, num_steps=1).close()
+    assert named == [name]

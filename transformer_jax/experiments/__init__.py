@@ -161,13 +161,15 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
     Raises:
         UserError: for mistakes in the arguments, the config or the folder.
     """
-    from transformer_jax.experiments import launchers, study
+    from transformer_jax.experiments import launchers
+    from transformer_jax.experiments.folder import Sweep, claim_sweep, read_sweep
     from transformer_jax.experiments.space import check_points, load_points
+    from transformer_jax.experiments.study import Study, without_password
     from transformer_jax.experiments.sweep import run_sweep
 
     if arguments.report is not None:
         folder = Path(arguments.report)
-        with contextlib.closing(study.Study(folder, study.read_sweep(folder), arguments.storage)) as opened:
+        with contextlib.closing(Study(folder, read_sweep(folder), arguments.storage)) as opened:
             _report(opened)
         return
     if arguments.config is None:
@@ -176,13 +178,15 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise UserError(f"--{option} is {value}, but must be at least 1.")
+    if arguments.slurm and arguments.launcher == "process":
+        raise UserError("--slurm means nothing without --launcher slurm; give both.")
     name = "-".join(filter(None, [Path(arguments.config.partition(":")[0]).stem, arguments.config.partition(":")[2]]))
     folder = Path(arguments.workdir or Path("sweeps", name))
     base = config()
     points = check_points(load_points(arguments.config), base)
     if arguments.metric is not None:
         base.training.metric = arguments.metric
-    wanted = study.Sweep(
+    wanted = Sweep(
         config=base.to_dict(),
         points=points,
         metric=base.training.metric,
@@ -191,10 +195,10 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
         prune=arguments.prune,
         seed=arguments.seed,
         name=f"{name}-{secrets.token_hex(4)}",
-        storage=study.without_password(arguments.storage),
+        storage=without_password(arguments.storage),
     )
     trials = wanted.default_trials(arguments.trials, folder)
-    there = study.claim_sweep(folder, wanted)
+    there = claim_sweep(folder, wanted)
     if arguments.launcher == "process":
         environments = launchers.worker_environments(arguments.workers, launchers.local_devices())
         launcher: launchers.Launcher = launchers.Processes(folder, arguments.storage, environments)
@@ -203,7 +207,7 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
         launcher = launchers.Submitted(
             folder, arguments.storage, arguments.workers or 1, arguments.launcher, parameters
         )
-    with contextlib.closing(study.Study(folder, there, arguments.storage)) as opened:
+    with contextlib.closing(Study(folder, there, arguments.storage)) as opened:
         run_sweep(opened, launcher, trials)
         _report(opened)
 

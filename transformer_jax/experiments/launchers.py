@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from transformer_jax.experiments.study import TRIALS, log_file
+from transformer_jax.experiments.folder import TRIALS, log_file
+from transformer_jax.experiments.study import without_password
 from transformer_jax.experiments.trial import CORES_VARIABLE, PARENT_VARIABLE, STORAGE_VARIABLE
 from transformer_jax.system import UserError
 
@@ -21,6 +22,9 @@ STOP_SECONDS = 120.0
 @runtime_checkable
 class Job(Protocol):
     """A process of a trial."""
+
+    name: str
+    """Under which a later program finds it; empty if it cannot."""
 
     def status(self) -> int | None:
         """None while it runs; then its exit status, negative if a signal ended it."""
@@ -43,7 +47,16 @@ class Launcher(Protocol):
     """Number of processes that may run at a time."""
 
     def start(self, number: int) -> Job:
-        """Start or resume the process of a trial."""
+        """Start or resume the process of a trial.
+
+        Raises:
+            OSError: if its log can't be written.
+            RuntimeError: if a cluster refuses it.
+        """
+        ...
+
+    def find(self, name: str | None) -> Job | None:
+        """A job that an earlier program has started and that is not over."""
         ...
 
 
@@ -83,8 +96,13 @@ class Processes:
         self._used[free] = _Process(child)
         return self._used[free]
 
+    def find(self, name: str | None) -> None:
+        """None: child processes end with their program."""
+
 
 class _Process:
+    name = ""
+
     def __init__(self, child: "subprocess.Popen[bytes]") -> None:
         self._child = child
 
@@ -119,8 +137,11 @@ class Submitted:
             parameters: of submitit's executor, such as `slurm_partition`.
 
         Raises:
-            UserError: if submitit is not installed, there is no such cluster, or it does not know a parameter.
+            UserError: if submitit is not installed, there is no such cluster, it does not know a parameter, or the URL
+                has a password, which would be written into the files of jobs.
         """
+        if ":***@" in without_password(url):
+            raise UserError("--storage has a password, which jobs would write down; put it into ~/.pgpass or the like.")
         try:
             import submitit
         except ImportError as error:
@@ -140,16 +161,28 @@ class Submitted:
         command, log = command_of(self._folder, number), log_file(self._folder, number)
         return _Submission(self._executor.submit(run_command, command, log, variables))
 
+    def find(self, name: str | None) -> "_Submission | None":
+        """A job that still waits or runs; of submitit's jobs on this machine none can be found."""
+        if not name:
+            return None
+        job = self._executor.job_class(self._folder / "jobs", name)
+        return None if job.done(force_check=True) else _Submission(job)
+
 
 def run_command(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> int:
-    """What a job does: run the process of a trial, and return its status."""
+    """What a job does: run the process of a trial, pass on that it is to end, and return its status."""
     with log.open("ab") as output:
-        return subprocess.call(command, env=os.environ | variables, stdout=output, stderr=output)  # noqa: S603
+        child = subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=output)  # noqa: S603
+    # Of a time limit or a preemption Slurm warns by SIGUSR2; the trial saves, and the status says so.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, lambda *_: child.terminate())
+    return child.wait()
 
 
 class _Submission:
     def __init__(self, job: Any) -> None:
         self._job = job
+        self.name = str(job.job_id)
 
     def status(self) -> int | None:
         if not self._job.done():
@@ -164,7 +197,7 @@ class _Submission:
             self._job.cancel()
 
     def wait(self) -> None:
-        pass
+        """A cluster ends its jobs in its own time; what they have saved is found the next time."""
 
 
 def command_of(folder: Path, number: int) -> list[str]:
@@ -207,7 +240,7 @@ def local_devices() -> dict[str, list[str]]:
     if not platforms or "cuda" in platforms or "gpu" in platforms:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         files = [path for path in glob.glob("/dev/nvidia*") if re.fullmatch(r"/dev/nvidia\d+", path)]
-        names = sorted(re.sub(r"\D", "", path) for path in files)
+        names = [str(index) for index in range(len(files))]  # CUDA's numbers, which begin with 0 in containers too
         found["gpu"] = names if visible is None else [name for name in visible.split(",") if name and name != "-1"]
     if not platforms or "tpu" in platforms:
         files = [*glob.glob("/dev/accel*"), *glob.glob("/dev/vfio/[0-9]*")]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.config import from_config_dict
-from transformer_jax.experiments.study import Study, run_folder
+from transformer_jax.experiments.folder import run_folder
+from transformer_jax.experiments.study import Study
 from transformer_jax.experiments.sweep import minutes_of, ranked, score_of, state_of
 from transformer_jax.system import UserError
 from transformer_jax.system.files import write_atomically
@@ -76,7 +77,7 @@ def results(study: Study, trials: "list[FrozenTrial]") -> str:
                 *(trial.params.get(field, "") for field in fields),
                 "" if trial.last_step is None else trial.last_step,
                 f"{minutes_of(trial):.2f}",
-                trial.user_attrs.get("error", ""),
+                trial.user_attrs.get("error", "") if state_of(trial) == "failed" else "",
             ]
         )
     return text.getvalue()

@@ -3,23 +3,27 @@
 import contextlib
 import datetime
 import math
+import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from transformer_jax.experiments.folder import log_file, run_folder
 from transformer_jax.experiments.launchers import Job, Launcher
-from transformer_jax.experiments.study import Study, log_file, run_folder
-from transformer_jax.experiments.trial import LATER
-from transformer_jax.system import ownership
-from transformer_jax.system.runtime import Shown, show
+from transformer_jax.experiments.study import Study
+from transformer_jax.experiments.trial import LATER, STOP
+from transformer_jax.system import ResumableError, ownership
+from transformer_jax.system.runtime import Shown, reason_of, show
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+PROGRAMS = "programs"
 MOST_DEATHS = 3
-"""A trial whose process ends so often without a result has failed."""
+"""A trial whose process ends so often without a result, and without an evaluation in between, has failed."""
 POLL_SECONDS = 1.0
 _ROWS = 24
 _RANKS = ("finished", "pruned", "running", "failed")
@@ -29,74 +33,110 @@ _STATES = {"RUNNING": "running", "COMPLETE": "finished", "PRUNED": "pruned", "FA
 def run_sweep(study: Study, launcher: Launcher, trials: int) -> None:
     """Make `trials` trials, finish those that were interrupted, and return when all are over.
 
-    Several programs, on several machines that share the folder, may do so at a time.
+    Several programs, on several machines that share the folder, may do so at a time. Each owns a folder in `programs/`,
+    which tells the others whether it is alive.
 
     Raises:
-        StorageError: if the study can't be used; what runs is stopped, and goes on the next time.
+        ResumableError: if the study can't be used, or a disk is full; what runs is stopped, and goes on the next time.
     """
     jobs: dict[int, Job] = {}
-    me = ownership.identity()
-    watch = _Watch(study, me)
-    with _display() as display, _stopped_at_exit(jobs):
+    with _program(study.folder) as program, _display() as display, _stopped_at_exit(jobs):
+        watch = _Watch(study, program)
         while True:
             for number, status in [(number, job.status()) for number, job in jobs.items()]:
                 if status is not None:
                     del jobs[number]
                     _settle(study, number, status)
-            made = study.trials()
-            for number in watch.abandoned(made, jobs):
-                if len(jobs) < launcher.capacity:
-                    study.adopt(number, me)
-                    jobs[number] = launcher.start(number)
-            while len(jobs) < launcher.capacity and (new := study.ask(trials, me)) is not None:
-                jobs[new] = launcher.start(new)
+            for trial in watch.abandoned(jobs):
+                if len(jobs) < launcher.capacity and study.adopt(trial.number, program):
+                    found = launcher.find(trial.user_attrs.get("job"))
+                    jobs[trial.number] = found or _start(study, launcher, trial.number)
+            while len(jobs) < launcher.capacity and (new := study.ask(trials, program)) is not None:
+                jobs[new] = _start(study, launcher, new)
             made = study.trials()
             display.update(study, made, trials)
-            if not jobs and len(made) >= trials and not any(trial.state.name == "RUNNING" for trial in made):
+            if not jobs and len(made) >= trials and all(trial.state.is_finished() for trial in made):
                 return
             time.sleep(POLL_SECONDS)
 
 
+def _start(study: Study, launcher: Launcher, number: int) -> Job:
+    try:
+        job = launcher.start(number)
+    except (OSError, RuntimeError) as error:
+        raise ResumableError(
+            f"Trial {number} of {study.folder} can't be started ({reason_of(error)}); mend that and rerun the command."
+        ) from error
+    if job.name:
+        study.note_job(number, job.name)
+    return job
+
+
 def _settle(study: Study, number: int, status: int) -> None:
-    """Note that the process of a trial has ended."""
-    if study.trials()[number].state.name != "RUNNING" or status == LATER:
+    """Do what follows from the end of a trial's process, if its trial is not over."""
+    if study.trials()[number].state.is_finished() or status in (LATER, 128 + signal.SIGTERM, 128 + signal.SIGINT):
         return
-    trial = study.trials()[number]
-    is_interrupted = status in (128 + signal.SIGTERM, 128 + signal.SIGINT)  # after it has saved
-    if is_interrupted or trial.user_attrs.get("deaths", 0) + 1 < MOST_DEATHS:
-        study.adopt(number, {}, deaths=0 if is_interrupted else 1)
-        return
-    ended = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-    study.finish(number, error=f"Its process ended {ended}, {MOST_DEATHS} times; see {log_file(study.folder, number)}.")
+    log = log_file(study.folder, number)
+    if status == STOP:
+        raise ResumableError(f"Trial {number} is stopped: {_last_line(log)}")
+    if study.note_death(number) >= MOST_DEATHS:
+        ended = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        study.finish(number, error=f"Its process ended {ended}, {MOST_DEATHS} times without progress; see {log}.")
+
+
+def _last_line(log: Path) -> str:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    except OSError:
+        return f"see {log}."
+
+
+@contextlib.contextmanager
+def _program(folder: Path) -> Iterator[str]:
+    """A context in which this program is known to others, by the name that it yields."""
+    name = secrets.token_hex(8)
+    owner = ownership.Ownership(folder / PROGRAMS / name)
+    try:
+        owner.acquire()
+    except OSError as error:
+        raise ResumableError(
+            f"{folder} can't be written ({error.strerror}); make room and rerun the command."
+        ) from error
+    try:
+        yield name
+    finally:
+        owner.release()
 
 
 class _Watch:
     """Which running trials nobody runs any more."""
 
-    def __init__(self, study: Study, me: dict[str, Any]) -> None:
-        self._study, self._me = study, me
-        self._seen: dict[int, tuple[Any, float]] = {}
+    def __init__(self, study: Study, program: str) -> None:
+        self._study, self._program = study, program
+        self._seen: dict[Path, tuple[Any, float]] = {}
 
-    def abandoned(self, made: Sequence["FrozenTrial"], own: Any) -> list[int]:
-        """Numbers of the trials that run nowhere; `own`: those that this program runs."""
-        running = [trial for trial in made if trial.state.name == "RUNNING" and trial.number not in own]
-        return [trial.number for trial in running if not self._is_alive(trial)]
+    def abandoned(self, own: Container[int]) -> list["FrozenTrial"]:
+        """The trials that run nowhere; `own`: those that this program runs."""
+        running = [trial for trial in self._study.trials() if not trial.state.is_finished() and trial.number not in own]
+        return [trial for trial in running if not self._runs(trial)]
 
-    def _is_alive(self, trial: "FrozenTrial") -> bool:
-        asker = trial.user_attrs.get("asker") or {}
+    def _runs(self, trial: "FrozenTrial") -> bool:
+        """Whether its process, or another program that may be starting one, is alive."""
+        folder, program = self._study.folder, trial.user_attrs["program"]
+        is_known = program != self._program and self._is_owned(folder / PROGRAMS / program)
+        return is_known or self._is_owned(run_folder(folder, trial.number))
+
+    def _is_owned(self, folder: Path) -> bool:
         owner = None
         with contextlib.suppress(OSError):
-            owner = ownership.owner_of(run_folder(self._study.folder, trial.number))
-        # This program lives, but has lost its job.
-        known = [ownership.is_alive(each) for each in (asker, owner) if each and each != self._me]
-        if True in known:
-            return True
-        if None not in known:
-            return False
+            owner = ownership.owner_of(folder)
+        alive = False if owner is None else ownership.is_alive(owner)
+        if alive is not None:
+            return alive
         # Of another machine: alive as long as its signs of life change.
-        before, since = self._seen.get(trial.number, (None, 0.0))
-        if before != (asker, owner):
-            self._seen[trial.number] = (asker, owner), time.monotonic()
+        before, since = self._seen.get(folder, (None, 0.0))
+        if before != owner:
+            self._seen[folder] = owner, time.monotonic()
             return True
         return time.monotonic() < since + ownership.DEAD_SECONDS
 
@@ -125,7 +165,7 @@ def score_of(trial: "FrozenTrial", minimize: bool) -> float | None:
     """The value of a trial or, where it has none, the best so far."""
     if trial.state.name == "COMPLETE":
         return trial.value
-    values = trial.intermediate_values.values()
+    values = [value for value in trial.intermediate_values.values() if math.isfinite(value)]
     return (min if minimize else max)(values) if values else None
 
 
@@ -151,7 +191,9 @@ def shown_value(value: Any) -> str:
 
 
 def minutes_of(trial: "FrozenTrial") -> float:
-    """Minutes since the trial began, or until it ended."""
+    """Minutes that its run took; of a trial without a result, since it began, interruptions included."""
+    if "minutes" in trial.user_attrs:
+        return float(trial.user_attrs["minutes"])
     if trial.datetime_start is None:
         return 0.0
     end = trial.datetime_complete or datetime.datetime.now(trial.datetime_start.tzinfo)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.experiments.study import StorageError, Study, log_file, read_sweep, run_folder
-from transformer_jax.system import UserError
+from transformer_jax.experiments.folder import log_file, read_sweep, run_folder
+from transformer_jax.experiments.study import Study
+from transformer_jax.system import ResumableError, UserError
 from transformer_jax.system.ownership import InUseError
 from transformer_jax.system.runtime import prepare, show_error
 
@@ -21,8 +22,9 @@ CORES_VARIABLE = "TRANSFORMER_JAX_SWEEP_CORES"
 """Numbers of the CPU cores that the trial may use, such as 0,1; default: all."""
 PARENT_VARIABLE = "TRANSFORMER_JAX_SWEEP_PARENT"
 """Process id of the program that started the trial, which saves and ends once that is gone."""
-LATER = 75
-"""Exit status (EX_TEMPFAIL): another program has the trial, or the storage can't be used; the trial is not over."""
+LATER, STOP = 75, 74
+"""Exit statuses of a trial that is not over. EX_TEMPFAIL: another program runs it; EX_IOERR: a disk is full or the
+study can't be reached, which others would meet too."""
 _WATCHED_SECONDS = 2.0
 
 
@@ -32,15 +34,17 @@ class _Pruned(Exception):
 
 def main() -> int:
     """Run the trial that the arguments name; returns 0 if the study knows how it ended."""
+    if hasattr(signal, "SIGUSR2"):  # Slurm's warning to all processes of a job, which `launchers.run_command` heeds
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     folder, number = Path(sys.argv[1]), int(sys.argv[2])
     if cores := os.environ.get(CORES_VARIABLE):
         os.sched_setaffinity(0, set(map(int, cores.split(","))))
     prepare()
     try:
         return run_trial(folder, number, os.environ.get(STORAGE_VARIABLE))
-    except (InUseError, StorageError) as error:
+    except ResumableError as error:
         show_error(str(error))
-        return LATER
+        return LATER if isinstance(error, InUseError) else STOP
 
 
 def run_trial(folder: Path, number: int, url: str | None) -> int:
@@ -50,8 +54,7 @@ def run_trial(folder: Path, number: int, url: str | None) -> int:
         0, or 128 and the number of the signal that interrupted the run, which another call resumes.
 
     Raises:
-        InUseError: if another program runs it.
-        StorageError: if the study can't be used.
+        ResumableError: if another program runs it, a disk is full, or the study can't be used.
     """
     with contextlib.closing(Study(folder, read_sweep(folder), url)) as study:
         return _run_trial(study, number)
@@ -61,6 +64,8 @@ def _run_trial(study: Study, number: int) -> int:
     from transformer_jax.training import run
 
     folder, sweep = study.folder, study.sweep
+    if study.trials()[number].state.is_finished():
+        return 0
     config = sweep.config_of(study.values(number))
 
     def report(step: int, scores: Mapping[str, Any]) -> None:
@@ -71,7 +76,7 @@ def _run_trial(study: Study, number: int) -> int:
         outcome = run(config, run_folder(folder, number), on_evaluation=report)
     except _Pruned:
         study.finish(number, pruned=True)
-    except (InUseError, StorageError):
+    except ResumableError:
         raise
     except UserError as error:
         show_error(str(error))
@@ -83,7 +88,7 @@ def _run_trial(study: Study, number: int) -> int:
     else:
         if outcome.signal is not None:
             return 128 + outcome.signal
-        study.finish(number, float(outcome.scores[sweep.metric]))
+        study.finish(number, float(outcome.scores[sweep.metric]), minutes=outcome.scores.get("minutes"))
     return 0
 
 

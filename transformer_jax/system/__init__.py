@@ -35,6 +35,10 @@ class UserError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
+class ResumableError(UserError):
+    """What was done so far is intact, and the same command goes on once the cause is mended."""
+
+
 class FieldError(UserError):
     """A field that is out of its range, of the wrong type, or contradicts another."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.system import UserError
+from transformer_jax.system import ResumableError, UserError
 from transformer_jax.system.files import AnyPath, is_at, os_errors, read_json, try_lock, write_atomically
 from transformer_jax.system.runtime import show_error
 
@@ -27,7 +27,7 @@ SETTLING_SECONDS = 0.2
 """After this, a file that two machines replaced at once has its final content; ten times as long in buckets."""
 
 
-class InUseError(UserError):
+class InUseError(ResumableError):
     """Another program owns a folder."""
 
 
@@ -78,7 +78,8 @@ class Ownership:
         """Require that the folder, if this has acquired it, still belongs to this.
 
         Raises:
-            UserError: if it belongs to another program, or is gone.
+            InUseError: if it belongs to another program.
+            ResumableError: if it is gone.
         """
         if self._thread is None:
             return
@@ -87,11 +88,11 @@ class Ownership:
             if owner is None and not self._create():  # somebody has deleted the file
                 owner = self._read()
         except OSError as error:
-            raise UserError(
+            raise ResumableError(
                 f"{self._folder} can't be written any more ({error.strerror}); rerun the command."
             ) from error
         if owner is not None and not self._is_mine(owner):
-            raise UserError(f"{self._folder} was taken over by {_named(owner)}; stop that, or choose another folder.")
+            raise InUseError(f"{self._folder} was taken over by {_named(owner)}; stop that, or choose another folder.")
 
     def release(self) -> None:
         """Give the folder back; one that `acquire` created, and nobody filled, is removed."""

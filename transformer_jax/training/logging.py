@@ -69,7 +69,7 @@ class RunLog:
             trackers,
             self._mirror,
             _history(self._mirror.local),
-            name=resolved(workdir).name,
+            name=_run_name(resolved(workdir)),
             config=config or {},
             first_step=first_step,
             say=self.say,
@@ -284,6 +284,12 @@ class _Bar:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def _run_name(folder: AnyPath) -> str:
+    """What trackers call a run: its folder, after that of the sweep if it is a trial, such as first-003."""
+    is_trial = folder.parent.name == "trials" and folder.name.isdecimal()
+    return f"{folder.parent.parent.name}-{folder.name}" if is_trial else folder.name
 
 
 def _cut(path: Path, step: int) -> None:

@@ -18,7 +18,7 @@ from transformer_jax.config import Config, from_config_dict
 from transformer_jax.data.pipeline import Position, Prefetched
 from transformer_jax.nn.losses import Batch
 from transformer_jax.sharding import shard_batch, standard_numerics
-from transformer_jax.system import NotNumbersError, UserError, distributed
+from transformer_jax.system import NotNumbersError, ResumableError, UserError, distributed
 from transformer_jax.system.files import AnyPath, as_path
 from transformer_jax.system.runtime import show
 from transformer_jax.training.evaluation import Outcome, finish, finished, params_to_evaluate, rank
@@ -65,7 +65,8 @@ def run(
             what it raises ends the run.
 
     Raises:
-        UserError: for mistakes in config, data or work folder.
+        UserError: for mistakes in config, data or work folder. Of them, `ResumableError`: the folder is in use, or its
+            disk is full.
     """
     started = time.monotonic() if started is None else started
     config = config if isinstance(config, Config) else from_config_dict(config)
@@ -98,7 +99,7 @@ def _storage_errors(workdir: AnyPath) -> Iterator[None]:
         is_there = error.filename is not None and str(error.filename).startswith(str(workdir))
         if not is_there and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
             raise
-        raise UserError(
+        raise ResumableError(
             f"{workdir} can't be written ({error.strerror}); its checkpoints are intact: mend that, or make room, and "
             "rerun the command to resume."
         ) from error

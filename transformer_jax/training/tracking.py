@@ -1,4 +1,4 @@
-"""Telling trackers the log of a run, each line once, however often the run is interrupted.
+"""Telling trackers the log of a run, each line at most once, however often the run is interrupted.
 
 A tracker is a view of the log: it is told the lines of `log.jsonl` and `timing.jsonl` in their order. What it misses,
 as it was added later or its server was away, it is told when the run resumes. No tracker ends or delays a run: those
