@@ -20,7 +20,8 @@ from transformer_jax.system.ownership import InUseError, Ownership
 
 pytest.importorskip("optuna", reason="optuna is not installed: pip install 'transformer-jax[sweep]'")
 
-from transformer_jax.experiments.study import Study, Sweep, claim_sweep, run_folder
+from transformer_jax.experiments.folder import Sweep, claim_sweep, run_folder
+from transformer_jax.experiments.study import Study
 from transformer_jax.experiments.trial import run_trial
 
 h = Hyper()
