@@ -12,7 +12,9 @@ from transformer_jax.tasks.model_folder import load
 PROGRAM = """
 import sys
 from transformer_jax.cli import main
+from transformer_jax.system import output
 
+output.QUIET_SECONDS = 1e9  # whatever the speed of the machine
 sys.argv[0], lines = "transformer-jax", sys.argv.pop(1)
 if lines:
     sys.stdin = open(lines, encoding="utf-8")
