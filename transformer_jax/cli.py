@@ -71,7 +71,7 @@ def _run(argv: list[str], started: float) -> int:
     if arguments.command is _sweep:
         return _sweep(arguments, rest)
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.commands[argv[0]].refuse(rest)
     prepare()
     with beside_others(arguments) if "distributed" in arguments else contextlib.nullcontext():
         arguments.command(arguments)
@@ -93,7 +93,7 @@ def _fields(config: Any, prefix: str = "config") -> list[str]:
     return [path for name, value in config.items() for path in _fields(value, f"{prefix}.{name}")]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         prog="transformer-jax",
         description="Train and use the encoder-decoder Transformer; compare runs; score, import and export models.",
@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     experiments.add_commands(commands)
     interop.add_commands(commands)
+    parser.commands = commands.choices
     return parser
 
 

@@ -127,3 +127,25 @@ def test_the_shell_completes_commands_options_and_configs(monkeypatch, tmp_path)
     assert completions("transformer-jax train --config.optim.cl") == {"--config.optim.clip_norm"}
     assert completions("transformer-jax export --to peg") == {"pegasus"}
     assert completions("transformer-jax runs --sort tok") == {"tokens_per_second"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["trian"], "transformer-jax: error: COMMAND is 'trian'; did you mean train?"),
+        (
+            ["translate", "--model=x", "--beams", "4"],
+            "transformer-jax translate: error: unrecognized arguments: --beams",
+        ),
+        (["translate", "--model=x", "--beams=4"], "; did you mean --beam?"),
+        (["translate", "--model=x", "--bad-lines=no"], "--bad-lines is 'no'; known here: stop, blank"),
+        (["translate", "hello"], "required: --model; transformer-jax translate --help lists the options"),
+    ],
+)
+def test_mistakes_name_the_nearest(capsys, arguments, sentence):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count("\n") == 1

@@ -43,7 +43,7 @@ def config(tmp_path):
         (GRID, ["--trials=0"], "--trials is 0, but must be at least 1."),
         (GRID, ["--workers=0"], "--workers is 0, but must be at least 1."),
         (GRID, ["--metric=blue"], "--metric is 'blue', but must be one of loss, perplexity, exact_match"),
-        (GRID, ["--sampler=none"], "argument --sampler: invalid choice: 'none'"),
+        (GRID, ["--sampler=none"], "--sampler is 'none'; known here: tpe, random, qmc"),
         (GRID, ["--config.seeds=1"], "config.seeds is not a field; did you mean seed?"),
         (GRID, ["--steps=9"], "--steps=9 is not an option of sweep; did you mean --config.training.num_steps?"),
         (GRID, ["--launcher=local", "--slurm=x"], "--slurm is 'x', but must be KEY=VALUE"),

@@ -87,7 +87,7 @@ def test_processes_take_free_devices_and_stop(tmp_path, waiting):
     assert [log.read_text().split() for log in logs] == [["sqlite://", "second"], ["sqlite://", "first"]]
 
 
-def until(found, seconds=60):
+def until(found, seconds=300):
     deadline = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < deadline

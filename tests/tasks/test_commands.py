@@ -68,7 +68,8 @@ def test_the_folder_of_a_run_stands_for_its_model(tmp_path):
     (runs / "numerals" / "checkpoints").mkdir()
     assert folder_of(runs / "numerals") == model
     (runs / "begun" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"begun is a run that has not written its model yet"):
-        folder_of(runs / "begun")
+    for path in (runs / "begun", runs / "begun" / "model"):
+        with pytest.raises(UserError, match=r"is a run that has not written its model yet"):
+            folder_of(path)
     with pytest.raises(UserError, match=r"runs is not a model folder, but holds some; .* such as .*runs/numerals\.$"):
         folder_of(runs)

@@ -22,7 +22,7 @@ def test_a_finished_run_says_so_and_touches_nothing(tmp_path, monkeypatch, score
     assert capsys.readouterr().out == (
         f"{tmp_path}: finished at step 4, exact_match 1 on validation data; the model is in {outcome.model}\n"
         "To train again, choose another --workdir\n"
-        f"Try it:\n  {command}\n"
+        f"Try it:\n  {command} one\n"
     )
 
 

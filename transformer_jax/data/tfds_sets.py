@@ -121,7 +121,8 @@ def check_network(url: str, title: str) -> None:
         return  # the server answered; some reject HEAD
     except OSError as error:
         raise UserError(
-            f"{url} cannot be reached ({error}); name a folder with {title}'s files in config.data.manual_dir."
+            f"{url} cannot be reached ({error}); name a folder with {title}'s files in config.data.manual_dir "
+            "(of evaluate: by --manual-dir)."
         ) from error
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from transformer_jax.system import UserError, finite
+from transformer_jax.system import UserError, finite, known_names
 from transformer_jax.system.output import ProgressDisplay
 from transformer_jax.system.runtime import Shown, printable, show_error, stdout_bytes
 from transformer_jax.tasks.registry import Command, Registration, registered, registered_names
@@ -28,6 +28,7 @@ class Parser(argparse.ArgumentParser):
         """As argparse does, with an example, of one or more lines, for the end of the help."""
         super().__init__(*arguments, **options)
         self._example = example
+        self.commands: dict[str, Parser] = {}
 
     def format_help(self) -> str:
         """The help, with the example."""
@@ -36,7 +37,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with a message, in which an argument cannot control the terminal."""
-        self.exit(2, f"{self.prog}: error: {printable(message)}; {self.prog} --help lists the options\n")
+        if found := re.fullmatch(r"argument (.+): invalid choice: '(.*)' \(choose from (.+)\)", message):
+            names = re.findall(r"[^ ,']+", found[3])
+            message = f"{found[1]} is {found[2]!r}; {known_names(found[2], names).rstrip('.')}"
+        end = " " if message.endswith("?") else "; "
+        self.exit(2, f"{self.prog}: error: {printable(message)}{end}{self.prog} --help lists the options\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Exit with a message about arguments that this command does not know, and the nearest option."""
+        near = known_names(unknown[0].partition("=")[0], re.findall(r"--[\w-]+", self.format_usage()))
+        hint = f"; {near}" if unknown[0].startswith("--") and near.startswith("did") else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but refuse `--option=--`, of which it makes an empty list."""

@@ -204,15 +204,15 @@ def folder_of(path: str | AnyPath) -> AnyPath:
                 return folder
             if (folder / "model" / CONFIG_FILE).is_file():
                 return folder / "model"
+            folder = folder.parent if folder.name == "model" and not folder.exists() else folder
             inside = sorted(folder.iterdir()) if folder.is_dir() else None
-            nested = [each for each in inside or () if (each / "model" / CONFIG_FILE).is_file()]
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a model folder.") from error
     if inside is None:
         raise UserError(f"{path} is not a folder; name a model folder, such as runs/numerals/model.")
     if folder / "checkpoints" in inside:
         raise UserError(f"{path} is a run that has not written its model yet; finish it by rerunning its command.")
-    if nested:
+    if nested := [each for each in inside if (each / "model" / CONFIG_FILE).is_file()]:
         raise UserError(f"{path} is not a model folder, but holds some; name one, such as {nested[0]}.")
     return folder
 

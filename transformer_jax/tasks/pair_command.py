@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.plots import picture_folder, save_pictures
@@ -148,7 +149,11 @@ class PairCommand(Command):
         if all(files) and not any((*experiment, arguments.manual_dir)):
             pairs: Pairs = read_pairs(*files)
         elif all(experiment) and not any(files):
-            pairs = list(self.load_split(config_of(arguments), arguments.split, model))
+            config = config_of(arguments)
+            # Of the task's own validation data there may be no split, but a part of the training data.
+            is_held_out = arguments.split == "validation" and not config.data.validation_split
+            load = partial(PairCommand.load_split, self) if is_held_out else self.load_split
+            pairs = list(load(config, arguments.split, model))
         else:
             raise UserError("evaluate needs either --source and --reference, or --config and --split.")
         if all(is_blank(reference) for _, reference in pairs):

@@ -198,6 +198,7 @@ def finish(run: Run, log: RunLog, state: TrainState, step: int, progress: Progre
         if is_over:
             shown = finite(scores | {"minutes": minutes})
             content = {"config": run.config.to_dict(), "data": _stamps(run.config), "step": step, "scores": shown}
+            content["inputs"] = [source for source, _, _ in samples]
             write_atomically(run.workdir / FINISHED_FILE, (json.dumps(content) + "\n").encode())
     log.say(f"The model, {choice.name}, is in {path}, after {run.clock.minutes():.1f} minutes")
     log.say("\n".join(_next_commands(run.config.task, path, [source for source, _, _ in samples])))
@@ -223,7 +224,7 @@ def finished(config: Config, workdir: AnyPath) -> dict[str, Any] | None:
     lines = [
         f"{workdir}: finished at step {step:,}, {shown}; the model is in {workdir / 'model'}",
         f"To train {longer} choose another --workdir",
-        *_next_commands(config.task, workdir / "model", []),
+        *_next_commands(config.task, workdir / "model", values.get("inputs", [])),
     ]
     return {"step": step, "scores": scores, "lines": lines}
 

@@ -6,8 +6,10 @@ import pytest
 from tests.outcomes import data_config, refused
 from tests.tasks.toys import CLASSES, write_classifier
 from transformer_jax import plots
-from transformer_jax.tasks.classification import headlines
+from transformer_jax.config import DataConfig
+from transformer_jax.tasks.classification import ClassificationConfig, headlines
 from transformer_jax.tasks.classification.metrics import classification_scores, confusion_table
+from transformer_jax.tasks.classification.sources import load_training_data
 from transformer_jax.tasks.model_folder import load
 
 ROWS = [("bee", "abc"), ("cat", "Bad"), ("dog", "cab ab"), ("bee", "decade"), ("cat", "a"), ("bee", "EDCBA")]
@@ -132,6 +134,18 @@ def test_data_of_a_configuration(evaluate, data, tmp_path):
     status, out, _ = evaluate("--config", config, "--split", "validation")
     assert status == 0
     assert json.loads(out) | {"seconds": 0} == direct | {"seconds": 0}
+
+
+def test_the_part_that_training_holds_out(evaluate, tmp_path):
+    rows = [(label, f"{text} {number}") for number in range(9) for label, text in ROWS]
+    fields = {"name": "text", "train_file": str(written(tmp_path / "all.csv", rows)), "validation_split": ""}
+    data = DataConfig(**fields, validation_percent=30.0)
+    expected = load_training_data(data, ClassificationConfig()).validation
+    config = data_config(tmp_path, **fields, validation_percent=30.0)
+    status, out, _ = evaluate("--config", config, "--split", "validation", "--samples", 99)
+    assert status == 0
+    assert [sample["input"] for sample in json.loads(out)["samples"]] == [record.text for record in expected]
+    assert 0 < len(expected) < len(rows)
 
 
 def test_headlines(evaluate, tmp_path):

@@ -3,11 +3,13 @@ import math
 
 import pytest
 
-from tests.outcomes import as_lines, config_file, refused
+from tests.outcomes import as_lines, config_file, data_config, refused
 from tests.tasks.toys import TEXTS
 from transformer_jax import plots
+from transformer_jax.config import DataConfig
 from transformer_jax.tasks.metrics import exact_match, translation_scores
 from transformer_jax.tasks.model_folder import load
+from transformer_jax.tasks.translation.sources import load_training_data
 
 
 @pytest.fixture
@@ -78,6 +80,19 @@ def test_data_of_a_configuration(run, files, tmp_path):
     refused(run("evaluate", "--config", f"{config}:en-de", "--split", "validation"), "source_language", "'en'", "'de'")
     refused(run("evaluate", "--config", f"{config}:deen", "--split", "validation"), "get_config", ":deen")
     refused(run("evaluate", "--config", config, "--split", "test"), "no split 'test'")
+
+
+def test_the_part_that_training_holds_out(run, tmp_path):
+    table = tmp_path / "pairs.tsv"
+    table.write_text("".join(f"{text}{number % 10}\tabc\n" for number, text in enumerate(10 * ["abc", "bad", "cab"])))
+    data = DataConfig(name="text", train_file=str(table), validation_split="", validation_percent=40.0)
+    expected = load_training_data(data).validation
+    fields = {"name": "text", "train_file": str(table), "validation_split": "", "validation_percent": 40.0}
+    arguments = "--config", data_config(tmp_path, **fields), "--split", "validation", "--samples", 99
+    status, out, _ = run("evaluate", *arguments)
+    assert status == 0
+    assert [sample["input"] for sample in json.loads(out)["samples"]] == [source for source, _ in expected]
+    assert 0 < len(expected) < 30
 
 
 @pytest.mark.parametrize(

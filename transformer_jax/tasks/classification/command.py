@@ -158,7 +158,8 @@ COMMAND = ClassifyCommand()
 
 def _records(arguments: argparse.Namespace, model: Any) -> list[Labelled]:
     """The labelled texts of the file, or of the split of a configuration, that the arguments name."""
-    from transformer_jax.tasks.classification.sources import load_texts
+    from transformer_jax.tasks.classification import ClassificationConfig
+    from transformer_jax.tasks.classification.sources import load_texts, load_training_data
 
     classes = model.settings.classes
     given = arguments.text_columns, arguments.label_column
@@ -170,11 +171,17 @@ def _records(arguments: argparse.Namespace, model: Any) -> list[Labelled]:
             "evaluate needs, for a model of classification, either --data, or --config and --split (and "
             "--text-columns and --label-column with --data only)."
         )
-    records, theirs = load_texts(config_of(arguments).data, arguments.split)
+    config = config_of(arguments)
+    if arguments.split == "validation" and not config.data.validation_split:
+        held_out = load_training_data(config.data, config.groups.get("classification", ClassificationConfig()))
+        records, theirs = list(held_out.validation), held_out.classes
+    else:
+        found, theirs = load_texts(config.data, arguments.split)
+        records = list(found)
     if set(theirs) - set(classes):
         unknown = ", ".join(sorted(set(theirs) - set(classes)))
         raise UserError(f"{arguments.config} has classes that the model has not seen ({unknown}); name another.")
-    return list(records)
+    return records
 
 
 def _batch_size(arguments: argparse.Namespace) -> dict[str, int]:

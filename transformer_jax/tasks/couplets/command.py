@@ -127,7 +127,7 @@ class CoupletCommand(PairCommand):
         seconds = time.perf_counter() - start
         groups = {"all": list(range(len(pairs)))}
         if arguments.config:
-            seen = _seen(config_of(arguments), uppers)
+            seen = _seen(config_of(arguments), arguments.split, uppers)
             groups["unseen"] = [i for i, known in enumerate(seen) if not known]
             groups["seen"] = [i for i, known in enumerate(seen) if known]
         scored = score_references(model, pairs)
@@ -203,13 +203,14 @@ COMMAND = CoupletCommand(
 )
 
 
-def _seen(config: "Config", uppers: list[str]) -> list[bool]:
-    """Whether the training data has each upper line."""
+def _seen(config: "Config", split: str, uppers: list[str]) -> list[bool]:
+    """Whether the training data has each upper line of a split."""
     from transformer_jax.tasks.couplets.sources import load_training_data, seen_uppers
 
     data = load_training_data(config.data, config.couplet)
-    # A part that was held out for validation is part of the training set too.
-    train = data.train if config.data.validation_split else [*data.train, *data.validation]
+    # A part that was held out for validation is part of the training set too, except for itself.
+    is_held_out = not config.data.validation_split and split != "validation"
+    train = [*data.train, *data.validation] if is_held_out else data.train
     return seen_uppers(uppers, train)
 
 
