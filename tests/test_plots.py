@@ -143,6 +143,11 @@ def test_many_curves_have_no_legend_but_colours_of_their_own():
     assert len({line.get_color() for line in figure.axes[0].lines}) == 21
 
 
+def test_steps_are_whole_numbers():
+    [axes] = plots.learning_curves({"short": ([20], [1.0])}).axes
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
 def test_learning_rates():
     steps = np.arange(1, 101)
     rates = np.minimum(steps**-0.5, steps * 25**-1.5)

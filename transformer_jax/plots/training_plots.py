@@ -63,6 +63,7 @@ def _curves(curves: Mapping[str, tuple[Any, Any]], x: str, y: str, title: str, l
     height = 3.9 + (0.21 * -(-len(curves) // columns) if has_legend else 0.0)
     with new_figure(_WIDTH, height, [*curves, y, title], layout="constrained") as figure:
         import matplotlib
+        from matplotlib.ticker import MaxNLocator
 
         axes = figure.subplots()
         colours = matplotlib.colormaps["tab10" if len(curves) <= 10 else "tab20" if len(curves) <= 20 else "viridis"]
@@ -75,6 +76,7 @@ def _curves(curves: Mapping[str, tuple[Any, Any]], x: str, y: str, title: str, l
             colour = colours(place if len(curves) <= _MOST_NAMED else place / (len(curves) - 1))
             axes.plot(steps, values, marker=marker, linewidth=1.3, color=colour, label=_label(name))
         axes.set(xlabel=x, ylabel=y, title=title, yscale="log" if log_scale else "linear")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
