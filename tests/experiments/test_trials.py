@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -116,29 +117,31 @@ def test_a_trial_that_another_program_runs_is_left_to_it(config_file, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory):
+def postgresql():
     """URL of a database of a server of its own."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     found = shutil.which("initdb") or (programs and programs[-1] / "initdb")
     if not found:
         pytest.skip("PostgreSQL is not installed; on Debian, apt install postgresql")
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'psycopg[binary]'")
-    binaries, data = Path(found).resolve().parent, tmp_path_factory.mktemp("postgresql")
-    own = []
-    if os.geteuid() == 0:  # the server refuses to run as root
-        own = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-        for folder in [data, *data.parents][:3]:
-            folder.chmod(0o755)
-        os.chown(data, 65534, 65534)
+    binaries, own = Path(found).resolve().parent, []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    subprocess.run([*own, binaries / "initdb", "-D", data, "-U", "me", "-A", "trust"], check=True, capture_output=True)
-    options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
-    start = [*own, binaries / "pg_ctl", "-D", data, "-w", "-l", data / "log", "-o", options, "start"]
-    subprocess.run(start, check=True, capture_output=True)
-    yield f"postgresql+psycopg://me@127.0.0.1:{port}/postgres"
-    subprocess.run([*own, binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"], check=True, capture_output=True)
+    # Not a folder of pytest: those are closed to the user that the server runs as, for it refuses to run as root.
+    with tempfile.TemporaryDirectory(prefix="transformer_jax-postgresql-", ignore_cleanup_errors=True) as data:
+        if os.geteuid() == 0:
+            os.chown(data, 65534, 65534)
+            own = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+        def call(*arguments):
+            subprocess.run([*own, *arguments], check=True, capture_output=True, cwd="/")
+
+        call(binaries / "initdb", "-D", data, "-U", "me", "-A", "trust")
+        options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
+        call(binaries / "pg_ctl", "-D", data, "-w", "-l", f"{data}/log", "-o", options, "start")
+        yield f"postgresql+psycopg://me@127.0.0.1:{port}/postgres"
+        call(binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop")
 
 
 def test_a_study_in_postgresql(config_file, tmp_path, postgresql):
