@@ -106,9 +106,25 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
     monkeypatch.setattr(launchers, "command_of", python("import time; time.sleep(60)"))
     job = slow.start(6)
     assert job.status() is None
+    assert slow.find(job.name) is None, "of those on this machine none is found again"
     job.stop()
     until(lambda: job.status() is not None)
     assert job.status() != 0
+
+
+def test_jobs_of_slurm_are_found_again(tmp_path, monkeypatch):
+    """With programs in place of Slurm's that say that job 17 runs and job 18 has failed."""
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'transformer-jax[sweep]'")
+    said = "JobID|State|NodeList\\n17|RUNNING|n1\\n18|FAILED|n1\\n"
+    for name, code in (("srun", ""), ("sbatch", ""), ("sacct", f"printf '{said}'")):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{code}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    jobs = Submitted(tmp_path, None, 2, "slurm", {})
+    assert jobs.find(None) is jobs.find("") is jobs.find("18") is None
+    assert jobs.find("17").status() is None
 
 
 @pytest.mark.parametrize(

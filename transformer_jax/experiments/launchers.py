@@ -147,7 +147,7 @@ class Submitted:
         except ImportError as error:
             raise UserError("--launcher slurm needs submitit; run pip install 'transformer-jax[sweep]'.") from error
         self.capacity = capacity
-        self._folder, self._url = folder, url
+        self._folder, self._url, self._cluster = folder, url, cluster
         try:
             self._executor = submitit.AutoExecutor(folder / "jobs", cluster=cluster)
             self._executor.update_parameters(name=folder.name or "sweep", **parameters)
@@ -163,9 +163,11 @@ class Submitted:
 
     def find(self, name: str | None) -> "_Submission | None":
         """A job that still waits or runs; of submitit's jobs on this machine none can be found."""
-        if not name:
+        if not name or self._cluster != "slurm":
             return None
-        job = self._executor.job_class(self._folder / "jobs", name)
+        import submitit
+
+        job: Any = submitit.SlurmJob(self._folder / "jobs", name)
         return None if job.done(force_check=True) else _Submission(job)
 
 
