@@ -103,8 +103,10 @@ def test_jobs_of_submitit(tmp_path, monkeypatch):
     assert job.status() == 3
     assert (tmp_path / "trials" / "005.log").read_text() == "5\n"
     slow = Submitted(tmp_path, None, 2, "local", {})
-    monkeypatch.setattr(launchers, "command_of", python("import time; time.sleep(60)"))
+    monkeypatch.setattr(launchers, "command_of", python("import time; print('begun', flush=True); time.sleep(600)"))
     job = slow.start(6)
+    begun = tmp_path / "trials" / "006.log"
+    until(lambda: begun.exists() and begun.read_text())  # earlier, submitit itself would not hear of it
     assert job.status() is None
     assert slow.find(job.name) is None, "of those on this machine none is found again"
     job.stop()
