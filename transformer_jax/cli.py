@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax import experiments, interop
-from transformer_jax.system import UserError, known_names, package_version, shipped_configs
+from transformer_jax.system import UserError, config_name, flat_config, known_names, package_version, shipped_configs
 from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.task_groups import moved_fields
 from transformer_jax.tasks.command_line import (
@@ -86,13 +86,6 @@ def _complete(parser: argparse.ArgumentParser) -> None:
         argcomplete.autocomplete(parser)
 
 
-def _fields(config: Any, prefix: str = "config") -> list[str]:
-    """The fields of a config, such as config.optim.lr."""
-    if not hasattr(config, "items"):
-        return [prefix]
-    return [path for name, value in config.items() for path in _fields(value, f"{prefix}.{name}")]
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="transformer-jax",
@@ -152,7 +145,7 @@ def _add_train(commands: Any) -> None:
     if "--config." in os.environ.get("COMP_LINE", ""):  # the shell asks for fields
         from transformer_jax.config import Config
 
-        for path in _fields(Config().to_dict()):
+        for path in flat_config(Config().to_dict(), "config."):
             train.add_argument(f"--{path}")
     train.add_argument(
         "--workdir", metavar="DIR", help="folder of the run [runs/NAME_OF_THE_CONFIG, or that of config.json]"
@@ -214,8 +207,7 @@ def _workdir_of(config: str) -> str:
     folder, slash, name = config.rstrip("/").rpartition("/")
     if name == "config.json":
         return folder or slash or "."
-    file, _, argument = config.partition(":")
-    return str(Path("runs", "-".join(filter(None, [Path(file).stem, argument]))))
+    return str(Path("runs", config_name(config)))
 
 
 def _override(config: "ConfigDict", overrides: list[str], command: str = "train") -> "ConfigDict":
@@ -266,7 +258,7 @@ def _nearest_option(option: str, config: "ConfigDict") -> str:
     name = option.partition(":")[0]
     if name in shipped_configs() or name.endswith(".py"):
         return f"did you mean --config {option}?"
-    fields = {path.rpartition(".")[2]: f"--{path}" for path in _fields(config)}
+    fields = {path.rpartition(".")[2]: f"--{path}" for path in flat_config(config.to_dict(), "config.")}
     known = fields | {name.lstrip("-"): name for name in _OPTIONS}
     near = difflib.get_close_matches(option.lstrip("-").replace("-", "_"), known, n=1)
     return f"did you mean {known[near[0]]}?" if near else f"known here: {', '.join(_OPTIONS)}."

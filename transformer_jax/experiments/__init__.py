@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.system import UserError, finite, shipped_configs
+from transformer_jax.system import UserError, config_name, finite, shipped_configs
 from transformer_jax.system.output import write_output
 from transformer_jax.system.runtime import Shown, show_error, stdout_bytes
 
@@ -180,7 +180,7 @@ def start_sweep(arguments: argparse.Namespace, config: Any) -> None:
             raise UserError(f"--{option} is {value}, but must be at least 1.")
     if arguments.slurm and arguments.launcher == "process":
         raise UserError("--slurm means nothing without --launcher slurm; give both.")
-    name = "-".join(filter(None, [Path(arguments.config.partition(":")[0]).stem, arguments.config.partition(":")[2]]))
+    name = config_name(arguments.config)
     folder = Path(arguments.workdir or Path("sweeps", name))
     base = config()
     points = check_points(load_points(arguments.config), base)

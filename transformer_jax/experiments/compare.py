@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from transformer_jax.experiments.runs import RunRecord, RunSummary, find_runs, read_run
-from transformer_jax.system import UserError, known_names
+from transformer_jax.system import UserError, flat_config, known_names
 from transformer_jax.system.files import resolved
 from transformer_jax.system.output import Output
 from transformer_jax.system.runtime import printable, show_error
@@ -85,17 +85,6 @@ def flat_configs(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         flat_config(defaults[str(each.get("task"))]) | flat_config(upgraded(dict(config))) if each else {}
         for each, config in zip(flat, configs, strict=True)
     ]
-
-
-def flat_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The fields of nested groups by path, as JSON has them."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat_config(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return found
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -48,6 +48,11 @@ class Sweep:
         content = {"format_version": FORMAT_VERSION, **fields, "points": to_json(self.points)}
         return dict(json.loads(json.dumps(content)))  # tuples as lists, as a file has them
 
+    @property
+    def fields(self) -> list[str]:
+        """The fields that it varies."""
+        return list(dict.fromkeys(field for point in self.points for field in point))
+
     def default_trials(self, given: int | None, folder: Path) -> int:
         """How many trials there are to be.
 

@@ -10,10 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from transformer_jax.experiments.compare import flat_config
 from transformer_jax.experiments.runs import RunRecord, is_run, read_object, read_run
 from transformer_jax.experiments.tables import rendered, rounded
-from transformer_jax.system import UserError, package_version
+from transformer_jax.system import UserError, flat_config, package_version
 from transformer_jax.system.files import AnyPath, as_path, os_errors, read_file
 from transformer_jax.system.ownership import OWNER_FILE
 from transformer_jax.system.runtime import printable

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,7 +62,7 @@ def write_report(study: Study) -> list[str]:
 def results(study: Study, trials: "list[FrozenTrial]") -> str:
     """The trials as CSV, by rank: number, state, metric, values, steps, minutes, and the sentence of an error."""
     sweep = study.sweep
-    fields = list(dict.fromkeys(field for point in sweep.points for field in point))
+    fields = sweep.fields
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "state", sweep.metric, *fields, "step", "minutes", "error"])
@@ -88,7 +87,6 @@ def _write_pictures(study: Study, folder: Path) -> list[str]:
     complete = [trial for trial in study.trials() if state_of(trial) == "finished"]
     if not complete:
         return ["There are no pictures, as no trial has finished"]
-    os.environ.setdefault("MPLBACKEND", "agg")
     try:
         import matplotlib
 

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from transformer_jax.config import config_file, from_config_dict
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, flat_config
 
 Value = bool | int | float | str
 
@@ -224,7 +224,7 @@ def _typed(field: str, value: Any, config: ConfigDict) -> Any:
     for part in field.split("."):
         keys = list(group) if isinstance(group, ConfigDict) else []
         if part not in keys:
-            near = difflib.get_close_matches(field, _fields(config), n=1)
+            near = difflib.get_close_matches(field, flat_config(config.to_dict()), n=1)
             remedy = f"did you mean {near[0]}?" if near else "docs/configuration.md lists all."
             raise UserError(f"get_hyper sets {field}, which is not a field; {remedy}")
         group = group[part]
@@ -239,13 +239,6 @@ def _typed(field: str, value: Any, config: ConfigDict) -> Any:
             raise UserError(f"get_hyper draws {field} from a range of numbers; use {needed} for it.")
         return value
     return float(value) if isinstance(group, float) and type(value) is int else value
-
-
-def _fields(config: ConfigDict, prefix: str = "") -> list[str]:
-    fields: list[str] = []
-    for name, value in config.items():
-        fields += _fields(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [f"{prefix}{name}"]
-    return fields
 
 
 def _corners(point: Point) -> list[dict[str, Value]]:

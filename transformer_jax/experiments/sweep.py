@@ -239,8 +239,8 @@ def table_of(study: Study, made: Sequence["FrozenTrial"], trials: int, rows: int
     from rich.table import Table
 
     sweep = study.sweep
-    fields = list(dict.fromkeys(field for point in sweep.points for field in point))
-    over = sum(trial.state.name != "RUNNING" for trial in made)
+    fields = sweep.fields
+    over = sum(trial.state.is_finished() for trial in made)
     table = Table(box=None, title=f"{over} of {trials} trials are over", title_justify="left")
     table.add_column("trial", justify="right")
     for name in field_names(fields):

@@ -252,6 +252,23 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def flat_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of nested groups by path, as JSON has them."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat_config(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def config_name(argument: str) -> str:
+    """What a run or a sweep of a config is called: multi30k-de-en for `multi30k:de-en`."""
+    file, _, choice = argument.partition(":")
+    return "-".join(filter(None, [Path(file).stem, choice]))
+
+
 def known_names(name: str, known: Iterable[str]) -> str:
     """The end of the sentence about an unknown name: the nearest of the known ones, or all of them."""
     known = list(known)
