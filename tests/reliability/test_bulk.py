@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import platform
 import subprocess
 import sys
 import tracemalloc
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.commands import translator  # noqa: F401
-from transformer_jax.system import output
+from transformer_jax.system import output, runtime
 from transformer_jax.tasks import lines as bulk
 from transformer_jax.tasks.translation.command import COMMAND
 
+NEEDS_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is kept with glibc only")
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = """
 import sys
@@ -41,8 +43,10 @@ def echo(model, lines, report):
     return [(f"{line.text}\n", []) for line in lines]
 
 
+@pytest.mark.parametrize("is_retained", [False, pytest.param(True, marks=NEEDS_GLIBC)])
 @pytest.mark.parametrize("policy", ["stop", "blank"])
-def test_no_more_than_a_window_is_held(monkeypatch, tmp_path, policy):
+def test_no_more_than_a_window_is_held(monkeypatch, tmp_path, policy, is_retained):
+    monkeypatch.setattr(runtime, "_is_retained", is_retained)
     monkeypatch.setattr(bulk, "load_for", lambda command, path: Echo())
     monkeypatch.setattr(output, "QUIET_SECONDS", 1e9)
     monkeypatch.setattr(bulk, "WINDOW", 256)

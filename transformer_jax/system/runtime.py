@@ -130,7 +130,7 @@ def _retain_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(_MALLOC_VARIABLES) for name in os.environ):
         return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        mallopt = _libc().mallopt
     except (OSError, AttributeError):
         return False
     _is_retained = all(mallopt(number, value) == 1 for number, value in _MALLOC_PARAMETERS.values())
@@ -146,7 +146,13 @@ def release_memory() -> None:
     Shapes vary in a search, unlike in training, so the kept memory would break into ever more pieces, and grow.
     """
     if _is_retained:
-        ctypes.CDLL(None).malloc_trim(0)
+        _libc().malloc_trim(0)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library; every `ctypes.CDLL` defines a class, which only the garbage collector frees."""
+    return ctypes.CDLL(None)
 
 
 class Shown(io.TextIOBase):
