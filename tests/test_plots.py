@@ -247,6 +247,9 @@ def test_mistakes_are_told(tmp_path):
     figure = plots.confusion_matrix(MATRIX, ["a", "b"])
     with pytest.raises(UserError, match=r"a\.gif cannot be drawn; name a picture that ends in \.png or \.svg"):
         plots.save_picture(tmp_path / "a.gif", figure)
+    plots.check_picture(tmp_path / "curves.PNG", (".png",))
+    with pytest.raises(UserError, match=r"a\.svg cannot be drawn; name a picture that ends in \.png\.$"):
+        plots.check_picture(tmp_path / "a.svg", (".png",))
     with pytest.raises(UserError, match=r"a\.svg cannot be written \(No such file or directory\)"):
         plots.save_picture(tmp_path / "nowhere" / "a.svg", figure)
     with pytest.raises(ValueError, match="There are 2 classes, but 1 names of classes"):

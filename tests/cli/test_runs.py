@@ -81,7 +81,7 @@ def test_damage_is_told_beside_the_table(call, folder):
         (["runs", "--metric="], ["--metric is ''"]),
         (["runs", "--sort=lr"], ["did you mean optim.lr?"]),
         (["runs", "--sort="], ["--sort is ''"]),
-        (["runs", "--png=curves.jpg"], ["curves.jpg", "must end in .png"]),
+        (["runs", "--png=curves.jpg"], ["curves.jpg", "ends in .png"]),
         (["runs", "--png="], ["--png is empty"]),
         (["runs", "--png=none/curves.png"], ["none/curves.png cannot be written"]),
     ],

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax.system import UserError, config_name, finite, shipped_configs
-from transformer_jax.system.output import write_output
 from transformer_jax.system.runtime import Shown, show_error, stdout_bytes
 
 _SAMPLERS = ("tpe", "random", "qmc")
@@ -68,16 +67,18 @@ def _fields(**_: Any) -> list[str]:
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    from transformer_jax.experiments.compare import as_json, check_picture, compare, draw_curves, ordered, read_runs
+    from transformer_jax.experiments.compare import as_json, compare, draw_curves, ordered, read_runs
     from transformer_jax.experiments.tables import as_text
 
     if arguments.png is not None:
-        check_picture(arguments.png)
+        from transformer_jax.plots import check_picture, save_picture  # slow to import
+
+        check_picture(arguments.png, (".png",))
     compared = compare(read_runs(arguments.folders, _tell), arguments.metric)
     if arguments.sort is not None:
         compared = ordered(compared, arguments.sort)
     if arguments.png is not None:
-        write_output(arguments.png, draw_curves(compared))
+        save_picture(arguments.png, draw_curves(compared))
     for problem in (problem for run in compared for problem in run.summary.problems):
         _tell(problem)
     _write(as_json(compared) if arguments.json else partial(as_text, compared))

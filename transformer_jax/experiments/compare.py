@@ -1,19 +1,20 @@
 """Runs beside each other: sorted, with what differs between their configs, and their curves in a picture."""
 
 import dataclasses
-import io
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformer_jax.experiments.runs import RunRecord, RunSummary, find_runs, read_run
 from transformer_jax.system import UserError, flat_config, known_names
 from transformer_jax.system.files import resolved
-from transformer_jax.system.output import Output
 from transformer_jax.system.runtime import printable, show_error
 from transformer_jax.tasks.registry import lower_is_better
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIELDS = tuple(field.name for field in dataclasses.fields(RunSummary) if field.name != "problems")
 """What `--sort` takes, besides the fields of configs."""
@@ -133,19 +134,8 @@ def as_json(compared: Sequence[Compared]) -> list[dict[str, Any]]:
     ]
 
 
-def check_picture(path: str) -> None:
-    """Do nothing, unless `path` could not be written as a PNG; to be asked before the work that it shows.
-
-    Raises:
-        UserError: if its name ends otherwise, or it can't be written.
-    """
-    if not path.lower().endswith(".png"):
-        raise UserError(f"--png is {path}, but must end in .png.")
-    Output(path)
-
-
-def draw_curves(compared: Sequence[Compared]) -> bytes:
-    """The learning curves of the validation metric, as a PNG.
+def draw_curves(compared: Sequence[Compared]) -> "Figure":
+    """The learning curves of the validation metric.
 
     Raises:
         UserError: if the runs go by several metrics, or none has been evaluated.
@@ -159,6 +149,4 @@ def draw_curves(compared: Sequence[Compared]) -> bytes:
         raise UserError(f"--png has nothing to draw, as no run has been evaluated for {metrics[0]}; drop it.")
     from transformer_jax.plots import learning_curves  # slow to import
 
-    content = io.BytesIO()
-    learning_curves(curves, metric=metrics[0].replace("_", " ")).savefig(content, format="png")
-    return content.getvalue()
+    return learning_curves(curves, metric=metrics[0].replace("_", " "))

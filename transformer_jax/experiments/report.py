@@ -131,13 +131,14 @@ def _save(drawn: Any, path: Path) -> None:
     import numpy as np
     from matplotlib.ticker import NullFormatter
 
+    from transformer_jax.plots import save_picture
+
     figure = drawn if hasattr(drawn, "savefig") else np.ravel(drawn)[0].figure
     if np.size(drawn) > 1:  # slices, a column each
         figure.set_size_inches(4.5 * np.size(drawn), 4.5)
     for axes in figure.axes:
         if axes.get_xscale() == "log":  # whose minor labels run into each other
             axes.xaxis.set_minor_formatter(NullFormatter())
-    content = io.BytesIO()
-    figure.savefig(content, dpi=150, bbox_inches="tight")
+    figure.set_dpi(150)
+    save_picture(path, figure)
     plt.close(figure)
-    write_atomically(path, content.getvalue())

@@ -203,7 +203,8 @@ def check_picture(path: str | AnyPath, suffixes: Sequence[str] = PICTURE_SUFFIXE
     path = as_path(path)
     if path.suffix.lower() not in suffixes:
         *most, last = suffixes
-        raise UserError(f"{path} cannot be drawn; name a picture that ends in {', '.join(most)} or {last}.")
+        names = " or ".join(filter(None, (", ".join(most), last)))
+        raise UserError(f"{path} cannot be drawn; name a picture that ends in {names}.")
     Output(str(path))
 
 
