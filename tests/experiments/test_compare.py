@@ -123,7 +123,7 @@ def test_the_best_loss_is_the_smallest(three):
 @pytest.mark.parametrize(
     ("field", "expected"),
     [
-        ("bestt", "'bestt', which is no field of runs; did you mean best?"),
+        ("bestt", "'bestt', which runs do not have; did you mean best?"),
         ("lr", "did you mean optim.lr?"),
         ("optim.lrr", "did you mean optim.lr?"),
         ("?", "known here: path, state, "),

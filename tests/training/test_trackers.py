@@ -33,7 +33,7 @@ with RunLog(workdir, first_step=first, num_steps=8, trackers=names, config=confi
     elif names != ["tensorboard"]:
         note, deadline = workdir / "trackers.json", time.monotonic() + 60
         while time.monotonic() < deadline:
-            told = json.loads(note.read_text())["told"] if note.exists() else {}
+            told = json.loads(note.read_text())["sent"] if note.exists() else {}
             if len(told) == len(names) - 1 and all(each["step"] == last for each in told.values()):
                 break
             time.sleep(0.1)

@@ -114,7 +114,7 @@ def test_a_tracker_that_comes_later_is_told_everything(tmp_path, fake):
 
 def test_a_line_is_noted_before_it_is_told(tmp_path, fake, monkeypatch):
     def log(self, record):
-        told = json.loads((tmp_path / "trackers.json").read_text())["told"]
+        told = json.loads((tmp_path / "trackers.json").read_text())["sent"]
         assert told == {"wandb": {"step": record.step, "kind": record.kind}}
         self.told.append(record)
 
@@ -134,7 +134,7 @@ def test_a_run_without_checkpoint_starts_again(tmp_path, fake):
     assert len({tracked.id for tracked in fake.runs}) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"id": "a"}', b'{"id": 1, "told": {"wandb": {"step": "x"}}}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"id": "a"}', b'{"id": 1, "sent": {"wandb": {"step": "x"}}}'])
 def test_a_damaged_note_makes_a_new_run(tmp_path, fake, content):
     follow(tmp_path, 0, 4, names=())
     (tmp_path / "trackers.json").write_bytes(content)
@@ -151,7 +151,7 @@ def test_what_is_missing_is_said_once(tmp_path, fake, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.count("wandb") == 1
     assert out.startswith(
-        "config.training.trackers names wandb, which is not installed; the run goes on without "
+        "config.training.trackers names wandb, which is not installed; the run continues without it "
         "(pip install 'transformer-jax[trackers]')\n"
     )
     assert fake.told == []
@@ -167,7 +167,7 @@ def test_a_tracker_that_fails_is_dropped(tmp_path, fake, monkeypatch, capsys, at
     monkeypatch.setitem(TRACKERS, "wandb", type("Broken", (Fake,), {at: fail, "told": []}))
     follow(tmp_path, 0, 8, names=("wandb", "mlflow", "tensorboard"))
     out = capsys.readouterr().out
-    assert out.count("wandb is dropped (no network); the run goes on, and log.jsonl has all values\n") == 1
+    assert out.count("wandb is dropped (no network); the run continues, and log.jsonl has all values\n") == 1
     assert out.count("no network") == 1
     assert places(fake.told) == logged(tmp_path)
     assert scalars(tmp_path / "tensorboard")["final/bleu", 8] == 7.5

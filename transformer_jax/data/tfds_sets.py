@@ -85,7 +85,7 @@ def load_records(
             "that folder to prepare the set again."
         ) from error
     records = _Prepared(builder, examples)
-    _ = records[:1]  # so that damage is told at once where it can be
+    _ = records[:1]  # so that damage is reported at once where it can be
     return records
 
 

@@ -49,7 +49,7 @@ def _add_runs(commands: Any) -> None:
 def _add_info(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
-        help="tell all about a run or a model folder",
+        help="describe a run or a model folder in full",
         description="Tell all about a run or a model folder: state, scores, sizes, data, config, versions, files. "
         "Parameters are not loaded.",
         example="transformer-jax info runs/numerals",

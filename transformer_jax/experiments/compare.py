@@ -106,7 +106,7 @@ def ordered(compared: Sequence[Compared], field: str) -> list[Compared]:
     """
     known = dict.fromkeys((*FIELDS, *(name for run in compared for name in run.config)))
     if field not in known:
-        raise UserError(f"--sort is {field!r}, which is no field of runs; {_nearest(field, known)}")
+        raise UserError(f"--sort is {field!r}, which runs do not have; {_nearest(field, known)}")
 
     def key(run: Compared) -> tuple[bool, bool, int | float, str]:
         value = getattr(run.summary, field) if field in FIELDS else run.config.get(field)

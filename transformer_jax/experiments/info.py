@@ -133,7 +133,7 @@ def _data(record: RunRecord, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_to_come(record: RunRecord, identity: Mapping[str, Any], report: Callable[[str], None]) -> dict[str, Any]:
-    """The model of a run that has not written it, as far as config, origin, tokenizer and classes tell.
+    """The model of a run that has not written it, as far as config, origin, tokenizer and classes determine it.
 
     Raises:
         UserError: if the config or the tokenizer is damaged.

@@ -1,8 +1,8 @@
 """The trials of a sweep, in Optuna's storages.
 
-Optuna keeps the trials and draws their values. Whether a trial's process is alive is told by the owner of its run
-folder, on whatever machine, so that it goes on from its checkpoint: Optuna's heartbeat needs a database, and gives up
-a trial whose process is gone.
+Optuna keeps the trials and draws their values. The owner of its run folder shows whether a trial's process is alive, on
+whatever machine; if not, it resumes from its checkpoint. Optuna's heartbeat needs a database, and gives up a trial
+whose process is gone.
 """
 
 import contextlib
@@ -187,7 +187,7 @@ class Study:
             return dict(trial.params)
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """Tell the score of an evaluation; returns whether to end the trial. A repeated one is not told again."""
+        """Record the score of an evaluation; returns whether to end the trial. A repeated one is recorded once."""
         with self._errors():
             now = self.optuna.get_trials(deepcopy=False)[number]
             if now.state.is_finished():  # another program was faster

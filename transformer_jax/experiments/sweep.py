@@ -34,10 +34,10 @@ def run_sweep(study: Study, launcher: Launcher, trials: int) -> None:
     """Make `trials` trials, finish those that were interrupted, and return when all are over.
 
     Several programs, on several machines that share the folder, may do so at a time. Each owns a folder in `programs/`,
-    which tells the others whether it is alive.
+    which shows the others whether it is alive.
 
     Raises:
-        ResumableError: if the study can't be used, or a disk is full; what runs is stopped, and goes on the next time.
+        ResumableError: if the study can't be used, or a disk is full; what runs is stopped, and resumes the next time.
     """
     jobs: dict[int, Job] = {}
     with _program(study.folder) as program, _display() as display, _stopped_at_exit(jobs):

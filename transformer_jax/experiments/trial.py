@@ -17,7 +17,7 @@ from transformer_jax.system.ownership import InUseError
 from transformer_jax.system.runtime import prepare, show_error
 
 STORAGE_VARIABLE = "TRANSFORMER_JAX_SWEEP_STORAGE"
-"""The URL of the study, which may hold a password and so is no argument, which others can see."""
+"""The URL of the study; not an argument, which others can see, as it may hold a password."""
 CORES_VARIABLE = "TRANSFORMER_JAX_SWEEP_CORES"
 """Numbers of the CPU cores that the trial may use, such as 0,1; default: all."""
 PARENT_VARIABLE = "TRANSFORMER_JAX_SWEEP_PARENT"
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def run_trial(folder: Path, number: int, url: str | None) -> int:
-    """Run or resume a trial of a sweep, and tell its study how it ended.
+    """Run or resume a trial of a sweep, and record in its study how it ended.
 
     Returns:
         0, or 128 and the number of the signal that interrupted the run, which another call resumes.

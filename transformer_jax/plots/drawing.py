@@ -84,7 +84,7 @@ def new_figure(
 def font_families(texts: Iterable[str]) -> list[str]:
     """Names of installed fonts that together have the glyphs of `texts`, the base font first.
 
-    Characters that no installed font has are told once, with what to install.
+    Characters that no installed font has are reported once, with what to install.
 
     Raises:
         UserError: if matplotlib is not installed.
@@ -227,7 +227,7 @@ def save_picture(path: str | AnyPath, figure: "Figure") -> None:
     # In an SVG text stays text, and nothing depends on chance.
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "transformer_jax"}
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `font_families` has told
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `font_families` has reported it
         metadata = {"Date": None} if form == "svg" else {}
         figure.savefig(content, format=form, bbox_inches="tight", metadata=metadata)
     write_output(str(path), content.getvalue())

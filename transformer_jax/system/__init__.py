@@ -36,7 +36,7 @@ class UserError(Exception):
 
 
 class ResumableError(UserError):
-    """What was done so far is intact, and the same command goes on once the cause is mended."""
+    """What was done so far is intact; the same command resumes once the cause is mended."""
 
 
 class FieldError(UserError):

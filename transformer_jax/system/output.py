@@ -122,7 +122,7 @@ class Output:
         if not isinstance(self._target, Path):
             return tempfile.TemporaryFile(buffering=0)
         if self._is_stream:
-            if self._descriptor is not None:  # opened anew, a file would be written from its beginning
+            if self._descriptor is not None:  # reopened, a file would be written from its beginning
                 return os.fdopen(os.dup(self._descriptor), "wb", buffering=0)
             return os.fdopen(os.open(self._target, os.O_WRONLY), "wb", buffering=0)
         assert isinstance(self._unfinished, Path)

@@ -185,7 +185,7 @@ class Ownership:
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError), self._locked() as is_locked:  # tried again; `check` tells
+            with contextlib.suppress(OSError), self._locked() as is_locked:  # tried again; `check` reports it
                 if is_locked and self._is_mine(self._read()):
                     self._beats += 1
                     self._write()
@@ -211,7 +211,7 @@ class Ownership:
 
 
 def identity() -> dict[str, Any]:
-    """What tells this process from all others, for `is_alive`."""
+    """What distinguishes this process from all others, for `is_alive`."""
     return {
         "host": socket.gethostname(),
         "machine": _machine(),
@@ -240,7 +240,7 @@ def has_live_owner(folder: AnyPath) -> bool:
     try:
         owner = owner_of(folder)
         with os_errors(folder):
-            # A remote `stat` has another form, and 0 if the storage does not tell.
+            # A remote `stat` has another form, and 0 if the storage does not know.
             written = path.stat().st_mtime if isinstance(path, Path) else path.stat().mtime
     except OSError:
         return False
@@ -266,7 +266,7 @@ def _named(owner: Mapping[str, Any]) -> str:
 
 
 def is_alive(owner: Mapping[str, Any]) -> bool | None:
-    """Whether a process, given as its `identity`, runs; None if it may be on another machine: one can't tell then."""
+    """Whether a process, given as its `identity`, runs; None if it may be on another machine."""
     if owner.get("machine") != _machine() or not isinstance(owner.get("pid"), int):
         return None
     if "token" in owner and owner["pid"] == os.getpid():
@@ -275,7 +275,7 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
 
 
 def _machine() -> str:
-    """What tells apart machines, boots of one, and containers with process ids of their own."""
+    """What distinguishes machines, boots of one, and containers with process ids of their own."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

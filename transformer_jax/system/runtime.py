@@ -363,7 +363,7 @@ def _occupy_standard_streams() -> None:
 def _settle(stream: Any) -> OSError | ValueError | None:
     """Write what a standard stream still holds; returns the error if that fails, and then drops it.
 
-    The interpreter would try again as it ends, and tell of the failure.
+    The interpreter would try again as it ends, and report the failure.
     """
     if stream is None:
         return None

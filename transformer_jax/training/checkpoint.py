@@ -183,7 +183,7 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"{self._folder} has no sound checkpoint, all are damaged ({', '.join(map(str, steps))}); "
-                "put back a copy of one, or choose another --workdir to start anew."
+                "put back a copy of one, or choose another --workdir to start over."
             )
         return None
 

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, what trackers are told of them, and a progress bar or plain lines on the terminal."""
+"""The log of a run: JSON lines, what trackers get of them, and a progress bar or plain lines on the terminal."""
 
 import json
 import math
@@ -29,7 +29,7 @@ BAR_SECONDS = 0.5
 class RunLog:
     """The log of one run, as files in its folder and on the terminal.
 
-    `log.jsonl` holds the reproducible values, `timing.jsonl` the others, and `samples.jsonl` outputs; trackers are told
+    `log.jsonl` holds the reproducible values, `timing.jsonl` the others, and `samples.jsonl` outputs; trackers get
     the numbers of the first two. Files in remote folders lag a little, see `Mirror`.
     """
 
@@ -54,7 +54,7 @@ class RunLog:
             num_steps: number of steps that it makes in all.
             verbose: whether to show details.
             trackers: keys of `TRACKERS`.
-            config: what trackers are told of the run, all fields in nested dicts.
+            config: what trackers show of the run, all fields in nested dicts.
         """
         self._mirror = Mirror(workdir, [*(f"{name}.jsonl" for name in _FILES), TRACKERS_FILE])
         self._files = {}
@@ -303,7 +303,7 @@ def _cut(path: Path, step: int) -> None:
 
 
 def _history(folder: Path) -> list[Record]:
-    """The lines in `folder` that trackers are told.
+    """The lines in `folder` that trackers get.
 
     Their times follow from the minutes that the run took until then, as if the last of them were of now.
     """

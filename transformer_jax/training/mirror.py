@@ -1,4 +1,4 @@
-"""A folder that a run writes to as it goes on, on this machine or in Google Cloud Storage."""
+"""A folder that a run writes to while it trains, on this machine or in Google Cloud Storage."""
 
 import contextlib
 import shutil

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from transformer_jax.training.mirror import Mirror
 
 KINDS = ("train", "evaluation", "final")
-"""Kinds of lines that trackers are told, in the order of those of one step."""
+"""Kinds of lines that trackers get, in the order of those of one step."""
 PROJECT = "transformer-jax"
 """Project, or experiment, that runs belong to unless the tracker's own environment variable names another."""
 Position = tuple[int, int]
@@ -79,7 +79,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """An event file in `tensorboard/`, in which the log is told anew by each process."""
+    """An event file in `tensorboard/`, which each process rewrites with the whole log."""
 
     package: ClassVar[str] = "tensorboardX"
 
@@ -93,7 +93,7 @@ class TensorBoard:
         folder = (run.mirror.local / "tensorboard").absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
-        # A TensorBoard that runs forgets what it has read from the first of these steps on, as it is told again.
+        # A TensorBoard that runs forgets what it has read from the first of these steps on, as those lines come again.
         # The last one is where this process begins.
         for step in sorted({1, run.first_step + 1}):
             self._start(step)

@@ -1,8 +1,8 @@
-"""Telling trackers the log of a run, each line at most once, however often the run is interrupted.
+"""Sends the log of a run to trackers, each line at most once, however often the run is interrupted.
 
-A tracker is a view of the log: it is told the lines of `log.jsonl` and `timing.jsonl` in their order. What it misses,
-as it was added later or its server was away, it is told when the run resumes. No tracker ends or delays a run: those
-that may wait for a network have a thread of their own, and one that fails is dropped with a sentence.
+A tracker is a view of the log: it gets the lines of `log.jsonl` and `timing.jsonl` in order. What it missed, because it
+was added later or its server was down, it gets when the run resumes. No tracker ends or delays a run: those that may
+wait for a network have their own thread, and one that fails is dropped with a sentence.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from transformer_jax.training.mirror import Mirror
 from transformer_jax.training.trackers import KINDS, START, TRACKERS, Position, Record, TrackedRun, Tracker
 
 TRACKERS_FILE = "trackers.json"
-"""In the folder of a run: the id under which trackers know it, and the last line that each was told."""
+"""In the folder of a run: the id under which trackers know it, and the last line sent to each."""
 IMMEDIATE = ("tensorboard",)
-"""These write to the folder of the run alone, at once, and the whole log anew in each process."""
+"""These write to the folder of the run alone, at once, and rewrite the whole log in each process."""
 PATIENCE = 20.0
 """Seconds to wait, at the end of a run, for what a tracker has not taken yet."""
 
@@ -59,14 +59,14 @@ class Trackers:
         if missing:
             say(
                 f"config.training.trackers names {', '.join(missing)}, which {'are' if missing[1:] else 'is'} not "
-                "installed; the run goes on without (pip install 'transformer-jax[trackers]')"
+                "installed; the run continues without it (pip install 'transformer-jax[trackers]')"
             )
-        told = _Told(mirror, config, is_new=first_step == 0)
-        run = TrackedRun(name, told.id, config, mirror, first_step, say)
+        sent = _Sent(mirror, config, is_new=first_step == 0)
+        run = TrackedRun(name, sent.id, config, mirror, first_step, say)
         self._feeds = [
             _Feed(each, partial(TRACKERS[each], run), history, say)
             if each in IMMEDIATE
-            else _BackgroundFeed(each, partial(TRACKERS[each], run), history, say, told)
+            else _BackgroundFeed(each, partial(TRACKERS[each], run), history, say, sent)
             for each in names
             if each not in missing
         ]
@@ -86,8 +86,8 @@ class Trackers:
             feed.join(deadline)
 
 
-class _Told:
-    """The content of `TRACKERS_FILE`: what was told is noted before it is told, so that it never is twice."""
+class _Sent:
+    """The content of `TRACKERS_FILE`: a record is noted before it is sent, so that none is sent twice."""
 
     def __init__(self, mirror: Mirror, config: Mapping[str, Any], *, is_new: bool) -> None:
         """Read it; a damaged one, and that of another run that had no checkpoint yet, are replaced."""
@@ -96,22 +96,22 @@ class _Told:
         self.id, self._positions = secrets.token_hex(4), dict[str, Position]()
         try:
             values = read_json(mirror.local / TRACKERS_FILE)
-            told = {name: (int(last["step"]), KINDS.index(last["kind"])) for name, last in values["told"].items()}
+            sent = {name: (int(last["step"]), KINDS.index(last["kind"])) for name, last in values["sent"].items()}
             if not is_new or values["config"] == self._config:
-                self.id, self._positions = str(values["id"]), told
+                self.id, self._positions = str(values["id"]), sent
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             pass
 
     def last(self, name: str) -> Position:
-        """Position of the last record that a tracker was told."""
+        """Position of the last record sent to a tracker."""
         return self._positions.get(name, START)
 
     def note(self, name: str, record: Record) -> bool:
-        """Note that a tracker is told a record; returns whether the folder has the note."""
+        """Note that a record is sent to a tracker; returns whether the note was written."""
         with self._lock:
             positions = {**self._positions, name: record.position}
-            told = {each: {"step": step, "kind": KINDS[kind]} for each, (step, kind) in positions.items()}
-            content = json.dumps({"id": self.id, "config": self._config, "told": told}) + "\n"
+            sent = {each: {"step": step, "kind": KINDS[kind]} for each, (step, kind) in positions.items()}
+            content = json.dumps({"id": self.id, "config": self._config, "sent": sent}) + "\n"
             try:
                 self._mirror.write(TRACKERS_FILE, content.encode())
             except OSError:
@@ -121,7 +121,7 @@ class _Told:
 
 
 class _Feed:
-    """Tells a tracker the log, in order; at its first error the tracker is dropped."""
+    """Sends the log to a tracker, in order; at its first error the tracker is dropped."""
 
     def __init__(
         self,
@@ -129,24 +129,24 @@ class _Feed:
         make: Callable[[], Tracker],
         history: Iterable[Record],
         say: Callable[[str], None],
-        told: _Told | None = None,
+        sent: _Sent | None = None,
     ) -> None:
-        """Prepare to tell a tracker, to be made by `make`, what comes after the last record that it was told."""
-        self._name, self._make, self._say, self._told = name, make, say, told
-        self._last = START if told is None else told.last(name)
+        """Prepare to send a tracker, to be made by `make`, what comes after the last record sent to it."""
+        self._name, self._make, self._say, self._sent = name, make, say, sent
+        self._last = START if sent is None else sent.last(name)
         self._pending = deque(record for record in history if record.position > self._last)
         self._tracker: Tracker | None = None
         self._is_dropped = False
 
     def take(self, *records: Record) -> None:
-        """Tell the tracker these, after what it has not been told yet."""
+        """Send these to the tracker, after what is still pending."""
         if self._is_dropped:
             return
         self._pending.extend(record for record in records if record.position > self._last)
         try:
             if self._tracker is None:
                 self._tracker = self._make()
-            while self._pending and (self._told is None or self._told.note(self._name, self._pending[0])):
+            while self._pending and (self._sent is None or self._sent.note(self._name, self._pending[0])):
                 self._tracker.log(self._pending.popleft())
             self._tracker.flush()
         except (Exception, SystemExit) as error:  # of others' packages, in which anything may fail
@@ -169,7 +169,7 @@ class _Feed:
     def _drop(self, error: BaseException) -> None:
         self._is_dropped = True
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        self._say(f"{self._name} is dropped ({reason.rstrip('.')}); the run goes on, and log.jsonl has all values")
+        self._say(f"{self._name} is dropped ({reason.rstrip('.')}); the run continues, and log.jsonl has all values")
 
 
 class _BackgroundFeed(_Feed):

@@ -153,7 +153,7 @@ def _from_tfds(config: "DataConfig", split: str) -> tuple[Sequence[Labelled], tu
         return Labelled(join_columns(record[text].decode("utf-8") for text in texts), classes[number])
 
     mapped = MappedRecords(records, labelled)
-    _ = mapped[:1]  # so that a split without labels is told at once
+    _ = mapped[:1]  # so that a split without labels is reported at once
     return mapped, classes
 
 

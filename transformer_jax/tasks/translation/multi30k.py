@@ -52,7 +52,7 @@ CONTENTS = {
     "test_2016_flickr.en": "399a4382932c1aadd3ceb9bef1008d388a64c76d4ae4e9d4728c6f4301cac182",
     "test_2016_flickr.fr": "cb3160d69b002bb638e66cc7612fcd56cb0af82eadc9c142dedc438afb885ef6",
 }
-"""File, without `.gz`, to the SHA-256 of its content: a folder may hold the files plain, or compressed anew."""
+"""File, without `.gz`, to the SHA-256 of its content: a folder may hold the files plain, or recompressed."""
 
 
 class Multi30k(tfds.core.GeneratorBasedBuilder):
