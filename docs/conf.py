@@ -1,0 +1,54 @@
+"""Sphinx: `sphinx-build -W -b html docs OUT` builds the site (`pip install -e '.[docs]'`)."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+PROJECT = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+sys.path[:0] = [str(DOCS / "extensions"), str(DOCS.parent)]  # this checkout, whatever is installed
+
+project = PROJECT["name"]
+version = release = PROJECT["version"]
+author = "the transformer-jax authors"
+copyright = author  # noqa: A001  (Sphinx's name)
+language = "en"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "repository_links",
+    "public_names",
+    "command_pages",
+    "llms_txt",
+]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+
+# Notebooks are run by the tests; the site shows the outputs that they are stored with.
+nb_execution_mode = "off"
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4  # as on GitHub
+# Text files are read here as they are on GitHub, whose highlighter forgives a `!pip` of IPython or a cut-off JSON.
+suppress_warnings = ["misc.highlighting_failure"]
+if not any((DOCS / "notebooks").glob("*.ipynb")):
+    suppress_warnings.append("toc.empty_glob")
+
+project_urls = PROJECT.get("urls", {})
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+default_role = "code"  # of docstrings, which write `name` as Markdown does
+
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_copy_source = False
+
+# What can be checked without a network: links within the site.
+linkcheck_ignore = [r"https?://.*"]
