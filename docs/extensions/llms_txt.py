@@ -21,10 +21,11 @@ def pages_of(env: BuildEnvironment, name: str) -> list[str]:
 
 
 def first_sentence(document: nodes.document) -> str:
-    """The first sentence of a page, on one line."""
-    paragraph = next(document.findall(nodes.paragraph), None)
-    text = " ".join(paragraph.astext().split()) if paragraph is not None else ""
-    return re.split(r"(?<=[.:])\s|(?<=[。：])", text)[0].rstrip(":：")
+    """The first sentence of a page, on one line; empty if the page begins with something else."""
+    title = next(document.findall(nodes.title))
+    following = next(iter(title.findall(nodes.paragraph, descend=False, siblings=True, include_self=False)), None)
+    text = " ".join(following.astext().split()) if following is not None else ""
+    return re.split(r"(?<=[.])\s|(?<=。)|:$", text)[0]
 
 
 def contents(app: Sphinx) -> str:
@@ -34,7 +35,7 @@ def contents(app: Sphinx) -> str:
     root = app.config.root_doc
     for toctree in env.get_doctree(root).findall(addnodes.toctree):
         lines += ["", f"## {toctree['caption']}", ""]
-        for page in (page for _, child in toctree["entries"] if child in env.found_docs for page in pages_of(env, child)):
+        for page in (page for child in toctree["includefiles"] for page in pages_of(env, child)):
             uri = app.config.html_baseurl + app.builder.get_target_uri(page)
             lines.append(f"- [{env.titles[page].astext()}]({uri}): {first_sentence(env.get_doctree(page))}")
     return "\n".join(lines) + "\n"

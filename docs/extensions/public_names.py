@@ -16,6 +16,8 @@ import transformer_jax
 LIBRARY = Path(__file__).resolve().parent.parent / "library.md"
 ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 
+RANGE = re.compile(r"~?typing\.Annotated\[([^\[\]]+?), \w+\((?:[^()]|\([^()]*\))*\)\]")
+"""A type with the range of its values, which configuration.md has."""
 ALIASES = {
     name: stringify_annotation(value, "smart")
     for name in transformer_jax.__all__
@@ -31,12 +33,13 @@ def sections() -> dict[str, list[str]]:
 
 
 def written(annotations: str | None) -> str | None:
-    """Annotations as the source has them: the names of our type aliases, arrays as `Float[Array, "B T D"]`."""
+    """Annotations as a reader wants them: our type aliases by name, no ranges, arrays as `Float[Array, "B T D"]`."""
     if annotations is None:
         return None
     for name, alias in ALIASES.items():
         annotations = annotations.replace(alias, f"~transformer_jax.{name}")
-    return annotations.replace("[jaxlib._jax.Array,", "[~jax.Array,")
+    annotations = RANGE.sub(r"\1", annotations)
+    return annotations.replace("jaxlib._jax.Array", "jax.Array")
 
 
 def directive_of(name: str) -> str:
@@ -65,7 +68,9 @@ class PublicNames(SphinxDirective):
         return self.parse_text_to_nodes(f"```{{eval-rst}}\n{text}\n```\n")
 
 
-def _shorten(app: Sphinx, what: str, name: str, value: Any, options: Any, arguments: str | None, returned: str | None) -> Any:
+def _shorten(*event: Any) -> tuple[str | None, str | None]:
+    """Answer `autodoc-process-signature`."""
+    arguments, returned = event[-2:]
     return written(arguments), written(returned)
 
 

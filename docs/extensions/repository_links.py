@@ -2,6 +2,7 @@
 
 The address of the repository is `project.urls.Repository` of pyproject.toml, or that of the clone where Read the Docs or
 GitHub builds the site. Without one, a link to a file offers a copy of the file, and a link to a folder becomes text.
+Links that show the name of a page's file show its title instead.
 """
 
 import os
@@ -59,6 +60,9 @@ class RepositoryLinks(SphinxTransform):
                 replacement = addnodes.download_reference(refdomain=None, reftarget=path, **self._origin(node))
             replacement.extend(node.children)
             node.replace_self(replacement)
+        for node in self.document.findall(addnodes.pending_xref):
+            if node.get("refdomain") == "doc" and node.astext() == f"{Path(node['reftarget']).name}.md":
+                node["refexplicit"] = False  # the title of the page or section stands for the name of its file
 
     def _leaves_the_site(self, node: nodes.Node) -> bool:
         """Whether MyST made it of a path that is not a page of the site."""
