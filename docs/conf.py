@@ -18,7 +18,6 @@ version = release = PROJECT["version"]
 author = "the transformer-jax authors"
 copyright = author
 language = "en"
-smartquotes = False  # of --options it makes dashes
 
 extensions = [
     "myst_nb",

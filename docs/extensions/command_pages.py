@@ -18,8 +18,10 @@ WIDTH = "88"
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is, in a table too."""
-    return re.sub(r"([\\`*_{}\[\]<>#|$~!&])", r"\\\1", " ".join(text.split()))
+    """Text that Markdown shows as it is, in a table too, but with options as code."""
+    parts = re.split(r"(?<![\w-])(--[a-z][\w.-]*\w)", " ".join(text.split()))
+    escaped = (re.sub(r"([\\`*_{}\[\]<>#|$~!&])", r"\\\1", part) for part in parts)
+    return "".join(f"`{parts[number]}`" if number % 2 else part for number, part in enumerate(escaped))
 
 
 def code(text: str) -> str:

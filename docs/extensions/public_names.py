@@ -4,10 +4,13 @@ import inspect
 import re
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
+import optax
 from docutils import nodes
+from flax import nnx
 from sphinx.application import Sphinx
+from sphinx.util import inspect as autodoc_inspect
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import stringify_annotation
 
@@ -19,11 +22,14 @@ ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 RANGE = re.compile(r"~?typing\.Annotated\[([^\[\]]+?), \w+\((?:[^()]|\([^()]*\))*\)\]")
 """A type with the range of its values, which configuration.md has."""
 ALIASES = {
-    name: stringify_annotation(value, "smart")
+    f"transformer_jax.{name}": stringify_annotation(value, "smart")
     for name in transformer_jax.__all__
     if typing.get_origin(value := getattr(transformer_jax, name)) is not None
 }
-"""The public type aliases, and what stands for them in the signatures of autodoc."""
+ALIASES["optax.Schedule"] = stringify_annotation(optax.Schedule, "smart")
+"""Type aliases, and what stands for them in the signatures of autodoc."""
+NUMBERED = re.compile(r"^(\s*\w+: [A-Z])\.")
+"""An argument explained by a letter, `batch_size: B.`, which would begin a numbered list."""
 
 
 def sections() -> dict[str, list[str]]:
@@ -37,21 +43,26 @@ def written(annotations: str | None) -> str | None:
     if annotations is None:
         return None
     for name, alias in ALIASES.items():
-        annotations = annotations.replace(alias, f"~transformer_jax.{name}")
+        annotations = annotations.replace(alias, f"~{name}")
     annotations = RANGE.sub(r"\1", annotations)
-    return annotations.replace("jaxlib._jax.Array", "jax.Array")
+    return annotations.replace("[jaxlib._jax.Array,", "[~jax.Array,")
 
 
 def directive_of(name: str) -> str:
     """The lines of reStructuredText that document a public name."""
     value = getattr(transformer_jax, name)
-    kind = "autoclass" if inspect.isclass(value) else "autofunction"
-    options = []
-    if inspect.isclass(value):
-        options = [":members:"] + [":show-inheritance:"] * (value.__bases__ != (object,))
-    elif not hasattr(value, "__code__") and not hasattr(value, "__wrapped__"):
-        kind, options = "autodata", [":no-value:"]
-    return "\n".join([f".. {kind}:: transformer_jax.{name}", *(f"   {option}" for option in options)])
+    if not inspect.isclass(value):
+        is_function = hasattr(value, "__code__") or hasattr(value, "__wrapped__")
+        return f".. {'autofunction' if is_function else 'autodata'}:: transformer_jax.{name}"
+    lines = [f".. autoclass:: transformer_jax.{name}", "   :members:"]
+    bases = value.__mro__[1:-1]
+    if bases:
+        lines.append("   :show-inheritance:")
+    if all(base is Generic or base.__module__.startswith("transformer_jax.") for base in bases):
+        lines.append("   :inherited-members: Generic")
+    if issubclass(value, nnx.Module):  # whose docstring is that of the call, too
+        lines += ["", f"   .. automethod:: transformer_jax.{name}.__call__"]
+    return "\n".join(lines)
 
 
 class PublicNames(SphinxDirective):
@@ -68,14 +79,21 @@ class PublicNames(SphinxDirective):
         return self.parse_text_to_nodes(f"```{{eval-rst}}\n{text}\n```\n")
 
 
-def _shorten(*event: Any) -> tuple[str | None, str | None]:
-    """Answer `autodoc-process-signature`."""
-    arguments, returned = event[-2:]
+def _process_signature(app: Sphinx, what: str, name: str, value: Any, *rest: Any) -> tuple[str | None, str | None]:
+    _, arguments, returned = rest
+    if what == "class" and issubclass(value, nnx.Module):  # whose metaclass takes *args and **kwargs
+        own = autodoc_inspect.signature(value.__init__, bound_method=True)
+        arguments = autodoc_inspect.stringify_signature(own, show_return_annotation=False, unqualified_typehints=True)
     return written(arguments), written(returned)
+
+
+def _process_docstring(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = [NUMBERED.sub(r"\1\\.", line) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive."""
-    app.connect("autodoc-process-signature", _shorten)
+    app.connect("autodoc-process-signature", _process_signature)
+    app.connect("autodoc-process-docstring", _process_docstring, priority=400)  # before napoleon, at 500
     app.add_directive("public-names", PublicNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

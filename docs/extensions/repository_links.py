@@ -1,7 +1,7 @@
 """Links that leave `docs/`, such as `../configs`, lead to the repository on the site, and work on GitHub as they are.
 
-The address of the repository is `project.urls.Repository` of pyproject.toml, or that of the clone where Read the Docs or
-GitHub builds the site. Without one, a link to a file offers a copy of the file, and a link to a folder becomes text.
+The address of the repository is `project.urls.Repository` of pyproject.toml, or that of the clone where Read the Docs
+or GitHub builds the site. Without one, a link to a file offers a copy of the file, and a link to a folder becomes text.
 Links that show the name of a page's file show its title instead.
 """
 
