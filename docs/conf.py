@@ -49,6 +49,8 @@ python_maximum_signature_line_length = 88
 default_role = "code"  # of docstrings, which write `name` as Markdown does
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"{project} {release}"
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_copy_source = False

@@ -9,6 +9,7 @@ from typing import Any, Generic
 import optax
 from docutils import nodes
 from flax import nnx
+from jax.typing import DTypeLike
 from sphinx.application import Sphinx
 from sphinx.util import inspect as autodoc_inspect
 from sphinx.util.docutils import SphinxDirective
@@ -19,7 +20,7 @@ import transformer_jax
 LIBRARY = Path(__file__).resolve().parent.parent / "library.md"
 ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 
-RANGE = re.compile(r"~?typing\.Annotated\[([^\[\]]+?), \w+\((?:[^()]|\([^()]*\))*\)\]")
+RANGE = re.compile(r"~?typing\.Annotated\[([^\[\]]+?), ~?[\w.]+\((?:[^()]|\([^()]*\))*\)\]")
 """A type with the range of its values, which configuration.md has."""
 ALIASES = {
     f"transformer_jax.{name}": stringify_annotation(value, "smart")
@@ -27,6 +28,7 @@ ALIASES = {
     if typing.get_origin(value := getattr(transformer_jax, name)) is not None
 }
 ALIASES["optax.Schedule"] = stringify_annotation(optax.Schedule, "smart")
+ALIASES["jax.typing.DTypeLike"] = stringify_annotation(DTypeLike, "smart")
 """Type aliases, and what stands for them in the signatures of autodoc."""
 NUMBERED = re.compile(r"^(\s*\w+: [A-Z])\.")
 """An argument explained by a letter, `batch_size: B.`, which would begin a numbered list."""
@@ -45,6 +47,7 @@ def written(annotations: str | None) -> str | None:
     for name, alias in ALIASES.items():
         annotations = annotations.replace(alias, f"~{name}")
     annotations = RANGE.sub(r"\1", annotations)
+    annotations = re.sub(r"<class 'jax\.numpy\.(\w+)'>", r"jnp.\1", annotations)  # a default
     return annotations.replace("[jaxlib._jax.Array,", "[~jax.Array,")
 
 

@@ -61,8 +61,10 @@ class RepositoryLinks(SphinxTransform):
             replacement.extend(node.children)
             node.replace_self(replacement)
         for node in self.document.findall(addnodes.pending_xref):
-            if node.get("refdomain") == "doc" and node.astext() == f"{Path(node['reftarget']).name}.md":
-                node["refexplicit"] = False  # the title of the page or section stands for the name of its file
+            page = Path(self.env.srcdir, f"{node['reftarget']}.md")
+            if node.get("refdomain") == "doc" and node.astext() == page.name and page.exists():
+                title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+                node.children = [nodes.inline("", title)]
 
     def _leaves_the_site(self, node: nodes.Node) -> bool:
         """Whether MyST made it of a path that is not a page of the site."""
