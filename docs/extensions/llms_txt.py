@@ -21,11 +21,13 @@ def pages_of(env: BuildEnvironment, name: str) -> list[str]:
 
 
 def first_sentence(document: nodes.document) -> str:
-    """The first sentence of a page, on one line; empty if the page begins with something else."""
-    title = next(document.findall(nodes.title))
-    following = next(iter(title.findall(nodes.paragraph, descend=False, siblings=True, include_self=False)), None)
-    text = " ".join(following.astext().split()) if following is not None else ""
-    return re.split(r"(?<=[.])\s|(?<=。)|:$", text)[0]
+    """The first sentence between the title of a page and its next heading, on one line; empty if there is none."""
+    section = next(document.findall(nodes.section))
+    for paragraph in (child for child in section.children if isinstance(child, nodes.paragraph)):
+        text = " ".join(paragraph.astext().split())
+        if re.search(r"[.:。：]", text):  # not a row of badges and links
+            return re.split(r"(?<=[.])\s|(?<=。)|[:：]$", text)[0]
+    return ""
 
 
 def contents(app: Sphinx) -> str:

@@ -91,12 +91,21 @@ def _process_signature(app: Sphinx, what: str, name: str, value: Any, *rest: Any
 
 
 def _process_docstring(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [NUMBERED.sub(r"\1\\.", line) for line in lines]
+    lines[:] = [NUMBERED.sub(r"\1\\.", line) for line in lines if not line.startswith("Alias for field number")]
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")  # in a first line napoleon takes for a type what stands before a colon
+
+
+def _name_arrays(app: Sphinx, document: nodes.document) -> None:
+    """Call arrays by their public name in the types of attributes, which no event passes by."""
+    for text in [text for text in document.findall(nodes.Text) if "jaxlib._jax.Array" in text]:
+        text.parent.replace(text, nodes.Text(text.replace("jaxlib._jax.Array", "Array")))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive."""
     app.connect("autodoc-process-signature", _process_signature)
     app.connect("autodoc-process-docstring", _process_docstring, priority=400)  # before napoleon, at 500
+    app.connect("doctree-read", _name_arrays)
     app.add_directive("public-names", PublicNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -39,19 +39,20 @@ class RepositoryLinks(SphinxTransform):
     def apply(self, **_: Any) -> None:
         """Replace each such link."""
         self._page = Path(self.env.doc2path(self.env.docname))
-        docs = Path(self.env.srcdir).resolve()
+        # The notebooks are in a folder beside this one, to which docs/notebooks is a link.
+        self._pages = {Path(self.env.doc2path(name)).resolve(): name for name in self.env.found_docs}
+        repository = Path(self.env.srcdir).resolve().parent
         for node in list(self.document.findall(self._leaves_the_site)):
             target, anchor = self._target(node)
-            if not target.exists() or not target.is_relative_to(docs.parent):
+            if not target.exists() or not target.is_relative_to(repository):
                 continue  # MyST names what does not exist
-            page = self.env.path2doc(str(target)) if target.is_relative_to(docs) else None
-            if page in self.env.found_docs:
+            if target in self._pages:
                 replacement: nodes.Element = addnodes.pending_xref(
-                    refdomain="doc", reftarget=page, reftargetid=anchor or None, **self._origin(node)
+                    refdomain="doc", reftarget=self._pages[target], reftargetid=anchor or None, **self._origin(node)
                 )
             elif url := self.config.repository_url:
                 kind = "tree" if target.is_dir() else "blob"
-                place = f"{url}/{kind}/{BRANCH}/{target.relative_to(docs.parent).as_posix()}"
+                place = f"{url}/{kind}/{BRANCH}/{target.relative_to(repository).as_posix()}"
                 replacement = nodes.reference(refuri=place + (f"#{anchor}" if anchor else ""), internal=False)
             elif target.is_dir():
                 replacement = nodes.inline()
@@ -74,10 +75,11 @@ class RepositoryLinks(SphinxTransform):
 
     def _target(self, node: nodes.Element) -> tuple[Path, str]:
         """The file or folder that a link names, and the anchor in it."""
-        if node.get("refdomain") == "doc":  # a page, MyST believes: a path below docs/, or an absolute one
-            return Path(self.env.srcdir, node["reftarget"] + ".md").resolve(), node.get("reftargetid") or ""
+        if node.get("refdomain") == "doc":  # a page, MyST believes: an absolute path without its suffix
+            path, anchor = f"{Path(self.env.srcdir, node['reftarget'])}", node.get("reftargetid") or ""
+            page = next((page for page in self._pages if str(page.with_suffix("")) == path), Path(f"{path}.md"))
+            return page.resolve(), anchor
         path, _, anchor = node["reftarget"].partition("#")
-        # A notebook's own place counts, not that of the link to its folder.
         return (self._page.resolve().parent / path).resolve(), anchor
 
     def _origin(self, node: nodes.Element) -> dict[str, Any]:
