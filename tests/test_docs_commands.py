@@ -157,4 +157,4 @@ def test_the_commands_for_data_of_ones_own_run(page, tmp_path, monkeypatch, capf
         for words in commands(block):
             assert cli.main([*words[1:], *(TINY if words[1] == "train" else [])]) == 0, capfd.readouterr().err
             ran += 1
-    assert ran == 10
+    assert ran == 9

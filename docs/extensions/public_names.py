@@ -10,6 +10,7 @@ import optax
 from docutils import nodes
 from flax import nnx
 from jax.typing import DTypeLike
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util import inspect as autodoc_inspect
 from sphinx.util.docutils import SphinxDirective
@@ -20,7 +21,7 @@ import transformer_jax
 LIBRARY = Path(__file__).resolve().parent.parent / "library.md"
 ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 
-RANGE = re.compile(r"~?typing\.Annotated\[([^\[\]]+?), ~?[\w.]+\((?:[^()]|\([^()]*\))*\)\]")
+RANGE = re.compile(r"(?:~?typing\.)?Annotated\[([^\[\]]+?), ~?[\w.]+\((?:[^()]|\([^()]*\))*\)\]")
 """A type with the range of its values, which configuration.md has."""
 ALIASES = {
     f"transformer_jax.{name}": stringify_annotation(value, "smart")
@@ -96,16 +97,17 @@ def _process_docstring(app: Sphinx, what: str, name: str, value: Any, options: A
         lines.insert(0, "")  # in a first line napoleon takes for a type what stands before a colon
 
 
-def _name_arrays(app: Sphinx, document: nodes.document) -> None:
-    """Call arrays by their public name in the types of attributes, which no event passes by."""
-    for text in [text for text in document.findall(nodes.Text) if "jaxlib._jax.Array" in text]:
-        text.parent.replace(text, nodes.Text(text.replace("jaxlib._jax.Array", "Array")))
+def _simplify_types(app: Sphinx, document: nodes.document) -> None:
+    """Write the types of attributes and properties, which no event passes by, as `written` does."""
+    for node in document.findall(addnodes.desc_annotation):
+        if re.search(r"jaxlib\._jax|Annotated\[", text := node.astext()):
+            node.children = [nodes.Text(RANGE.sub(r"\1", text.replace("jaxlib._jax.Array", "Array")))]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive."""
     app.connect("autodoc-process-signature", _process_signature)
     app.connect("autodoc-process-docstring", _process_docstring, priority=400)  # before napoleon, at 500
-    app.connect("doctree-read", _name_arrays)
+    app.connect("doctree-read", _simplify_types)
     app.add_directive("public-names", PublicNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
