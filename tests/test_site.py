@@ -79,6 +79,7 @@ def test_types_of_arrays_are_shown_as_the_source_has_them(site):
     attention, search = (text_of(site / "api" / f"{name}.html") for name in ("attention", "search"))
     assert "query: Float[Array, 'B T N H']" in attention
     assert "processors: Sequence[LogitsProcessor] = ()" in search
+    assert "Ranking scores: log-probability" in search
     for page in (site / "api").glob("*.html"):
         assert re.findall(r"jaxlib\._jax|Annotated\[|\*args: Any, \*\*kwargs", text_of(page)) == []
 

@@ -93,8 +93,16 @@ def _process_signature(app: Sphinx, what: str, name: str, value: Any, *rest: Any
 
 def _process_docstring(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     lines[:] = [NUMBERED.sub(r"\1\\.", line) for line in lines if not line.startswith("Alias for field number")]
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # in a first line napoleon takes for a type what stands before a colon
+    _own_lines[name] = list(lines)
+
+
+def _keep_attributes(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    if what in ("attribute", "data", "property"):  # where napoleon takes for a type what stands before a colon
+        lines[:] = _own_lines[name]
+
+
+_own_lines: dict[str, list[str]] = {}
+"""Docstrings as napoleon found them."""
 
 
 def _simplify_types(app: Sphinx, document: nodes.document) -> None:
@@ -108,6 +116,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive."""
     app.connect("autodoc-process-signature", _process_signature)
     app.connect("autodoc-process-docstring", _process_docstring, priority=400)  # before napoleon, at 500
+    app.connect("autodoc-process-docstring", _keep_attributes, priority=600)
     app.connect("doctree-read", _simplify_types)
     app.add_directive("public-names", PublicNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
