@@ -15,7 +15,9 @@ from transformer_jax.system import Range, field_types
 from transformer_jax.task_groups import task_groups
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [
+    path for folder in (".", "docs", "docs/api", "docs/zh") for path in sorted((REPOSITORY / folder).glob("*.md"))
+]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 
 ROW = re.compile(r"^\| `([a-z_]+(?:\.[a-z_0-9]+)?)` \| `([^|]+)` \| ([^|]*)\| (.+) \|$", re.MULTILINE)
@@ -194,3 +196,35 @@ def resolve(name):
 @each_document
 def test_no_figure_is_left_to_be_filled_in(path):
     assert not re.search(r"\{\{|TODO_", read(path))
+
+
+def templates(source):
+    """The texts in a program, with … for what an f-string fills in."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def messages(text):
+    """The messages that a page of troubleshooting explains."""
+    return re.findall(r"^\*\*`(.+)`\*\*$", text, re.MULTILINE)
+
+
+def test_troubleshooting_explains_messages_that_there_are():
+    ours = messages(read(REPOSITORY / "docs" / "troubleshooting.md").partition("\n## Messages of JAX")[0])
+    known = [text for path in (REPOSITORY / "transformer_jax").rglob("*.py") for text in templates(read(path))]
+    assert len(ours) > 25
+    assert [message for message in ours if not any(message in text for text in known)] == []
+
+
+@pytest.mark.parametrize(("source", "expected"), [('f"a {b} c"', "a … c"), ('"a"\nx = 1', "a")])
+def test_templates(source, expected):
+    assert expected in templates(source)
+
+
+def test_the_page_on_ones_own_data_shows_the_same_in_both_languages():
+    english, chinese = (read(REPOSITORY / "docs" / name) for name in ("own_data.md", "zh/own_data.md"))
+    for language in ("sh", "tsv", "csv"):
+        assert fences(english, language) == fences(chinese, language) != []

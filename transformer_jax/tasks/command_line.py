@@ -27,12 +27,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, example: str = "", **options: Any) -> None:
         """As argparse does, with an example, of one or more lines, for the end of the help."""
         super().__init__(*arguments, **options)
-        self._example = example
+        self.example = example
         self.commands: dict[str, Parser] = {}
 
     def format_help(self) -> str:
         """The help, with the example."""
-        example = "".join(f"  {line}\n" for line in self._example.splitlines())
+        example = "".join(f"  {line}\n" for line in self.example.splitlines())
         return super().format_help() + (f"\nexample:\n{example}" if example else "")
 
     def error(self, message: str) -> NoReturn:
