@@ -78,7 +78,7 @@ class _Metrics:
         )
         self._batch_seconds = histogram("batch_seconds", "Of one call of the model.", seconds)
         self._batch_requests = histogram(
-            "batch_requests", "Requests answered by one call of the model.", [1, 2, 4, 8, 16, 32, 64, 128, 256]
+            "batch_requests", "Requests answered by one call of the model.", [2.0**power for power in range(9)]
         )
         self._waiting = prometheus_client.Gauge(
             "transformer_jax_waiting_requests", "Requests that wait for the model.", ["path"], registry=self.registry
