@@ -39,7 +39,7 @@ class Client:
 
     def refusal(self, path, body, **options):
         """(status, sentence) of a request that is refused."""
-        status, headers, content = self.ask(path, body, **options)
+        status, _, content = self.ask(path, body, **options)
         found = json.loads(content)
         assert list(found) == ["detail"]
         return status, found["detail"]

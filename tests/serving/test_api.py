@@ -197,8 +197,7 @@ class Held:
             raise ValueError("in /home/somebody/model")
         if "damaged" in texts:
             raise NotNumbersError
-        outputs = [[type("Output", (), {"text": text, "score": 0.0})] for text in texts]
-        return outputs
+        return [[type("Output", (), {"text": text, "score": 0.0})] for text in texts]
 
     def stream(self, text, prefix=None):
         for piece in range(10_000):
@@ -249,7 +248,7 @@ def test_one_too_many_is_sent_away_and_who_hangs_up_makes_room(held):
         assert staying.recv(12) == b"HTTP/1.1 200"
         staying.close()
         assert 'status="499"} 1.0' in client.ask("/metrics")[2].decode()
-    assert sorted(sum(held.calls, [])) == ["coming", "first", "staying"]
+    assert sorted(text for call in held.calls for text in call) == ["coming", "first", "staying"]
 
 
 def test_failures_are_not_explained_to_clients_and_spoil_nobody_else(held):

@@ -146,7 +146,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         if hasattr(signal, "SIGHUP"):  # uvicorn sees to the others
             signal.signal(signal.SIGHUP, server.handle_exit)
         host, port = listener.getsockname()[:2]
-        paths = ", ".join(engine.service.path for engine in engines)
+        paths = ",".join(engine.service.path for engine in engines)
         at = f"[{host}]" if ":" in host else host
         show_error(f"transformer-jax: serving {paths} on http://{at}:{port} (http://{at}:{port}/docs describes it)")
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn ends in order, and then raises the signal again
