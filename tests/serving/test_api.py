@@ -317,6 +317,15 @@ def test_memory_of_programs_is_bounded(monkeypatch, held):
     assert len(cleared) == 1
 
 
+def test_the_first_searches_are_for_one_text_and_for_many_of_several_lengths(held):
+    held.free.set()
+    engine = Engine(held, SERVICE)
+    engine.warm_up()
+    assert sorted({len(call) for call in held.calls}) == [1, 8, 64]
+    assert len({len(call[0]) for call in held.calls}) == 3
+    assert all(len(set(call)) == 1 for call in held.calls)
+
+
 def test_a_sample_is_accepted_by_each_model(engines):
     for engine in engines:
         engine.check(engine.service.request(texts=[engine.service.sample]))

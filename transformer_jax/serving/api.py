@@ -109,16 +109,19 @@ class _Metrics:
         return prometheus_client.generate_latest(self.registry)
 
 
-def create_app(engines: Sequence[Engine], limits: Limits, token: str | None = None) -> fastapi.FastAPI:
+def create_app(
+    engines: Sequence[Engine], limits: Limits, token: str | None = None, *, most_texts: int = 512
+) -> fastapi.FastAPI:
     """An app that answers with these models until its lifespan ends.
 
     Args:
         engines: no two of one path.
         limits: what it takes on.
         token: that clients must send; None: anybody may ask.
+        most_texts: texts that are answered together, unless one request has more.
     """
     metrics = _Metrics(engines)
-    batchers = [_batcher(engine, limits, metrics) for engine in engines]
+    batchers = [_batcher(engine, limits, metrics, most_texts) for engine in engines]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
@@ -147,7 +150,7 @@ def create_app(engines: Sequence[Engine], limits: Limits, token: str | None = No
     return app
 
 
-def _batcher(engine: Engine, limits: Limits, metrics: _Metrics) -> Batcher[Request, list[BaseModel]]:
+def _batcher(engine: Engine, limits: Limits, metrics: _Metrics, most_texts: int) -> Batcher[Request, list[BaseModel]]:
     path = engine.service.path
     batcher: Batcher[Request, list[BaseModel]] = Batcher(
         engine.answer,
@@ -155,6 +158,7 @@ def _batcher(engine: Engine, limits: Limits, metrics: _Metrics) -> Batcher[Reque
         size=lambda request: len(request.texts),
         max_waiting=limits.max_waiting,
         gather=limits.gather_ms / 1000,
+        most=most_texts,
         report=metrics.batch(path),
     )
     metrics.watch(path, batcher)

@@ -1,5 +1,6 @@
 """A model behind a service: it checks requests, answers those with equal options together, and keeps memory flat."""
 
+import contextlib
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
@@ -9,11 +10,14 @@ from pydantic import BaseModel
 
 from transformer_jax.decoding.scheduler import ROWS
 from transformer_jax.sharding import replicated
+from transformer_jax.system import UserError
 from transformer_jax.system.runtime import release_memory
 from transformer_jax.tasks.service import Request, Service
 
 MOST_SEARCHES = 64
 """Searches whose programs are kept: each combination of beam, alpha and so on compiles programs of its own."""
+COPIES = (1, 4, 8)
+"""Of a service's sample, in the texts of the first searches: programs depend on the length of texts."""
 RELEASE_SECONDS = 1.0
 """Between two returns of freed memory to the system."""
 
@@ -60,6 +64,10 @@ class Engine:
         return self.service.pieces(self.model, request)
 
     def warm_up(self) -> None:
-        """Compile the programs of short texts: of one, of a few and of many."""
-        for rows in ROWS:
-            self.answer([self.service.request(texts=[self.service.sample] * rows)])
+        """Compile the programs of texts of some lengths: of one, of a few and of many at a time."""
+        for copies in COPIES:
+            for rows in ROWS:
+                request = self.service.request(texts=[" ".join([self.service.sample] * copies)] * rows)
+                with contextlib.suppress(UserError):  # too long for the model
+                    self.check(request)
+                    self.answer([request])
