@@ -7,10 +7,10 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from transformer_jax.system import FieldError, Positive, Range, UserError, check_fields, check_value
+from transformer_jax.serving.limits import Limits
+from transformer_jax.system import FieldError, Positive, UserError, check_value
 from transformer_jax.system.runtime import show_error
 
 if TYPE_CHECKING:
@@ -19,37 +19,8 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "TRANSFORMER_JAX_TOKEN"  # noqa: S105  (a name)
 """Environment variable with the token; unlike an option, other users of the machine cannot read it."""
 PORT = 8000
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one server takes on.
-
-    Raises:
-        UserError: if a value is out of range.
-    """
-
-    max_characters: Positive = 5000
-    """Of a text."""
-    max_lines: Positive = 64
-    """Texts of a request."""
-    max_beam: Positive = 8
-    """Hypotheses of a search, and outputs for a text."""
-    max_waiting: Positive = 256
-    """Requests that wait for each model."""
-    max_streams: Positive = 4
-    """Answers that are streamed at a time."""
-    max_bytes: Positive = 1 << 20
-    """Of the body of a request."""
-    body_seconds: Annotated[float, Range(above=0, most=3600)] = 30.0
-    """For the whole body to arrive."""
-    gather_ms: Annotated[float, Range(0, 1000)] = 5.0
-    """Milliseconds at most that a request waits for others to be answered with it."""
-    drain_seconds: Annotated[float, Range(0, 3600)] = 30.0
-    """For requests that are being answered, after SIGTERM."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
 
 
 _LIMITS = {
@@ -146,6 +117,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         if hasattr(signal, "SIGHUP"):  # uvicorn sees to the others
             signal.signal(signal.SIGHUP, server.handle_exit)
         host, port = listener.getsockname()[:2]
+        listener.listen(BACKLOG)
         paths = ",".join(engine.service.path for engine in engines)
         at = f"[{host}]" if ":" in host else host
         show_error(f"transformer-jax: serving {paths} on http://{at}:{port} (http://{at}:{port}/docs describes it)")

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from transformer_jax.serving import Limits
 from transformer_jax.serving.batching import Batcher, Closed, Full
 from transformer_jax.serving.engine import Engine
 from transformer_jax.serving.gate import CLIENT_GONE, Gate
+from transformer_jax.serving.limits import Limits
 from transformer_jax.system import NotNumbersError, UserError, known_names, package_version
 from transformer_jax.system.runtime import printable
 from transformer_jax.tasks.service import Request, check_width
