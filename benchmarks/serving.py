@@ -129,20 +129,23 @@ async def load(port: int, clients: int, texts: Sequence[str], seconds: float) ->
 
     async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for text in itertools.islice(itertools.cycle(texts), number * len(texts) // clients, None):
-            asked = time.perf_counter()
-            if asked - started > seconds:
-                break
-            body = json.dumps({"texts": [text], "beam": 4}).encode()
-            writer.write(HEAD % len(body) + body)
-            status = await reader.readline()
-            if b" 200 " not in status:
-                raise RuntimeError(f"The server answered {status!r}.")
-            head_of_answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(head_of_answer.partition(b"content-length:")[2].split()[0])
-            await reader.readexactly(length)
-            milliseconds.append(1000 * (time.perf_counter() - asked))
-        writer.close()
+        try:
+            for text in itertools.islice(itertools.cycle(texts), number * len(texts) // clients, None):
+                asked = time.perf_counter()
+                if asked - started > seconds:
+                    break
+                body = json.dumps({"texts": [text], "beam": 4}).encode()
+                writer.write(HEAD % len(body) + body)
+                status = await reader.readline()
+                if b" 200 " not in status:
+                    raise RuntimeError(f"The server answered {status!r}.")
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                await reader.readexactly(int(head.partition(b"content-length:")[2].split()[0]))
+                milliseconds.append(1000 * (time.perf_counter() - asked))
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
     await asyncio.gather(*map(client, range(clients)))
     return Load(len(milliseconds) / (time.perf_counter() - started), milliseconds)

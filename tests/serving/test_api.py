@@ -11,6 +11,7 @@ from transformer_jax.cli import main
 from transformer_jax.serving.engine import Engine
 from transformer_jax.system import NotNumbersError
 from transformer_jax.tasks.couplets.service import SERVICE as COUPLETS
+from transformer_jax.tasks.pair_command import PairCommand
 from transformer_jax.tasks.translation.service import SERVICE, TranslateRequest
 
 TRANSLATE, CLASSIFY, WRITE = "/v1/translate", "/v1/classify", "/v1/couplets"
@@ -315,6 +316,14 @@ def test_memory_of_programs_is_bounded(monkeypatch, held):
     engine.answer([TranslateRequest(texts=["a"], beam=4, prefix="b")])
     engine.answer([TranslateRequest(texts=["a"], beam=4, prefix="c")])
     assert len(cleared) == 1
+
+
+def test_a_task_of_ones_own_is_served_under_the_name_of_its_command(held):
+    held.free.set()
+    service = PairCommand("reverse", "spell backwards").service
+    with served([Engine(held, service)]) as client:
+        assert client.results("/v1/reverse", ["ab", "c"])[1] == {"text": "c", "score": 0.0, "alternatives": []}
+        assert client.refusal("/v1/reverse", {"texts": ["a"], "prefix": "b"})[0] == 422
 
 
 def test_the_first_searches_are_for_one_text_and_for_many_of_several_lengths(held):
