@@ -12,7 +12,7 @@ from benchmarks.results import QUICK, Record, emit, read
 from benchmarks.settings import Settings, Unavailable
 from benchmarks.tpu_chips import TOPOLOGIES
 
-BENCHMARKS = ("train", "quality", "decode", "startup", "pipeline", "memory", "roofline", "scaling")
+BENCHMARKS = ("train", "quality", "decode", "serving", "startup", "pipeline", "memory", "roofline", "scaling")
 """Module names; each has `run(settings)`, which yields records."""
 COMPILED = "tpu_compile"
 """Another one, which measures nothing, is not part of "all" and has its own page."""

@@ -11,6 +11,7 @@ ABOUT = {
     "train": "Tokens consumed by training, without padding.",
     "quality": "Time to reach the validation loss that the peer reaches.",
     "decode": "Text in, text out, with the same weights.",
+    "serving": "Requests over HTTP, one sentence in each, batched; all behind the same FastAPI app.",
     "startup": "From process start to the end of the first training step, and the compiled programs.",
     "pipeline": "Reading, tokenizing and batching alone, against the rate of the training step.",
     "memory": "Peak memory of a compiled training step: parameters, optimizer state, batch and intermediates.",
@@ -26,6 +27,7 @@ PEERS = {
     "ctranslate2": "CTranslate2",
     "ctranslate2_int8": "CTranslate2, int8",
     "uncached": "no cache, one at a time",
+    "one_at_a_time": "one request at a time",
 }
 
 

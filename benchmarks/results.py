@@ -13,7 +13,7 @@ from pathlib import Path
 
 OURS = "ours"
 """Our name among the measured systems; all others are peers."""
-PEERS = ("torch", "torch_compile", "transformers", "ctranslate2", "ctranslate2_int8", "uncached")
+PEERS = ("torch", "torch_compile", "transformers", "ctranslate2", "ctranslate2_int8", "uncached", "one_at_a_time")
 QUICK = "quick: "
 """Prefix of `work` in quick runs."""
 PACKAGES = ("transformer-jax", "jax", "jaxlib", "libtpu", "flax", "numpy", "torch", "transformers", "ctranslate2")

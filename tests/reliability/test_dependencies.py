@@ -65,7 +65,8 @@ def test_the_oldest_versions_tested_are_the_lower_bounds():
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
     needed, extras = declared()
     tests_too = [requirement for requirement in extras["test"] if requirement.name != "transformer-jax"]
-    bounds = {requirement.name: lower_bound(requirement) for requirement in (*needed, *extras["sweep"], *tests_too)}
+    everything = (*needed, *extras["sweep"], *extras["serve"], *tests_too)
+    bounds = {requirement.name: lower_bound(requirement) for requirement in everything}
     assert tested == bounds | {name: tested[name] for name in ("pyparsing",)}, "what needs it has a lower bound"
 
 

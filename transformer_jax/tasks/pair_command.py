@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from transformer_jax.config import Config
+    from transformer_jax.tasks.service import Service
 
 Pairs = Sequence[tuple[str, str]]
 Scored = Sequence[tuple[float, int]]
@@ -56,6 +57,13 @@ class PairCommand(Command):
         """
         self.name, self.help, self.epilog = name, help, epilog
         self.description = description or f"{help.capitalize()}: one line of standard output for each."
+
+    @property
+    def service(self) -> "Service | None":
+        """Serves the models at /v1/NAME, unless the command has a service of its own."""
+        from transformer_jax.tasks.service import PairService
+
+        return super().service or PairService(f"/v1/{self.name}", self.help)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of the command, besides those of every command."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformer_jax.config import Config
     from transformer_jax.nn import ModelConfig
     from transformer_jax.tasks.base import Task
+    from transformer_jax.tasks.service import Service
 
 
 class Command(abc.ABC):
@@ -42,6 +43,14 @@ class Command(abc.ABC):
     options: Mapping[str, Mapping[str, Any]] = {}
     """Options of `evaluate` that these models have, such as "--rules", to the arguments of `add_argument`. An option
     that is not given must be None. Tasks may share an option; the first one's help is shown."""
+    service_reference: Any = None
+    """A `tasks.service.Service`, or "module:name" of one, which is imported on access; None: `serve` refuses these
+    models."""
+
+    @property
+    def service(self) -> "Service | None":
+        """How `transformer-jax serve` answers requests with these models."""
+        return cast("Service | None", _resolved(self.service_reference))
 
     @abc.abstractmethod
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -39,6 +39,7 @@ class ClassifyCommand(Command):
     subject = "classification"
     example = "transformer-jax classify --model runs/ag_news --top 2 'Oil price climbs'"
     working = "classifying"
+    service_reference = "transformer_jax.tasks.classification.service:SERVICE"
     scores = "accuracy, macro-F1, precision, recall and F1 of each class, confusion matrix, expected calibration error"
     options = {  # noqa: RUF012  (never changed)
         "--data": {"metavar": "FILE", "help": "labelled texts: CSV, TSV or JSON Lines, plain or gzip"},

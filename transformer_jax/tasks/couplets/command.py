@@ -32,6 +32,7 @@ class CoupletCommand(PairCommand):
     subject = "couplets"
     example = "transformer-jax couplet --model runs/couplet --explain 春江明月降"
     working = "writing"
+    service_reference = "transformer_jax.tasks.couplets.service:SERVICE"
     scores = (
         "perplexity per character, sacreBLEU over characters, distinct-n, the share of lines that keep each rule; with "
         "--config also separately for upper lines that are in the training data (seen) and that are not (unseen)"

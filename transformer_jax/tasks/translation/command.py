@@ -35,6 +35,7 @@ class TranslateCommand(PairCommand):
 
     subject = "translation"
     working = "translating"
+    service_reference = "transformer_jax.tasks.translation.service:SERVICE"
     example = "transformer-jax translate --model runs/numerals < numbers.de > numbers.en"
     scores = (
         "sacreBLEU cased and lower-cased, chrF, their signatures, exact matches, perplexity of the references per "

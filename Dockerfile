@@ -1,0 +1,21 @@
+# An image that serves models: docker build -t transformer-jax . (for a GPU: --build-arg EXTRA=,cuda12)
+FROM python:3.12-slim
+
+ARG EXTRA=""
+COPY pyproject.toml README.md LICENSE /src/
+COPY transformer_jax /src/transformer_jax
+COPY configs /src/configs
+RUN pip install --no-cache-dir "/src[serve${EXTRA}]" && rm -r /src \
+    && useradd --create-home --uid 1000 serve
+
+USER serve
+WORKDIR /home/serve
+# Compiled programs are kept here; mount a volume, and the next start is quick.
+RUN mkdir -p -m 700 .cache/transformer_jax
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+# SIGTERM, which docker stop sends, ends the server in order.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["transformer-jax", "serve", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["--model", "/models/model"]

@@ -1,0 +1,143 @@
+"""Requests of many clients in batches: what waits for a model is answered together."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Full(Exception):
+    """As many requests wait as may."""
+
+
+class Closed(Exception):
+    """No more requests are taken."""
+
+
+class Batcher(Generic[Item, Result]):
+    """Answers items in batches, in a thread of its own; safe to call from several threads.
+
+    The thread takes all that wait, splits them into groups of equal keys, and answers each group by one call. Before it
+    takes them it waits until there are as many as there were the last time, `gather` seconds at most: clients that were
+    answered together soon ask again, and a client that is alone never waits.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[Item]], Sequence[Result]],
+        *,
+        key: Callable[[Item], Hashable],
+        size: Callable[[Item], int],
+        max_waiting: int,
+        gather: float = 0.005,
+        most: int = 512,
+        report: Callable[[int, int, float], None] | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            work: the results of items whose keys are equal, in order.
+            key: that of an item.
+            size: how much an item counts, such as its texts.
+            max_waiting: items that may wait.
+            gather: seconds.
+            most: the sizes of the items of a batch add up to this at most, unless one alone is larger.
+            report: called with the number of items, the sum of their sizes and the seconds of each group.
+        """
+        self._work, self._key, self._size, self._report = work, key, size, report
+        self._max_waiting, self._gather, self._most = max_waiting, gather, most
+        self._waiting: dict[Future[Result], Item] = {}  # in the order in which they came
+        self._expected = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait."""
+        return len(self._waiting)
+
+    def submit(self, item: Item) -> "Future[Result]":
+        """Let an item wait; if its future is cancelled meanwhile, its place is free and it is never answered.
+
+        Raises:
+            Full: if there is no place.
+            Closed: after `close`.
+        """
+        future: Future[Result] = Future()
+        with self._changed:
+            if self._is_closed:
+                raise Closed
+            if len(self._waiting) >= self._max_waiting:
+                raise Full
+            self._waiting[future] = item
+            self._changed.notify_all()
+        future.add_done_callback(self._leave)
+        return future
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more items, answer those that wait within `timeout` seconds, and cancel the rest."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        for future in list(self._waiting):
+            future.cancel()
+
+    def _leave(self, future: "Future[Result]") -> None:
+        with self._changed:
+            self._waiting.pop(future, None)
+
+    def _run(self) -> None:
+        while True:
+            batch = self._next()
+            if not batch and self._is_closed:
+                return
+            groups: dict[Hashable, list[tuple[Future[Result], Item]]] = {}
+            for future, item in batch:
+                groups.setdefault(self._key(item), []).append((future, item))
+            for group in groups.values():
+                # Whoever has gone while the groups before were answered is dropped here.
+                self._answer([(future, item) for future, item in group if future.set_running_or_notify_cancel()])
+            with self._changed:
+                self._expected = len(batch) + len(self._waiting)
+
+    def _next(self) -> list[tuple["Future[Result]", Item]]:
+        """The next batch; empty at the end, and if all have gone while it waited for more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            self._changed.wait_for(lambda: len(self._waiting) >= self._expected or self._is_closed, self._gather)
+            batch: list[tuple[Future[Result], Item]] = []
+            room = self._most
+            for future, item in self._waiting.items():
+                room -= self._size(item)
+                if batch and room < 0:
+                    break
+                batch.append((future, item))
+            for future, _ in batch:
+                del self._waiting[future]
+            return batch
+
+    def _answer(self, group: list[tuple["Future[Result]", Item]]) -> None:
+        if not group:
+            return
+        items = [item for _, item in group]
+        started = time.perf_counter()
+        try:
+            results = self._work(items)
+        except BaseException as error:  # it must reach whoever waits, and the thread must live on
+            if len(group) == 1:
+                group[0][0].set_exception(error)
+                return
+            for one in group:  # the others of the group are not to blame
+                self._answer([one])
+            return
+        if self._report is not None:
+            self._report(len(items), sum(map(self._size, items)), time.perf_counter() - started)
+        for (future, _), result in zip(group, results, strict=True):
+            future.set_result(result)
