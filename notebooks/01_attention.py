@@ -75,7 +75,7 @@ plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False,
 # Both fit into a few lines. `causal_mask` lets a position see itself and earlier ones only, as recurrence does.
 
 # %%
-WIDTH = 128
+WIDTH = 512  # d_model of the paper's base model
 W = jax.random.orthogonal(jax.random.key(0), WIDTH) * 0.9
 
 
@@ -129,9 +129,10 @@ axes[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Recurrence grows in proportion to $n$, each step waiting for the last. Attention costs little while $n$ is small
-# beside $d$, then its $n^2$ shows and the lines approach each other. Two CPU cores can exploit only a little of its
-# parallelism; on a GPU or TPU the gap is far larger, as those have thousands of units that a chain leaves idle.
+# Recurrence grows in proportion to $n$, each step waiting for the last. Attention takes a fraction of that while $n$ is
+# smaller than $d$, as sentences are; beyond, its $n^2$ shows and the lines cross. So much for two CPU cores, which can
+# exploit only a little of its parallelism. On a GPU or TPU the lines cross at far longer texts, as a chain leaves
+# thousands of units idle there.
 #
 # The chain also hurts learning. Information from the first token reaches the last through $n-1$ steps, each of which
 # may shrink it, while attention connects the two directly (*maximum path length* in table 1). The gradient of the last

@@ -98,6 +98,8 @@ display(figure)
 # from $\sin a \sin b + \cos a \cos b = \cos(a - b)$, summed over the frequencies $\omega_i$:
 #
 # $$PE_p \cdot PE_{p+k} = \sum_i \cos(\omega_i k)$$
+#
+# So the curves from three positions are one:
 
 # %%
 encoding = np.asarray(sinusoidal_positions(jnp.arange(200), 128))
@@ -290,7 +292,7 @@ for head, axis in enumerate(axes):
     axis.set(title=f"head {head}", xlabel="place in the cache")
     axis.set_xticks(range(0, LONGEST, 2))
 axes[0].set(ylabel="after step", yticks=range(len(written)), yticklabels=range(1, len(written) + 1))
-figure.colorbar(image, ax=axes, label="norm of the key")
+figure.colorbar(image, ax=axes, label="norm of the key", shrink=0.6)
 plt.show()
 
 for number, norms in enumerate(filled, start=1):

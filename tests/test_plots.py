@@ -58,6 +58,12 @@ def test_attention_maps():
     assert len(sizes) == 1
 
 
+def test_a_notebook_shows_figures_without_pyplot():
+    formatters = pytest.importorskip("IPython.core.formatters", reason="needs `pip install IPython`")
+    shown, _ = formatters.DisplayFormatter().format(plots.attention_masks({"causal": causal_mask(8)[0, 0]}))
+    assert shown["image/png"].startswith(b"\x89PNG")
+
+
 def test_many_maps_stay_in_their_figure():
     figure = plots.attention_maps(RANDOM.random((6, 8, 40, 30)), list("ab" * 20), list("abc" * 10))
     assert max(figure.get_size_inches()) < drawing.LONGEST_SIDE + 10

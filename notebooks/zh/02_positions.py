@@ -91,6 +91,8 @@ display(figure)
 # 与对角线平行的条纹说明，点积只取决于两个位置的距离。原因是 $\sin a \sin b + \cos a \cos b = \cos(a - b)$，再对所有频率 $\omega_i$ 求和：
 #
 # $$PE_p \cdot PE_{p+k} = \sum_i \cos(\omega_i k)$$
+#
+# 所以从三个位置出发的曲线完全重合：
 
 # %%
 encoding = np.asarray(sinusoidal_positions(jnp.arange(200), 128))
@@ -271,7 +273,7 @@ for head, axis in enumerate(axes):
     axis.set(title=f"head {head}", xlabel="place in the cache")
     axis.set_xticks(range(0, LONGEST, 2))
 axes[0].set(ylabel="after step", yticks=range(len(written)), yticklabels=range(1, len(written) + 1))
-figure.colorbar(image, ax=axes, label="norm of the key")
+figure.colorbar(image, ax=axes, label="norm of the key", shrink=0.6)
 plt.show()
 
 for number, norms in enumerate(filled, start=1):

@@ -84,7 +84,9 @@ def test_all_cells_have_run_without_complaint_and_outputs_are_small(path):
         for output in cell.get("outputs", ()):
             assert output.output_type != "error"
             assert output.get("name") != "stderr"
-            pictures += "image/png" in output.get("data", {})
+            has_picture = "image/png" in output.get("data", {})
+            assert has_picture or "Figure" not in output.get("data", {}).get("text/plain", "")
+            pictures += has_picture
     assert pictures >= 3
     assert path.with_suffix(".ipynb").stat().st_size <= MOST_BYTES
 
@@ -125,7 +127,8 @@ def test_exercises_are_checked_and_their_solutions_hidden(path):
         rest = check.partition("\n")[2]
         assert f"answer_{number}(" in rest
         assert re.search(r"^\s*(assert |np\.testing\.assert_)", rest, re.M)
-    assert sum(f"{number}" in cell.source for cell in cells for number in ["**Exercise", "**练习"]) == len(checks)
+    asked = [number for cell in cells for number in re.findall(r"\*\*(?:Exercise|练习) (\d)\.\*\*", cell.source)]
+    assert asked == [str(number) for number in range(1, len(checks) + 1)]
 
 
 @each
@@ -145,6 +148,12 @@ def test_links_lead_somewhere(path):
     own = [target for target in targets if not target.startswith("https://")]
     assert own
     assert [target for target in own if not (path.parent / target.partition("#")[0]).exists()] == []
+
+
+def test_the_table_links_every_notebook():
+    text = (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(([\w/]+\.ipynb)\)", text)
+    assert sorted(linked) == sorted(path.relative_to(NOTEBOOKS).with_suffix(".ipynb").as_posix() for path in SOURCES)
 
 
 @pytest.mark.slow
