@@ -125,7 +125,7 @@ def shape(array):
 
 
 figure, axis = plt.subplots(figsize=(8, 5.4))
-for left, title, parts in ((0, "encoder layer", encoder), (6, "decoder layer", decoder)):
+for left, title, parts in ((0, "encoder, one layer", encoder), (6, "decoder, one layer", decoder)):
     for height, (name, output, within) in enumerate(parts):
         colour = next((value for key, value in COLOURS.items() if name.startswith(key)), "#e6e0f0")
         axis.add_patch(plt.Rectangle((left, 2 * height), 3.4, 1.1, facecolor=colour, edgecolor="gray"))
@@ -134,11 +134,11 @@ for left, title, parts in ((0, "encoder layer", encoder), (6, "decoder layer", d
         axis.annotate("", (left + 1.7, 2 * height + 2), (left + 1.7, 2 * height + 1.1), arrowprops={"arrowstyle": "->"})
         axis.text(left + 1.8, 2 * height + 1.5, shape(output), va="center", color="#444444")
         if height and name != "output layer":  # the residual connection around it
-            style = {"arrowstyle": "->", "connectionstyle": "bar,fraction=0.25", "color": "#999999"}
+            style = {"arrowstyle": "->", "connectionstyle": "bar,fraction=-0.25", "color": "#999999"}
             axis.annotate("", (left, 2 * height + 1.3), (left, 2 * height - 0.3), arrowprops=style)
     axis.text(left + 1.7, -0.5, title, ha="center", weight="bold")
 axis.annotate("", (6, 4.55), (3.4, 5.5), arrowprops={"arrowstyle": "->", "color": "#6aa84f"})
-axis.text(4.35, 5.4, "keys, values", color="#6aa84f")
+axis.text(3.9, 5.45, "keys, values", color="#6aa84f")
 axis.set(xlim=(-1.2, 9.8), ylim=(-0.8, 10.2))
 axis.axis("off")
 plt.show()
@@ -270,7 +270,7 @@ for axis, name, batch in ((axes[0], "a row each", apart), (axes[1], "packed", pa
     shown = np.where(batch.source_segments, batch.source_segments, np.nan)
     axis.imshow(shown, aspect="auto", cmap="tab10", vmin=1, vmax=10, interpolation="nearest")
     share = real_token_share(batch)
-    axis.set(title=f"{name}: {len(batch.source)} rows, {share:.0%} tokens", xlabel="place", ylabel="row")
+    axis.set(title=f"{name}: {len(batch.source)} rows, {share:.0%} filled", xlabel="place", ylabel="row")
     axis.set_ylim(len(pairs) - 0.5, -0.5)
 plt.show()
 assert real_token_share(packed) > 2 * real_token_share(apart)
