@@ -60,8 +60,14 @@ def test_attention_maps():
 
 def test_a_notebook_shows_figures_without_pyplot():
     formatters = pytest.importorskip("IPython.core.formatters", reason="needs `pip install IPython`")
-    shown, _ = formatters.DisplayFormatter().format(plots.attention_masks({"causal": causal_mask(8)[0, 0]}))
-    assert shown["image/png"].startswith(b"\x89PNG")
+    figure = plots.attention_masks({"causal": causal_mask(8)[0, 0]})
+    widths = []
+    for dpi in (60, 120):
+        figure.set_dpi(dpi)
+        shown, _ = formatters.DisplayFormatter().format(figure)
+        assert shown["image/png"].startswith(b"\x89PNG")
+        widths.append(struct.unpack(">I", shown["image/png"][16:20])[0])
+    assert widths[1] == pytest.approx(2 * widths[0], abs=2)
 
 
 def test_many_maps_stay_in_their_figure():

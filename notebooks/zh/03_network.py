@@ -295,7 +295,7 @@ for r, row in enumerate(rows):
     for segment, pair in enumerate(row, start=1):
         alone = apart_logits[pair][: lengths[pair, 1]]
         np.testing.assert_allclose(packed_logits[r][packed.target_segments[r] == segment], alone, atol=1e-4)
-print(f"{len(pairs)} 个句对打包成 {len(rows)} 行，logits 与各占一行时完全一致。")
+print(f"{len(pairs)} 个句对打包成 {len(rows)} 行，logits 与各占一行（共 {len(pairs)} 行）时完全一致。")
 
 # %% [markdown]
 # ## 练习

@@ -244,7 +244,7 @@ def _png(figure: "Figure") -> bytes:
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `font_families` has told
-        figure.savefig(content, format="png", bbox_inches="tight")
+        figure.savefig(content, format="png", dpi=figure.dpi, bbox_inches="tight")
     return content.getvalue()
 
 
