@@ -58,6 +58,18 @@ def test_attention_maps():
     assert len(sizes) == 1
 
 
+def test_a_notebook_shows_figures_without_pyplot():
+    formatters = pytest.importorskip("IPython.core.formatters", reason="needs `pip install IPython`")
+    figure = plots.attention_masks({"causal": causal_mask(8)[0, 0]})
+    widths = []
+    for dpi in (60, 120):
+        figure.set_dpi(dpi)
+        shown, _ = formatters.DisplayFormatter().format(figure)
+        assert shown["image/png"].startswith(b"\x89PNG")
+        widths.append(struct.unpack(">I", shown["image/png"][16:20])[0])
+    assert widths[1] == pytest.approx(2 * widths[0], abs=2)
+
+
 def test_many_maps_stay_in_their_figure():
     figure = plots.attention_maps(RANDOM.random((6, 8, 40, 30)), list("ab" * 20), list("abc" * 10))
     assert max(figure.get_size_inches()) < drawing.LONGEST_SIDE + 10

@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,6 +75,8 @@ def new_figure(
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)  # type: ignore[arg-type]
+        # Without it, a notebook shows figures only once pyplot has made one.
+        figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
         FigureCanvasAgg(figure)
         yield figure
         for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
@@ -237,6 +239,14 @@ def save_pictures(folder: AnyPath, figures: "Mapping[str, Figure]") -> None:
     """`save_picture` for each figure, by the name of its file; errors are those of `save_picture`."""
     for name, figure in figures.items():
         save_picture(folder / name, figure)
+
+
+def _png(figure: "Figure") -> bytes:
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `font_families` has told
+        figure.savefig(content, format="png", dpi=figure.dpi, bbox_inches="tight")
+    return content.getvalue()
 
 
 def _matplotlib() -> Any:
