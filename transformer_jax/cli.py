@@ -1,6 +1,6 @@
 """The command line: `transformer-jax COMMAND ...`.
 
-The subcommands are `train`, those of the registered tasks, `evaluate`, `runs`, `info`, `import` and `export`. JAX
+The subcommands are `train`, those of the registered tasks, `evaluate`, `runs`, `info`, `demo`, `import` and `export`. JAX
 takes seconds to import, so functions that need it import it late and --help is quick.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from transformer_jax import experiments, interop
+from transformer_jax import demo, experiments, interop
 from transformer_jax.system import UserError, config_name, flat_config, known_names, package_version, shipped_configs
 from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.task_groups import moved_fields
@@ -101,6 +101,7 @@ def _parser() -> Parser:
         add_task_command(commands, command)
     _add_evaluate(commands)
     experiments.add_commands(commands)
+    demo.add_commands(commands)
     interop.add_commands(commands)
     parser.commands = commands.choices
     return parser
