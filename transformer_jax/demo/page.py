@@ -19,16 +19,24 @@ TITLE = "transformer-jax"
 REQUESTS_AT_ONCE = 4
 """Requests of a kind that are answered at a time; others wait in the queue."""
 MOST_WAITING = 64
-LARGEST_REQUEST = 1_000_000
+LARGEST_REQUEST = 10_000_000
 """Bytes of a request's body."""
 CHINESE_LOCALES = ("zh", "zh-CN", "zh-SG", "zh-TW", "zh-HK")
 
 _FONTS = ("system-ui", "Noto Sans CJK SC", "Noto Sans SC", "PingFang SC", "Microsoft YaHei", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
+# Gradio's own secondary text and buttons are too pale to be read by everyone (WCAG asks for a contrast of 4.5).
+_COLOURS = {
+    "body_text_color_subdued": "*neutral_600",
+    "body_text_color_subdued_dark": "*neutral_300",
+    "button_primary_background_fill": "*primary_600",
+    "button_primary_background_fill_hover": "*primary_700",
+}
 _NOTE = "note"
 _PHRASES = {_NOTE: Phrase("Models can be wrong. No text is stored.", "模型可能出错；输入的文本不会被保存。")}
 _STYLE = """
-.gradio-container { max-width: 900px !important; margin: auto; }
+.gradio-container { max-width: 900px !important; width: 100%; margin: auto; }
+.message:not(:has([role=alert])) { display: none !important; }
 .gradio-container h1 { margin: .2em 0; }
 .message [role=alert] { color: var(--error-text-color); background: var(--error-background-fill);
                         border: 1px solid var(--error-border-color); border-radius: 6px; padding: .5em .8em;
@@ -84,8 +92,9 @@ class Page(gradio.Blocks):
         chinese = {key: phrase.chinese for key, phrase in self.phrases.items()}
         own = {
             "i18n": gradio.I18n(en=english, **dict.fromkeys(CHINESE_LOCALES, chinese)),
-            "theme": gradio.themes.Default(font=_FONTS, font_mono=_MONO),
+            "theme": gradio.themes.Default(primary_hue="blue", font=_FONTS, font_mono=_MONO).set(**_COLOURS),
             "css": _STYLE,
+            "js": "() => { document.documentElement.lang = navigator.language; }",
             "footer_links": ["gradio"],
             "run_history": False,
             "ssr_mode": False,

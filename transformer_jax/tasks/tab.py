@@ -57,9 +57,9 @@ class Tab(abc.ABC):
     """
 
     title: ClassVar[str]
-    """The key of the phrase that names the tab, and of its button."""
+    """The key of the phrase that names the tab."""
     phrases: ClassVar[Mapping[str, Phrase]]
-    """Its own phrases; those that all tabs share are added."""
+    """Its own phrases, with `text` and `example` for the field, and `ask` for the button; the shared ones are added."""
     style: ClassVar[str]
     """CSS of answers; Gradio confines it to them."""
     script: ClassVar[str | None] = None
@@ -144,11 +144,13 @@ class Tab(abc.ABC):
                 label=self.label("text"), placeholder=self.label("example"), lines=1, max_lines=8, elem_classes="asked"
             )
             message = gradio.HTML(elem_classes="message")
-            button = gradio.Button(self.label(self.title), variant="primary", elem_classes="ask")
+            button = gradio.Button(self.label("ask"), variant="primary", elem_classes="ask")
             live = gradio.Checkbox(True, label=self.label("live"), visible=self.answers_while_typing)
             with gradio.Accordion(self.label("options"), open=False):
                 options = list(self.controls())
-        content = gradio.HTML(elem_classes="answer", css_template=self.style, js_on_load=self.script, min_height=40)
+        content = gradio.HTML(
+            elem_classes="answer", css_template=self.style, js_on_load=self.script, apply_default_css=False, min_height=40
+        )
 
         def respond(request: gradio.Request, *values: Any) -> Answer:
             return self.respond(*values, language=request.headers.get("accept-language", ""))
@@ -160,7 +162,8 @@ class Tab(abc.ABC):
         gradio.on([button.click, text.submit], respond, asked, shown, api_visibility="private", show_progress="minimal")
         if self.answers_while_typing:
             gradio.on(
-                [text.input, name.change, *(option.change for option in options)],
+                # Not text.input, which comes with keys that print alone, and not with pasting or deleting.
+                [text.change, name.change, *(option.change for option in options)],
                 respond_live,
                 [live, *asked],
                 shown,

@@ -18,6 +18,7 @@ class ClassificationTab(Tab):
     title = "classify"
     phrases: ClassVar[dict[str, Phrase]] = {
         "classify": Phrase("Classify", "分类"),
+        "ask": Phrase("Classify", "分类"),
         "text": Phrase("Text", "文本"),
         "example": Phrase("A text to classify", "输入要分类的文本"),
         "explain": Phrase("Mark the words that mattered", "标出起作用的词"),
@@ -37,6 +38,7 @@ table { border-collapse: collapse; width: 100%; }
 td, th { padding: .2em .6em .2em 0; text-align: left; font-weight: normal; font-variant-numeric: tabular-nums; }
 th { color: var(--body-text-color-subdued); font-size: .85em; }
 tr.best td:first-child { font-weight: 600; }
+th:last-child { text-align: right; padding-right: 0; }
 td.name { overflow-wrap: anywhere; width: 30%; }
 td.number { width: 5em; text-align: right; padding-right: 0; }
 .bar { background: var(--border-color-primary); border-radius: 4px; overflow: hidden; }
@@ -48,6 +50,7 @@ mark { color: inherit; border-radius: 3px; padding: .1em .15em; }
 mark.for { background: rgb(56 132 220 / calc(var(--share) * 70%)); border-bottom: 2px solid rgb(56 132 220); }
 mark.against { background: rgb(222 122 40 / calc(var(--share) * 70%)); border-bottom: 2px dashed rgb(222 122 40); }
 table.effects { width: auto; }
+table.effects td:last-child { text-align: right; padding-right: 0; }
 """
 
     def controls(self) -> Sequence[Any]:

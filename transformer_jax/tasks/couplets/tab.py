@@ -20,7 +20,8 @@ class CoupletTab(Tab):
     title = "couplet"
     answers_while_typing = False  # which would be in the middle of a character
     phrases: ClassVar[dict[str, Phrase]] = {
-        "couplet": Phrase("Couplet", "对下联"),
+        "couplet": Phrase("Couplets", "对联"),
+        "ask": Phrase("Write lower lines", "对下联"),
         "text": Phrase("Upper line", "上联"),
         "example": Phrase("An upper line in Chinese", "输入上联"),
         "count": Phrase("Lower lines", "下联条数"),
@@ -33,6 +34,7 @@ class CoupletTab(Tab):
         "lower": Phrase("lower line", "下联"),
         "tone": Phrase("tone", "平仄"),
         "kept": Phrase("kept", "符合"),
+        "rules kept": Phrase("{} of {} rules kept", "符合 {} 条规则（共 {} 条）"),
         "broken": Phrase("broken", "不符"),
         "given up": Phrase("broken, given up: no line can keep it", "不符，已放弃：没有下联能做到"),
         "ends level": Phrase("The upper line ends level (平), but should end oblique (仄).", "上联末字为平声，按惯例应为仄声。"),
@@ -123,7 +125,7 @@ element.addEventListener("click", async (event) => {
 
     def _summary(self, upper: str, reply: "Reply", language: str) -> str:
         kept = judge(upper, reply.text).kept
-        return escape(f"{self.phrase('kept', language)}: {len(kept)}/{len(NAMES)}")
+        return escape(self.phrase("rules kept", language).format(len(kept), len(NAMES)))
 
     def _table(self, upper: str, reply: "Reply", language: str) -> str:
         """The lines above each other with their tones, and × at each place that breaks a rule."""

@@ -21,6 +21,7 @@ class TranslationTab(Tab):
     title = "translate"
     phrases: ClassVar[dict[str, Phrase]] = {
         "translate": Phrase("Translate", "翻译"),
+        "ask": Phrase("Translate", "翻译"),
         "text": Phrase("Sentence", "原文"),
         "example": Phrase("One sentence", "输入一句话"),
         "beam": Phrase("Beam size", "束宽"),
