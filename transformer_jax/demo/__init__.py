@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import socket
 import threading
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from transformer_jax.system import UserError
 from transformer_jax.system.runtime import show
 from transformer_jax.tasks.command_line import progress
+from transformer_jax.tasks.registry import resolved
 
 if TYPE_CHECKING:
     from transformer_jax.demo.page import Page
+    from transformer_jax.tasks.tab import Tab
 
 LOOPBACK = "127.0.0.1"
 PORT = 7860
@@ -52,23 +55,33 @@ def build(models: Mapping[str, Any]) -> "Page":
     Raises:
         UserError: if Gradio is not installed, there is no model, or one of a class without a tab.
     """
+    kinds: dict[type[Tab], dict[str, Any]] = {}
+    for name, model in models.items():
+        tab = getattr(model, "tab", None)
+        if tab is None:
+            raise UserError(f"{name} is a {type(model).__name__}, which the page has no tab for; leave it out.")
+        kinds.setdefault(resolved(tab), {})[name] = model
+    if not kinds:
+        raise UserError("The page has no model; name at least one.")
     _require_gradio()
-    from transformer_jax.demo.page import make_page
+    from transformer_jax.demo.page import Page
 
-    return make_page(models)
+    return Page([kind(of_kind) for kind, of_kind in kinds.items()])
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.port <= 65535:
         raise UserError(f"--port is {arguments.port}, but must be from 0 to 65535.")
-    _require_gradio()  # before models are loaded, which takes longer
+    # Before models are loaded, which takes longer.
+    _require_gradio()
+    port = _free_port(arguments.host, arguments.port)
     from transformer_jax.tasks.model_folder import folder_of, load
 
     models: dict[str, Any] = {}
     for path in arguments.model:
         models[_free_name(_name_of(str(folder_of(path))), models)] = load(path)
     page = build(models)
-    address = page.serve(arguments.host, arguments.port)
+    address = page.serve(arguments.host, port)
     try:
         show(f"The page is at {address}")
         if arguments.host != LOOPBACK:
@@ -92,3 +105,20 @@ def _free_name(name: str, taken: Mapping[str, Any]) -> str:
 def _require_gradio() -> None:
     if importlib.util.find_spec("gradio") is None:
         raise UserError("The page needs Gradio; install it: pip install 'transformer-jax[demo]'.")
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or for 0 one that is free.
+
+    Raises:
+        UserError: if nothing can listen there.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, port), family=family) as found:
+            return int(found.getsockname()[1])
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"Port {port} of {host!r} cannot be listened at ({reason}); name others with --host and --port."
+        ) from error

@@ -4,15 +4,12 @@ Importing this module imports Gradio.
 """
 
 import os
-import socket
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import gradio
 from starlette.middleware import Middleware
 
-from transformer_jax.system import UserError
-from transformer_jax.tasks.registry import resolved
 from transformer_jax.tasks.tab import Phrase, Tab
 
 TITLE = "transformer-jax"
@@ -109,23 +106,11 @@ class Page(gradio.Blocks):
 
         Args:
             host: the address to listen at.
-            port: 0 for one that is free.
+            port: one that is free there.
 
         Returns:
             The address of the page.
-
-        Raises:
-            UserError: if the address cannot be listened at.
         """
-        try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            with socket.create_server((host, port), family=family) as free:
-                port = free.getsockname()[1]
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"Port {port} of {host!r} cannot be listened at ({reason}); name others with --host and --port."
-            ) from error
         # Gradio asks its own server whether it is up, which is not a question for a proxy.
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join(filter(None, [os.environ.get(name, ""), "127.0.0.1", "localhost", host]))
@@ -177,20 +162,3 @@ def _refusal(scope: Message) -> int:
         if int(length) > LARGEST_REQUEST:
             return 413
     return 0
-
-
-def make_page(models: Mapping[str, Any]) -> Page:
-    """The page for some models; see `transformer_jax.demo.build`.
-
-    Raises:
-        UserError: if there is none, or one of a class without a tab.
-    """
-    kinds: dict[type[Tab], dict[str, Any]] = {}
-    for name, model in models.items():
-        tab = getattr(model, "tab", None)
-        if tab is None:
-            raise UserError(f"{name} is a {type(model).__name__}, which the page has no tab for; leave it out.")
-        kinds.setdefault(resolved(tab), {})[name] = model
-    if not kinds:
-        raise UserError("The page has no model; name at least one.")
-    return Page([kind(of_kind) for kind, of_kind in kinds.items()])
