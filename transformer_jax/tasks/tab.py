@@ -149,7 +149,11 @@ class Tab(abc.ABC):
             with gradio.Accordion(self.label("options"), open=False):
                 options = list(self.controls())
         content = gradio.HTML(
-            elem_classes="answer", css_template=self.style, js_on_load=self.script, apply_default_css=False, min_height=40
+            elem_classes="answer",
+            css_template=self.style,
+            js_on_load=self.script,
+            apply_default_css=False,
+            min_height=40,
         )
 
         def respond(request: gradio.Request, *values: Any) -> Answer:

@@ -38,7 +38,9 @@ def test_alternatives_with_scores_attention_and_alignment(tab, model):
     rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", content)[: len(best.target)]
     weights = best.weights.mean(axis=(0, 1))
     assert [float(row[2]) for row in rows] == pytest.approx(weights.max(axis=1), abs=0.006)
-    assert [html.unescape(row[1]) for row in rows] == [best.source[place].replace(" ", "␣") for place in weights.argmax(axis=1)]
+    assert [html.unescape(row[1]) for row in rows] == [
+        best.source[place].replace(" ", "␣") for place in weights.argmax(axis=1)
+    ]
 
 
 def test_one_piece_of_each_row_is_reached_with_the_tab_key(tab):
@@ -75,7 +77,7 @@ def test_every_phrase_is_in_both_languages():
         assert re.search("[\u4e00-\u9fff]", phrase.chinese)
 
 
-@pytest.mark.parametrize("text", ["<img src=x onerror=alert(1)>", '"\'', "${1+1} {{value}} `x` \\"])
+@pytest.mark.parametrize("text", ["<img src=x onerror=alert(1)>", "\"'", "${1+1} {{value}} `x` \\"])
 def test_text_is_escaped_for_html_and_for_templates(text):
     escaped = escape(text)
     assert html.unescape(escaped) == text

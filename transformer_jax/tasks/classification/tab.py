@@ -31,7 +31,9 @@ class ClassificationTab(Tab):
         ),
         "word": Phrase("word", "词"),
         "how much": Phrase("effect", "影响"),
-        "cut": Phrase("The model reads only the first {:,} tokens of this text.", "模型只读取这段文本的前 {:,} 个词元。"),
+        "cut": Phrase(
+            "The model reads only the first {:,} tokens of this text.", "模型只读取这段文本的前 {:,} 个词元。"
+        ),
     }
     style = """
 table { border-collapse: collapse; width: 100%; }

@@ -213,9 +213,7 @@ class TextClassifier:
         """The effect of each word of a text on the log-odds of a class."""
         words = list(WORD.finditer(text))
         # Of a longer text the words that are read, or else leaving one out would bring another in.
-        count = bisect.bisect_right(
-            range(len(words)), False, key=lambda place: self.is_cut(text[: words[place].end()])
-        )
+        count = bisect.bisect_right(range(len(words)), False, key=lambda place: self.is_cut(text[: words[place].end()]))
         if count < len(words):
             text = text[: words[count].start()]
         effects: list[WordEffect] = []

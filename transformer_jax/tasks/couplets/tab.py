@@ -37,7 +37,9 @@ class CoupletTab(Tab):
         "rules kept": Phrase("{} of {} rules kept", "符合 {} 条规则（共 {} 条）"),
         "broken": Phrase("broken", "不符"),
         "given up": Phrase("broken, given up: no line can keep it", "不符，已放弃：没有下联能做到"),
-        "ends level": Phrase("The upper line ends level (平), but should end oblique (仄).", "上联末字为平声，按惯例应为仄声。"),
+        "ends level": Phrase(
+            "The upper line ends level (平), but should end oblique (仄).", "上联末字为平声，按惯例应为仄声。"
+        ),
         "unknown": Phrase("The model knows only {:.0%} of these characters.", "模型只认识其中 {:.0%} 的字。"),
         "score": Phrase(
             "log-probability, less the penalties of weighted rules, over the length penalty",
@@ -143,9 +145,7 @@ element.addEventListener("click", async (event) => {
             rows.append(self._row(name, cells, remark, places, language, f"rule {name}"))
         return f"<table>{''.join(rows)}</table>"
 
-    def _row(
-        self, key: str, cells: list[tuple[str, str]], remark: str, places: range, language: str, kind: str
-    ) -> str:
+    def _row(self, key: str, cells: list[tuple[str, str]], remark: str, places: range, language: str, kind: str) -> str:
         filled = cells + [("", "")] * (len(places) - len(cells))
         marked = "".join(f'<td class="{style}">{escape(cell)}</td>' for cell, style in filled)
         # The name of a rule stands before what it says.

@@ -42,7 +42,8 @@ ol.alternatives { list-style: none; padding: 0; margin: 0; }
 ol.alternatives > li { margin: 0 0 .6em; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
 ol.alternatives > li > details > summary { font-size: 1.15em; }
-.score { color: var(--body-text-color-subdued); font-size: .8em; font-variant-numeric: tabular-nums; margin-left: .5em; }
+.score { color: var(--body-text-color-subdued); font-size: .8em; font-variant-numeric: tabular-nums; margin-left: .5em;
+         white-space: nowrap; }
 .hint { color: var(--body-text-color-subdued); font-size: .85em; margin: .6em 0; }
 .pieces { display: flex; flex-wrap: wrap; gap: 4px; align-items: baseline; margin: .3em 0; }
 .pieces .side { color: var(--body-text-color-subdued); font-size: .8em; width: 100%; }
