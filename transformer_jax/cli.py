@@ -1,7 +1,7 @@
 """The command line: `transformer-jax COMMAND ...`.
 
-The subcommands are `train`, those of the registered tasks, `evaluate`, `runs`, `info`, `demo`, `import` and `export`. JAX
-takes seconds to import, so functions that need it import it late and --help is quick.
+The subcommands are `train`, those of the registered tasks, `evaluate`, `runs`, `info`, `demo`, `import` and `export`.
+JAX takes seconds to import, so functions that need it import it late and --help is quick.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The page as it is served, and the command: what it loads, what it refuses, and answers to several visitors at once."""
+"""The page as it is served, and the command: what it loads and refuses, and answers to several visitors at once."""
 
 import concurrent.futures
 import html

@@ -78,7 +78,8 @@ element.addEventListener("pointerover", (event) => { if (of(event)) show(of(even
 element.addEventListener("focusin", (event) => { if (of(event)) show(of(event)); });
 element.addEventListener("keydown", (event) => {
   const piece = of(event), step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-  const next = piece && step && piece.parentElement.querySelector(`[data-place="${Number(piece.dataset.place) + step}"]`);
+  const at = (place) => piece.parentElement.querySelector(`[data-place="${place}"]`);
+  const next = piece && step && at(Number(piece.dataset.place) + step);
   if (!next) return;
   piece.tabIndex = -1;
   next.tabIndex = 0;
