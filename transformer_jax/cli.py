@@ -1,7 +1,7 @@
 """The command line: `transformer-jax COMMAND ...`.
 
-The subcommands are `train`, `sweep`, those of the registered tasks, `evaluate`, `runs`, `info`, `serve`, `import` and
-`export`. JAX takes seconds to import, so functions that need it import it late and --help is quick.
+The subcommands are `train`, `sweep`, those of the registered tasks, `evaluate`, `runs`, `info`, `serve`, `demo`,
+`import` and `export`. JAX takes seconds to import, so functions that need it import it late and --help is quick.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from transformer_jax import experiments, interop, serving
+from transformer_jax import demo, experiments, interop, serving
 from transformer_jax.system import UserError, config_name, flat_config, known_names, package_version, shipped_configs
 from transformer_jax.system.runtime import prepare, run_program
 from transformer_jax.task_groups import moved_fields
@@ -102,6 +102,7 @@ def _parser() -> Parser:
     _add_evaluate(commands)
     experiments.add_commands(commands)
     serving.add_commands(commands)
+    demo.add_commands(commands)
     interop.add_commands(commands)
     parser.commands = commands.choices
     return parser

@@ -75,12 +75,13 @@ class LineError(UserError):
             what: what texts are called.
         """
         self.number = number
-        self._parts = reason, what
+        self.reason = reason
+        self._what = what
         super().__init__(f"{what} {number:,} {reason}")
 
     def numbered(self, number: int) -> "LineError":
         """The same error of the text as it is numbered elsewhere, such as in the file that it comes from."""
-        return type(self)(number, *self._parts)
+        return type(self)(number, self.reason, self._what)
 
 
 class BlankLineError(LineError):

@@ -75,7 +75,11 @@ class Command(abc.ABC):
 
 @runtime_checkable
 class ModelClass(Protocol):
-    """Makes the object that `load` returns: a class, such as `Translator` or `TextClassifier`."""
+    """Makes the object that `load` returns: a class, such as `Translator` or `TextClassifier`.
+
+    One with an attribute `tab`, a class derived from `tasks.tab.Tab` or "module:name", is on the page of
+    `transformer-jax demo`.
+    """
 
     @property
     def settings_type(self) -> Any:
@@ -110,17 +114,17 @@ class Registration:
     @property
     def task(self) -> TaskClass | None:
         """Trains a model; None for model folders without a task."""
-        return cast("TaskClass | None", _resolved(self.task_reference))
+        return cast("TaskClass | None", resolved(self.task_reference))
 
     @property
     def model(self) -> ModelClass:
         """Loads a model folder."""
-        return cast(ModelClass, _resolved(self.model_reference))
+        return cast(ModelClass, resolved(self.model_reference))
 
     @property
     def command(self) -> Command | None:
         """Its subcommand of `transformer-jax`, and how `evaluate` scores its models."""
-        return cast("Command | None", _resolved(self.command_reference))
+        return cast("Command | None", resolved(self.command_reference))
 
 
 REGISTRY: dict[str, Registration] = {}
@@ -239,7 +243,8 @@ def checked_settings(task: str, values: Any, where: str) -> Any:
     return build(settings_type, values, where)
 
 
-def _resolved(reference: Any) -> Any:
+def resolved(reference: Any) -> Any:
+    """What a string "module:name" names, or anything else itself."""
     if not isinstance(reference, str):
         return reference
     module, _, name = reference.partition(":")

@@ -143,6 +143,7 @@ class TextClassifier:
 
     settings_type = TextClassifierSettings
     model_type = Classifier
+    tab = "transformer_jax.tasks.classification.tab:ClassificationTab"
 
     def __init__(
         self, model_config: ModelConfig, params: Any, tokenizer: TokenizerPair, settings: TextClassifierSettings
@@ -212,9 +213,7 @@ class TextClassifier:
         """The effect of each word of a text on the log-odds of a class."""
         words = list(WORD.finditer(text))
         # Of a longer text the words that are read, or else leaving one out would bring another in.
-        count = bisect.bisect_right(
-            range(len(words)), False, key=lambda place: self._is_cut(text[: words[place].end()])
-        )
+        count = bisect.bisect_right(range(len(words)), False, key=lambda place: self.is_cut(text[: words[place].end()]))
         if count < len(words):
             text = text[: words[count].start()]
         effects: list[WordEffect] = []
@@ -226,7 +225,7 @@ class TextClassifier:
             effects += [WordEffect(w[0], w.start(), float(whole - odds)) for w, odds in zip(some, rest, strict=True)]
         return effects
 
-    def _is_cut(self, text: str) -> bool:
+    def is_cut(self, text: str) -> bool:
         """Whether a text is longer than the model reads."""
         [ids] = encode_texts(self.tokenizer, [self._normalized(text)], self.settings.max_length + 1)
         return len(ids) > self.settings.max_length

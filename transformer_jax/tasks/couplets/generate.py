@@ -119,6 +119,7 @@ class CoupletWriter(Seq2SeqModel[CoupletWriterSettings]):
     """A trained couplet model: the upper line in, lower lines out. Safe to call from several threads."""
 
     settings_type = CoupletWriterSettings
+    tab = "transformer_jax.tasks.couplets.tab:CoupletTab"
     not_exported = "The rules of couplets are not in this folder; its lines may break them."
     normalization = f'unicodedata.normalize("NFC", regex.sub(r"{HIDDEN.pattern}", "", "".join(text.split())))'
 

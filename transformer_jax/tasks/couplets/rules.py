@@ -305,9 +305,9 @@ def explain(upper: str, lower: str, gave_up: tuple[str, ...] = ()) -> str:
     places = range(max(len(above), len(below)))
     rows = [
         ("upper", above, ""),
-        ("", [_sign(character) for character in above], "(should end 仄)" if verdict.upper_ends_level else ""),
+        ("", [tone_sign(character) for character in above], "(should end 仄)" if verdict.upper_ends_level else ""),
         ("lower", below, ""),
-        ("", [_sign(character) for character in below], ""),
+        ("", [tone_sign(character) for character in below], ""),
     ]
     for name in NAMES:
         broken = verdict.broken[name]
@@ -322,7 +322,8 @@ def explain(upper: str, lower: str, gave_up: tuple[str, ...] = ()) -> str:
     return "\n".join(lines)
 
 
-def _sign(character: str) -> str:
+def tone_sign(character: str) -> str:
+    """平 for level, 仄 for oblique, 通 for either; empty for a mark."""
     return "" if is_mark(character) else _SIGNS[tone(plain(character))]
 
 

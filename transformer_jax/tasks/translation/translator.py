@@ -92,6 +92,7 @@ class Translator(Seq2SeqModel[TranslatorSettings]):
     """A trained translation model: text in, text out. Safe to call from several threads."""
 
     settings_type = TranslatorSettings
+    tab = "transformer_jax.tasks.translation.tab:TranslationTab"
 
     @property
     def languages(self) -> tuple[str, str]:
