@@ -319,6 +319,29 @@ def test_the_report_has_pictures_and_the_best_config(finished, folder):
             assert min(image.size) > 300
 
 
+def test_pictures_are_readable(finished, folder, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("transformer_jax.plots.save_picture", lambda path, figure: drawn.update({path.stem: figure}))
+    write_report(finished)
+    logarithmic = [
+        axis
+        for figure in drawn.values()
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if axis.get_scale() == "log" and axes.get_label() != "<colorbar>"
+    ]
+    assert len(logarithmic) >= 2
+    for axis in logarithmic:
+        low, high = sorted(axis.get_view_interval())
+        labels = axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
+        shown = [float(label) for label in labels if low <= float(label) <= high]
+        assert len(shown) >= 2
+        assert len(set(shown)) == len(shown)
+    [lines] = [each for each in drawn["parallel_coordinates"].axes[0].collections if each.colorbar is not None]
+    colours = lines.cmap([0.0, 0.5, 1.0])[:, :3]
+    assert colours.mean(axis=1).max() < 0.7, "none is nearly white"
+
+
 def test_a_report_of_a_sweep_that_has_just_begun(folder):
     study = opened(folder, make_sweep())
     study.ask(6, "program")

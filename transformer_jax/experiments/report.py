@@ -111,7 +111,7 @@ def _write_pictures(study: Study, folder: Path) -> list[str]:
     lines = [f"Pictures: {folder}"]
     for each, plot in pictures.items():
         try:
-            with warnings.catch_warnings(), matplotlib.rc_context():  # Optuna sets a style
+            with warnings.catch_warnings(), matplotlib.rc_context({"savefig.dpi": 150}):  # Optuna sets a style
                 warnings.simplefilter("ignore")
                 _save(plot(), folder / f"{each}.png")
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
@@ -129,7 +129,6 @@ def _save(drawn: Any, path: Path) -> None:
     """Save a figure, or that of some axes."""
     import matplotlib.pyplot as plt
     import numpy as np
-    from matplotlib.ticker import NullFormatter
 
     from transformer_jax.plots import save_picture
 
@@ -137,8 +136,24 @@ def _save(drawn: Any, path: Path) -> None:
     if np.size(drawn) > 1:  # slices, a column each
         figure.set_size_inches(4.5 * np.size(drawn), 4.5)
     for axes in figure.axes:
-        if axes.get_xscale() == "log":  # whose minor labels run into each other
-            axes.xaxis.set_minor_formatter(NullFormatter())
-    figure.set_dpi(150)
+        _tidy(axes)
     save_picture(path, figure)
     plt.close(figure)
+
+
+def _tidy(axes: Any) -> None:
+    """Mend what Optuna's pictures leave hard to read."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+        if scale == "log":  # within a decade there is no label, and the minor ones run into each other
+            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+    for lines in axes.collections:
+        if isinstance(lines, LineCollection) and lines.colorbar is not None:  # parallel coordinates
+            # The worst are white on white otherwise, and the colour bar hides numbers of the last axis.
+            lines.set_cmap("viridis" if lines.get_cmap().name.endswith("_r") else "viridis_r")
+            left, *rest = lines.colorbar.ax.get_position().bounds
+            lines.colorbar.ax.set_position((left + 0.08, *rest))

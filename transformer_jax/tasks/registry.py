@@ -50,7 +50,7 @@ class Command(abc.ABC):
     @property
     def service(self) -> "Service | None":
         """How `transformer-jax serve` answers requests with these models."""
-        return cast("Service | None", _resolved(self.service_reference))
+        return cast("Service | None", resolved(self.service_reference))
 
     @abc.abstractmethod
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
