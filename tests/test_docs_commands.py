@@ -15,7 +15,22 @@ from transformer_jax import cli
 from transformer_jax.config import from_config_dict, load_config_file
 
 PROJECT = tomllib.loads(read(REPOSITORY / "pyproject.toml"))["project"]
-FOREIGN = {"cd", "curl", "docker", "export", "for", "gcloud", "git", "hf", "sbatch", "sh", "tail", "tensorboard", "wait", "zcat"}
+FOREIGN = {
+    "cd",
+    "curl",
+    "docker",
+    "export",
+    "for",
+    "gcloud",
+    "git",
+    "hf",
+    "sbatch",
+    "sh",
+    "tail",
+    "tensorboard",
+    "wait",
+    "zcat",
+}
 """Commands of other programs, which no test of ours can check."""
 BEFORE_A_COMMAND = {"do", "nohup", "srun", "!"}
 IN_TRAINING = ("train", "sweep")
