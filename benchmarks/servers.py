@@ -66,7 +66,7 @@ class CTranslate2Model:
 
 def main(name: str, model: str, exports: str, threads: str) -> None:
     """Serve until the parent, whose end of the pipe is standard output, has gone."""
-    said = sys.stdout
+    parent, said = os.getppid(), sys.stdout
     sys.stdout = sys.stderr
     from transformer_jax.system import runtime
 
@@ -77,7 +77,8 @@ def main(name: str, model: str, exports: str, threads: str) -> None:
     from transformer_jax.serving.api import create_app
     from transformer_jax.serving.engine import Engine
 
-    limits = Limits(max_waiting=1024)
+    is_alone = name not in (OURS, "ctranslate2")  # a batch is full with its first request
+    limits = Limits(max_waiting=1024, gather_ms=0 if is_alone else Limits.gather_ms)
     try:
         [engine] = load_engines([model])
         if name == "ctranslate2":
@@ -87,12 +88,9 @@ def main(name: str, model: str, exports: str, threads: str) -> None:
         return
     if name != "ctranslate2":
         engine.warm_up()
-    # A batch is full with its first request.
-    most = {} if name in (OURS, "ctranslate2") else {"most_texts": 1}
-    app = create_app([engine], limits, **most)
+    app = create_app([engine], limits, **({"most_texts": 1} if is_alone else {}))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, http="h11", loop="asyncio", ws="none", log_level="warning"))
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -72,7 +72,7 @@ plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False,
 # pair of tokens at once: $O(n^2 d)$ multiplications instead of $O(n d^2)$, but in $O(1)$ sequential operations (table 1
 # of the paper).
 #
-# Both fit into a few lines. `causal_mask` lets a position see itself and earlier ones only, as recurrence does.
+# Both fit in a few lines. `causal_mask` lets a position see itself and earlier ones only, as recurrence does.
 
 # %%
 WIDTH = 512  # d_model of the paper's base model
@@ -129,17 +129,17 @@ axes[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Recurrence grows in proportion to $n$, each step waiting for the last. Attention takes a fraction of that while $n$ is
-# smaller than $d$, as sentences are; beyond, its $n^2$ shows and the lines cross. So much for two CPU cores, which can
-# exploit only a little of its parallelism. On a GPU or TPU the lines cross at far longer texts, as a chain leaves
-# thousands of units idle there.
+# The time of recurrence grows in proportion to $n$, as each step waits for the one before. Attention takes a fraction
+# of that while $n$ is well below $d$, as it is for sentences; beyond that, its $n^2$ shows and the lines cross. This
+# is with two CPU cores, which can exploit little of its parallelism. On a GPU or TPU the lines cross at far longer
+# texts, because a chain leaves thousands of units idle there.
 #
 # The chain also hurts learning. Information from the first token reaches the last through $n-1$ steps, each of which
 # may shrink it, while attention connects the two directly (*maximum path length* in table 1). The gradient of the last
 # output with respect to each input makes that visible:
 
 # %%
-x = inputs[64]  # scaled down for attention, since random tokens are similar to themselves alone
+x = inputs[64]  # scaled down for attention, since random tokens are similar only to themselves
 reach = {
     name: jnp.linalg.norm(jax.grad(lambda x, layer=layer: layer(x)[-1].sum())(x), axis=1)
     for name, layer in {"recurrence": recurrence, "attention": lambda x: attention(0.2 * x)}.items()
@@ -182,8 +182,8 @@ print("weights ", weights.round(3), "sum to", weights.sum().round(3))
 print("output  ", output.round(2))
 
 # %% [markdown]
-# The third key matches best and gets two thirds of the weight; the second one matches not at all and still gets 9 %:
-# a softmax never forgets anyone entirely, and thus always has a gradient.
+# The third key matches best and gets two thirds of the weight; the second one does not match at all and still gets 9 %:
+# a softmax never gives a weight of exactly zero, so every key gets a gradient.
 #
 # ## Why divide by $\sqrt{d_k}$
 #
@@ -244,7 +244,7 @@ print(output.shape, weights.shape)
 
 # %% [markdown]
 # The package has the same equation twice: `scaled_dot_product_attention` returns the weights as well, to be looked at;
-# `dot_product_attention` is what models train and translate with. All three agree.
+# `dot_product_attention` is what models use to train and translate. All three agree.
 
 # %%
 literal, literal_weights = scaled_dot_product_attention(query, key, value, mask)
@@ -284,8 +284,8 @@ for heads in (1, 4, 16):
 # ## What heads look at
 #
 # Two small models learn to translate German numbers below 1,000 into English, one with a single head and one with four;
-# all else is equal. German says *drei-und-vierzig* (three and forty) where English says *forty-three*, so that the
-# decoder has to look ahead and back.
+# all else is equal. German says *drei-und-vierzig* (three and forty) where English says *forty-three*, so the decoder
+# has to look ahead and back.
 #
 # `transformer_jax.run` takes a config and a folder and leaves a trained model there. Each takes some seconds.
 
@@ -337,12 +337,12 @@ figure.set_dpi(80)
 display(figure)
 
 # %% [markdown]
-# A row is an output token, a column a piece of the source, a dark cell a large weight. The single head has to do with
-# one map. Of the four heads, each has its own: some follow the words that are being translated, others look elsewhere,
+# A row is an output token, a column a piece of the source, a dark cell a large weight. The single head must make do
+# with one map. The four have one each: some follow the words that are being translated, others look elsewhere,
 # such as at the end of the sentence, which often serves as a place to rest when a head has nothing to find.
 #
 # How differently do heads look? For each output token, compare the weights of two heads: half the sum of absolute
-# differences is 0 if they look at the same pieces and 1 if they share none.
+# differences is 0 if the weights are equal and 1 if the heads share no piece.
 
 # %%
 maps = np.asarray(four[0])  # [heads, target, source]
@@ -353,7 +353,7 @@ assert distance[~np.eye(4, dtype=bool)].min() > 0.05
 # %% [markdown]
 # ## Exercises
 #
-# Each has a hidden solution, and a cell that checks your answer: replace `solution_1` there by a function of your own.
+# Each has a hidden solution, and a cell that checks your answer: replace `solution_1` there with your own function.
 #
 # **Exercise 1.** Write softmax so that scores of 1,000 are no problem: `softmax(scores)` over the last axis, with
 # NumPy. (Which constant may be subtracted from all scores?)
@@ -395,8 +395,8 @@ assert weights[0, 0, 0, -1] > 0.99
 print("Exercise 2 is right.")
 
 # %% [markdown]
-# **Exercise 3.** Multiplications: from which length on does attention, $2 n^2 d$ of them, need more than recurrence,
-# $n d^2$? Write `crossover(d)`, the smallest such whole $n$.
+# **Exercise 3.** Count multiplications: from what length on does attention, with $2 n^2 d$, need more of them than
+# recurrence, with $n d^2$? Write `crossover(d)`, which returns the smallest such integer $n$.
 
 
 # %% tags=["solution", "hide-input"] jupyter={"source_hidden": true} cellView="form"

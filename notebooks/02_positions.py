@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # 2. Positions, and encoding against decoding
+# # 2. Positions, and encoding versus decoding
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/transformer-jax/blob/main/notebooks/02_positions.ipynb)
 # · [中文](zh/02_positions.ipynb)
@@ -85,8 +85,8 @@ assert difference > 0.1
 # $$PE_{(pos, 2i)} = \sin\frac{pos}{10000^{2i/d_{model}}}, \qquad
 # PE_{(pos, 2i+1)} = \cos\frac{pos}{10000^{2i/d_{model}}}$$
 #
-# On the left each row is a position: fast waves in the first columns, slow ones in the last, like the digits of a
-# number. On the right, the dot products of all pairs.
+# On the left each row is a position: fast waves in the first columns, slow ones in the last, like the low and
+# high digits of a number. On the right, the dot products of all pairs.
 
 # %%
 figure = plots.positional_encodings(sinusoidal_positions(jnp.arange(64), 128))
@@ -99,7 +99,7 @@ display(figure)
 #
 # $$PE_p \cdot PE_{p+k} = \sum_i \cos(\omega_i k)$$
 #
-# So the curves from three positions are one:
+# So the curves from three positions coincide:
 
 # %%
 encoding = np.asarray(sinusoidal_positions(jnp.arange(200), 128))
@@ -117,7 +117,7 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# The reason why the authors chose sinusoids: for a fixed $k$, $PE_{pos+k}$ is a linear function of $PE_{pos}$, the same
+# This is why the authors chose sinusoids: for a fixed $k$, $PE_{pos+k}$ is a linear function of $PE_{pos}$, the same
 # for all positions. Each pair of sine and cosine is rotated by the angle $\omega_i k$, so a head can learn a projection
 # that looks "three tokens back".
 
@@ -161,7 +161,7 @@ print(f"{outcome.scores['exact_match']:.0%} of 50 unseen numbers are right.")
 #
 # The decoder predicts each token of the target from those before it. In training the whole target is known, so all
 # predictions are made in one pass: the decoder reads the target **shifted right** by one place, beginning with a start
-# token, and its label at each place is the token that comes next. That it reads the correct tokens, whatever it would
+# token, and its label at each place is the token that comes next. Feeding it the correct tokens, whatever it would
 # have written itself, is called **teacher forcing**.
 
 # %%
@@ -193,8 +193,8 @@ print(f"log-probability {total:.4f} nats, loss {-total / len(labels):.4f} nats p
 
 # %% [markdown]
 # One pass for all places is only honest if no place sees its own label. That is what the causal mask is for (section
-# 3.2.3). A test: replace one input token by another and see which outputs change. In the encoder each depends on all
-# tokens, in the decoder on itself and earlier ones only.
+# 3.2.3). A test: replace one input token with another and see which outputs change. In the encoder each output depends
+# on all tokens, in the decoder only on its own token and earlier ones.
 
 
 # %%
@@ -309,7 +309,7 @@ np.testing.assert_allclose(jnp.stack(step_logits), whole, atol=1e-3)
 # %% [markdown]
 # ## Exercises
 #
-# Each has a hidden solution, and a cell that checks your answer: replace `solution_1` there by a function of your own.
+# Each has a hidden solution, and a cell that checks your answer: replace `solution_1` there with your own function.
 #
 # **Exercise 1.** Write `shift(labels, bos)`, the decoder's input for a batch of labels `[B, T]` that are 0 where
 # padded. The padding of the input has to be where that of the labels is.
@@ -349,7 +349,7 @@ print("Exercise 2 is right.")
 
 # %% [markdown]
 # **Exercise 3.** Write `position_of(vector)`, which finds the position from 0 to 199 whose sinusoid, of width 128, is
-# in a vector with some noise. (What is the dot product largest with?)
+# in a vector with some noise. (With which encoding is its dot product largest?)
 
 
 # %% tags=["solution", "hide-input"] jupyter={"source_hidden": true} cellView="form"

@@ -153,7 +153,7 @@ plt.show()
 #
 # $$\mathrm{LayerNorm}(x + \mathrm{Sublayer}(x)) \qquad\text{or}\qquad x + \mathrm{Sublayer}(\mathrm{LayerNorm}(x))$$
 #
-# With pre-norm, a path without any normalization leads from input to output, and the gradient takes it back. With
+# With pre-norm, a path without any normalization leads through all layers, and the gradient takes it back. With
 # post-norm each layer rescales it. Here is the norm of the gradient by layer at initialization, in a model that is
 # three times as deep as the paper's. (`scan_layers` stacks the parameters of all layers along an axis, which compiles
 # faster.)
@@ -206,15 +206,16 @@ assert ratios["pre-norm"] < 5
 assert ratios["post-norm"] > 20
 
 # %% [markdown]
-# In the post-norm decoder the gradient fades from layer to layer, as Liu et al. (2020) observed: the lower layers would
-# stand still while the upper ones take long steps. A learning rate that warms up (section 5.3) gets a post-norm model
-# over its first steps; Xiong et al. (2020) show that pre-norm can do without. The six layers of the paper bear it, very
-# deep stacks are built pre-norm.
+# In the post-norm decoder the gradient fades on its way back, as Liu et al. (2020) observed: with plain gradient
+# descent the lower layers would stand still while the upper ones take long steps. Adam evens out the steps, but
+# post-norm models also need a learning rate that warms up (section 5.3) to get over the first of them; Xiong et al.
+# (2020) show that pre-norm can do without. Six layers, as in the paper, train well this way; very deep stacks are built
+# pre-norm.
 #
 # ## Masks
 #
 # A mask is a boolean array, True where a query (row) may attend to a key (column). There are three reasons to have one:
-# - **padding**: sentences of a batch have different lengths, the rest is filled with 0 and must not be read;
+# - **padding**: sentences of a batch have different lengths; the rest is filled with 0 and must not be read;
 # - **causality**: the decoder must not see what it has to predict (notebook 2);
 # - **segments**: several sentences share a row and must not see each other.
 #
@@ -236,7 +237,7 @@ figure.set_dpi(80)
 display(figure)
 
 # %% [markdown]
-# A mask that is right makes padding invisible: the output for a sentence is the same with and without it. Without the
+# A correct mask makes padding invisible: the output for a sentence is the same with and without padding. Without the
 # mask it is not.
 
 # %%
@@ -276,7 +277,7 @@ plt.show()
 assert real_token_share(packed) > 2 * real_token_share(apart)
 
 # %% [markdown]
-# The same tokens in a fraction of the rows. Nothing else changes: a sentence gets the same output, packed or alone.
+# The same tokens take a fraction of the rows. Nothing else changes: a sentence gets the same output, packed or alone.
 # `Seq2Seq` makes the masks from the segments.
 
 # %%
@@ -315,7 +316,7 @@ print(f"All {len(pairs)} pairs have the same logits in {len(rows)} rows as in {l
 # %% [markdown]
 # ## Exercises
 #
-# Each has a hidden solution, and a cell that checks your answer: replace `solution_1` there by a function of your own.
+# Each has a hidden solution, and a cell that checks your answer: replace `solution_1` there with your own function.
 #
 # **Exercise 1.** Write layer normalization, `normalize(x)`, with NumPy: over the last axis, mean 0 and variance 1, with
 # $\epsilon = 10^{-5}$ added to the variance.

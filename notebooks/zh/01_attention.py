@@ -17,9 +17,9 @@
 # [![在 Colab 中打开](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/transformer-jax/blob/main/notebooks/zh/01_attention.ipynb)
 # · [English](../01_attention.ipynb)
 #
-# *Attention Is All You Need*（[Vaswani 等，2017](https://arxiv.org/abs/1706.03762)）提出了一种不用循环网络的翻译模型。本篇讲取代循环的那个运算，即注意力（论文 3.2 节）：为什么需要它，它算的是什么，分数为什么要除以 $\sqrt{d_k}$，以及多个头各学到了什么。
+# *Attention Is All You Need*（[Vaswani 等，2017](https://arxiv.org/abs/1706.03762)）提出了一种不用循环网络的翻译模型。本篇讲解取代循环结构的注意力（论文 3.2 节）：为什么需要它，它计算什么，分数为什么要除以 $\sqrt{d_k}$，以及各个头学到了什么。
 #
-# 读者只需要会一点 Python 和矩阵乘法。文中的 JAX 代码基本可以当作 NumPy 来读。
+# 阅读本篇只需要一点 Python 和矩阵乘法的基础，文中的 JAX 代码基本可以当作 NumPy 来读。
 
 # %%
 # 未安装本项目时（例如在 Colab 中）自动安装。
@@ -66,7 +66,7 @@ plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False,
 #
 # $$h_t = \tanh(W h_{t-1} + x_t)$$
 #
-# $n$ 个词元需要 $n$ 步，后一步必须等前一步算完，处理器再多也没有用。注意力则同时处理所有词元对：乘法次数从 $O(n d^2)$ 变为 $O(n^2 d)$，但顺序执行的步数只有 $O(1)$（论文表 1）。
+# $n$ 个词元需要 $n$ 步，后一步必须等前一步算完，处理器再多也没有用。注意力则同时处理所有词元对：乘法次数从 $O(n d^2)$ 变为 $O(n^2 d)$，但必须串行的步数只有 $O(1)$（论文表 1）。
 #
 # 两者都只要几行代码。这里用 `causal_mask` 让每个位置只能看到自己和前面的位置，与循环网络一致。
 
@@ -125,12 +125,12 @@ axes[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# 循环的耗时与 $n$ 成正比，因为每一步都在等上一步。当 $n$ 小于 $d$ 时（一般的句子都是如此），注意力只需其几分之一的时间；$n$ 再大，$n^2$ 的影响显现出来，两条线相交。这还只是两个 CPU 核心的情形，注意力的并行性没有多少用武之地。在 GPU 和 TPU 上，链式计算会让成千上万个计算单元闲置，要到长得多的文本，两条线才会相交。
+# 循环的耗时与 $n$ 成正比，因为每一步都在等上一步。当 $n$ 明显小于 $d$ 时（一般的句子都是如此），注意力只需几分之一的时间；$n$ 再大，$n^2$ 的影响就显现出来，两条线相交。这还是在两个 CPU 核心上，注意力的并行性几乎没有用武之地。在 GPU 和 TPU 上，链式计算会让成千上万个计算单元闲置，文本要长得多，两条线才会相交。
 #
-# 链条还给学习带来困难。第一个词元的信息要经过 $n-1$ 步才能到达最后一个位置，每一步都可能衰减；注意力则把两者直接相连（即表 1 中的“最大路径长度”）。看最后一个输出对各个输入的梯度，就一目了然：
+# 这条链还会妨碍学习。第一个词元的信息要经过 $n-1$ 步才能到达最后一个位置，每一步都可能衰减；注意力则把两者直接相连（即表 1 中的“最大路径长度”）。看最后一个输出对各个输入的梯度，就一目了然：
 
 # %%
-x = inputs[64]  # 随机词元只与自己相似，所以输入注意力前先缩小
+x = inputs[64]  # 随机词元只与自己相似，所以送入注意力之前先缩小
 reach = {
     name: jnp.linalg.norm(jax.grad(lambda x, layer=layer: layer(x)[-1].sum())(x), axis=1)
     for name, layer in {"recurrence": recurrence, "attention": lambda x: attention(0.2 * x)}.items()
@@ -147,7 +147,7 @@ assert reach["attention"][0] > 0.01 * jnp.median(reach["attention"])
 # %% [markdown]
 # ## 查询、键和值
 #
-# 注意力可以看作“软”的字典查找。每个词元提供一个**键**（凭它被找到）和一个**值**（它要传达的内容）；正在查找信息的词元则给出一个**查询**。查询与所有键分别做点积得到分数，经 softmax 变成总和为 1 的权重，结果就是各个值的加权平均：
+# 注意力可以看作“软”的字典查找。每个词元提供一个**键**（供查询匹配）和一个**值**（要传达的内容）；需要查找信息的词元则给出一个**查询**。查询与所有键分别做点积得到分数，经 softmax 变成总和为 1 的权重，结果就是各个值的加权平均：
 #
 # $$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}}\right)V \qquad (1)$$
 #
@@ -171,7 +171,7 @@ print("weights ", weights.round(3), "总和", weights.sum().round(3))
 print("output  ", output.round(2))
 
 # %% [markdown]
-# 第三个键最匹配，得到三分之二的权重；第二个键完全不匹配，仍然有 9 %。softmax 不会把任何一个权重完全置零，因此始终有梯度。
+# 第三个键最匹配，得到三分之二的权重；第二个键完全不匹配，仍分到 9%。softmax 不会让任何权重恰好为零，因此每个键都有梯度。
 #
 # ## 为什么要除以 $\sqrt{d_k}$
 #
@@ -223,7 +223,7 @@ mask = causal_mask(T)  # [1, 1, T, T]，True 表示允许关注
 scores = jnp.einsum("BTNH,BSNH->BNTS", query, key)  # 每个句子、每个头的 QKᵀ
 scores = scores / jnp.sqrt(H)  # H 即 d_k
 scores = jnp.where(mask, scores, -jnp.inf)  # exp(-inf) = 0，权重为零
-weights = jax.nn.softmax(scores, axis=-1)  # 沿键的方向
+weights = jax.nn.softmax(scores, axis=-1)  # 在键的维度上归一化
 output = jnp.einsum("BNTS,BSNH->BTNH", weights, value)
 print(output.shape, weights.shape)
 
@@ -240,7 +240,7 @@ np.testing.assert_allclose(fast, output, atol=1e-5)
 # %% [markdown]
 # ## 多个头
 #
-# 一次 softmax 只能得到一个加权平均，没法既看动词又看主语，还把两者区分开。多头注意力（3.2.2 节）并行计算 $h$ 个注意力，每个头有自己的投影，宽度为 $d_k = d_{model}/h$：
+# 一次 softmax 只能得到一个加权平均，无法同时关注动词和主语而又把两者区分开。多头注意力（3.2.2 节）并行计算 $h$ 个注意力，每个头有自己的投影，宽度为 $d_k = d_{model}/h$：
 #
 # $$\mathrm{MultiHead}(Q,K,V) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)\,W^O, \quad
 # \mathrm{head}_i = \mathrm{Attention}(QW_i^Q, KW_i^K, VW_i^V)$$
@@ -265,7 +265,7 @@ for heads in (1, 4, 16):
 # %% [markdown]
 # ## 每个头在看什么
 #
-# 下面训练两个小模型，把 1,000 以内的德语数词译成英语，一个只有一个头，另一个有四个头，其余完全相同。德语的 *drei-und-vierzig*（三和四十）在英语里是 *forty-three*，顺序相反，解码器必须前后跳着看。
+# 下面训练两个小模型，把 1,000 以内的德语数词译成英语，一个是单头，另一个是四头，其余完全相同。德语的 *drei-und-vierzig*（三和四十）在英语里是 *forty-three*，顺序相反，解码器必须前后跳着看。
 #
 # `transformer_jax.run` 接受一份配置和一个目录，训练好的模型就保存在该目录中。每个模型只需训练几秒到几十秒。
 
@@ -317,9 +317,9 @@ figure.set_dpi(80)
 display(figure)
 
 # %% [markdown]
-# 每一行对应一个输出词元，每一列对应源句的一个子词，颜色越深权重越大。单头模型只有一张图可用。四个头则各看各的：有的跟着正在翻译的词走，有的看向别处，例如句尾；一个头没有要找的内容时，句尾常常是它的落脚点。
+# 每一行对应一个输出词元，每一列对应源句的一个子词，颜色越深权重越大。单头模型只有一张注意力图；四个头则各看各的：有的跟着正在翻译的词走，有的看向别处，例如句尾；一个头没有要找的内容时，句尾常常是它的落脚点。
 #
-# 各个头的差别有多大？对每个输出词元比较两个头的权重：取差的绝对值之和的一半，看的位置完全相同时为 0，毫无重叠时为 1。
+# 各个头的差别有多大？对每个输出词元比较两个头的权重：各处权重之差取绝对值，求和后除以 2；权重完全相同时为 0，关注的位置毫无重叠时为 1。
 
 # %%
 maps = np.asarray(four[0])  # [头, 目标, 源]
@@ -332,7 +332,7 @@ assert distance[~np.eye(4, dtype=bool)].min() > 0.05
 #
 # 每道题都有一段默认折叠的参考答案，以及一个检查单元格：把其中的 `solution_1` 换成你自己写的函数即可。
 #
-# **练习 1.** 用 NumPy 写出沿最后一维的 `softmax(scores)`，分数达到 1,000 时也不能出错。（提示：可以从所有分数中减去哪个常数？）
+# **练习 1.** 用 NumPy 写出沿最后一维计算的 `softmax(scores)`，分数达到 1,000 时也不能溢出。（提示：可以从所有分数中减去哪个常数？）
 
 
 # %% tags=["solution", "hide-input"] jupyter={"source_hidden": true} cellView="form"
@@ -370,7 +370,7 @@ assert weights[0, 0, 0, -1] > 0.99
 print("练习 2 正确。")
 
 # %% [markdown]
-# **练习 3.** 只数乘法：从多长的序列开始，注意力的 $2 n^2 d$ 次会超过循环的 $n d^2$ 次？写出 `crossover(d)`，返回满足条件的最小整数 $n$。
+# **练习 3.** 只计乘法次数：序列达到多长时，注意力的 $2 n^2 d$ 次开始超过循环的 $n d^2$ 次？写出 `crossover(d)`，返回满足条件的最小整数 $n$。
 
 
 # %% tags=["solution", "hide-input"] jupyter={"source_hidden": true} cellView="form"
@@ -393,5 +393,5 @@ print("练习 3 正确。")
 #
 # - [第 2 篇](02_positions.ipynb)：没有位置信息时注意力看不到什么，以及译文是如何逐步解码出来的。
 # - [论文](https://arxiv.org/abs/1706.03762) 3.2 节和第 4 节；[docs/paper.md](../../docs/paper.md) 列出了每个公式对应的函数。
-# - [nn/attention.py](../../transformer_jax/nn/attention.py)：不到 200 行的全部注意力代码。
-# - Bahdanau 等，[*Neural machine translation by jointly learning to align and translate*](https://arxiv.org/abs/1409.0473)（2015）：对源句的注意力由此而来。
+# - [nn/attention.py](../../transformer_jax/nn/attention.py)：全部注意力代码，不到 200 行。
+# - Bahdanau 等，[*Neural machine translation by jointly learning to align and translate*](https://arxiv.org/abs/1409.0473)（2015）：对源句的注意力最早由这篇论文提出。

@@ -17,7 +17,7 @@
 # [![在 Colab 中打开](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/transformer-jax/blob/main/notebooks/zh/02_positions.ipynb)
 # · [English](../02_positions.ipynb)
 #
-# 在注意力眼里，句子只是一个集合。本篇先说明这意味着什么，以及正弦位置编码怎样找回顺序（论文 3.5 节）；再看解码器与编码器的区别：训练时它一次读入整个右移后的目标序列（3.1 节），翻译时则逐个词元地写，并使用缓存。注意力本身见[第 1 篇](01_attention.ipynb)。
+# 在注意力眼里，句子只是一个集合。本篇先说明这意味着什么，以及正弦位置编码怎样找回顺序（论文 3.5 节）；再看解码器与编码器的区别：训练时它一次读入整个右移后的目标序列（3.1 节），翻译时则逐个词元生成，并使用缓存。注意力本身见[第 1 篇](01_attention.ipynb)。
 
 # %%
 # 未安装本项目时（例如在 Colab 中）自动安装。
@@ -50,7 +50,7 @@ plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.spines.top": False,
 # %% [markdown]
 # ## 注意力看不到什么
 #
-# 做一个置换实验：打乱词元顺序后做自注意力，与先做自注意力、再把输出按同样的次序打乱相比较。无论该层的权重是什么，两者都相等：$f(Px) = P f(x)$。在注意力看来，“狗咬人”和“人咬狗”是同样的三个向量。
+# 做一个置换实验：一种做法是先打乱词元顺序，再做自注意力；另一种是先做自注意力，再按同样的次序打乱输出。无论该层的权重是什么，两种结果都相等：$f(Px) = P f(x)$。在注意力看来，“狗咬人”和“人咬狗”是同样的三个向量。
 
 # %%
 D, T = 64, 8
@@ -110,7 +110,7 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# 作者选用正弦函数的理由是：对固定的 $k$，$PE_{pos+k}$ 是 $PE_{pos}$ 的线性函数，且与 $pos$ 无关。每一对正弦和余弦旋转了角度 $\omega_i k$，因此一个头可以学到一个投影，专门“看前面第三个词元”。
+# 作者选用正弦函数的理由是：对固定的 $k$，$PE_{pos+k}$ 是 $PE_{pos}$ 的线性函数，且与 $pos$ 无关。每一对正弦和余弦各旋转 $\omega_i k$ 角，因此一个头可以学到一个投影，专门“看前面第三个词元”。
 
 # %%
 k = 3
@@ -121,7 +121,7 @@ for i, angle in enumerate(omega * k):
 np.testing.assert_allclose(encoding[:-k] @ rotation.T, encoding[k:], atol=1e-4)
 
 # %% [markdown]
-# ## 一个用来观察的模型
+# ## 训练一个用来观察的模型
 #
 # 与第 1 篇相同，训练一个小模型翻译 1,000 以内的德语数词，几秒到几十秒即可。
 
@@ -179,7 +179,7 @@ np.testing.assert_allclose(translator.score([TEXT], [REFERENCE])[0].log_prob, to
 print(f"对数概率 {total:.4f} nat，损失 {-total / len(labels):.4f} nat/词元")
 
 # %% [markdown]
-# 要让一次算完所有位置的做法站得住脚，任何位置都不能看到自己的标签，因果掩码的作用正在于此（3.2.3 节）。检验方法是：换掉一个输入词元，看哪些输出会变。编码器的每个输出都依赖所有词元，解码器的输出只依赖自己和前面的词元。
+# 一次算完所有位置有一个前提：任何位置都看不到自己的标签。因果掩码的作用正在于此（3.2.3 节）。检验方法是：换掉一个输入词元，看哪些输出会变。编码器的每个输出都依赖所有词元，解码器的输出只依赖自己和前面的词元。
 
 
 # %%
@@ -193,7 +193,7 @@ def influence(function, tokens):
     return np.array(changes)
 
 
-graphdef, params = split(model)  # 按函数式风格使用，便于 JAX 变换
+graphdef, params = split(model)  # 以函数式的方式使用，便于 JAX 做变换
 
 
 @jax.jit
@@ -223,7 +223,7 @@ assert (encoder > 1e-4).all()
 assert (np.triu(np.ones_like(decoder)) * decoder == decoder).all()  # 被换词元之前的输出都不变
 
 # %% [markdown]
-# 翻译时没有教师，解码器读到的是自己写的内容。一旦写错，就只能接着错误往下写，而这种情况训练时从未遇到（即曝光偏差，exposure bias）。强制它以错误的词开头，看它能否回到正轨：
+# 翻译时没有“教师”，解码器读到的是自己生成的内容。一旦写错，就只能接着错误往下写，而这种情况训练时从未遇到（即曝光偏差，exposure bias）。强制它以错误的词开头，看它能否回到正轨：
 
 # %%
 for prefix in ("seven", "eight", "seven hundred and thirty"):
@@ -232,7 +232,7 @@ for prefix in ("seven", "eight", "seven hundred and thirty"):
 # %% [markdown]
 # ## 逐步解码与缓存
 #
-# 翻译是一个循环：先把源句编码一次，然后让解码器一个接一个地写出词元，直到写出句末符。因为前面的词元看不到后面的词元，它们的键和值不会再变，可以存入**缓存**，每一步只需计算最新词元的键和值。
+# 翻译时，源句只编码一次，然后循环调用解码器，逐个生成词元，直到生成句末符。因为前面的词元看不到后面的词元，它们的键和值不会再变，可以存入**缓存**，每一步只需计算最新词元的键和值。
 #
 # `remember` 对源句编码，并为交叉注意力算好键和值；`step` 每次接收一个最新的词元。
 
@@ -349,4 +349,4 @@ print("练习 3 正确。")
 # - [论文](https://arxiv.org/abs/1706.03762) 3.1、3.2.3 和 3.5 节。
 # - [nn/seq2seq.py](../../transformer_jax/nn/seq2seq.py)：训练用 `hidden`，翻译用 `remember` 和 `step`。
 # - [docs/translation.md](../../docs/translation.md)：束搜索、采样、指定前缀、流式输出。
-# - Su 等，[*RoFormer*](https://arxiv.org/abs/2104.09864)（2021）：不再相加正弦编码，而是旋转查询和键。
+# - Su 等，[*RoFormer*](https://arxiv.org/abs/2104.09864)（2021）：不再加上正弦编码，而是旋转查询和键。

@@ -17,7 +17,7 @@
 # [![在 Colab 中打开](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/transformer-jax/blob/main/notebooks/zh/03_network.ipynb)
 # · [English](../03_network.ipynb)
 #
-# 本篇拆解论文图 1：各个子层及流经其中的数组形状；残差连接和层归一化对深层网络梯度的影响（3.1 节）；以及掩码如何让长短不一的句子放进同一批次，甚至同一行。注意力见[第 1 篇](01_attention.ipynb)，位置编码和解码见[第 2 篇](02_positions.ipynb)。
+# 本篇拆解论文图 1：各个子层及流经其中的数组形状；残差连接和层归一化对深层网络梯度的影响（3.1 节）；以及如何借助掩码，把长短不一的句子放进同一批次，甚至同一行。注意力见[第 1 篇](01_attention.ipynb)，位置编码和解码见[第 2 篇](02_positions.ipynb)。
 
 # %%
 # 未安装本项目时（例如在 Colab 中）自动安装。
@@ -147,7 +147,7 @@ plt.show()
 #
 # $$\mathrm{LayerNorm}(x + \mathrm{Sublayer}(x)) \qquad\text{或}\qquad x + \mathrm{Sublayer}(\mathrm{LayerNorm}(x))$$
 #
-# 采用 pre-norm 时，从输入到输出有一条不经过任何归一化的通路，梯度可以沿它直接回传；采用 post-norm 时，每一层都会重新缩放梯度。下面是初始化时各层的梯度范数，模型的深度是论文的三倍。（`scan_layers` 把各层参数沿一个轴堆叠起来，编译更快。）
+# 采用 pre-norm 时，有一条贯穿所有层、不经过任何归一化的通路，梯度可以沿它直接回传；采用 post-norm 时，每一层都会重新缩放梯度。下面是初始化时各层的梯度范数，模型的深度是论文的三倍。（`scan_layers` 把各层参数沿一个轴堆叠起来，编译更快。）
 
 # %%
 DEPTH = 18
@@ -197,15 +197,15 @@ assert ratios["pre-norm"] < 5
 assert ratios["post-norm"] > 20
 
 # %% [markdown]
-# post-norm 解码器的梯度逐层衰减，Liu 等（2020）也观察到这一现象：上面的层大步更新时，下面的层几乎不动。学习率预热（warmup，5.3 节）能帮 post-norm 模型渡过最初的若干步；Xiong 等（2020）表明，pre-norm 可以不用预热。论文的六层问题不大，很深的网络则多采用 pre-norm。
+# post-norm 解码器的梯度在回传途中逐层衰减，Liu 等（2020）也观察到这一现象：如果用普通的梯度下降，高层大步更新时，低层几乎不动。Adam 会拉平各层的步长，但 post-norm 模型还需要学习率预热（warmup，5.3 节）才能平稳渡过最初的若干步；Xiong 等（2020）表明，pre-norm 可以不用预热。论文只有六层，这样训练没有问题；很深的网络则多采用 pre-norm。
 #
 # ## 掩码
 #
-# 掩码是一个布尔数组，True 表示该查询（行）可以关注该键（列）。用掩码有三个理由：
+# 掩码是一个布尔数组，True 表示该查询（行）可以关注该键（列）。掩码有三种用途：
 #
 # - **填充**：同一批次中句子长短不一，空位以 0 填充，不能被读到；
 # - **因果**：解码器不能看到要预测的内容（见第 2 篇）；
-# - **分段**：几个句子放在同一行，互相不能看到。
+# - **分段**：几个句子放在同一行，彼此不可见。
 #
 # 几种掩码用 `&` 组合。
 
@@ -225,7 +225,7 @@ figure.set_dpi(80)
 display(figure)
 
 # %% [markdown]
-# 掩码若正确，填充就毫无影响：有没有填充，句子的输出都相同。不用掩码则不然。
+# 只要掩码正确，填充就毫无影响：有没有填充，句子的输出都相同。不用掩码则不然。
 
 # %%
 short = jax.random.normal(jax.random.key(4), (1, 5, D))
@@ -236,9 +236,9 @@ print("不用掩码时，输出相差", float(jnp.abs(encoder_layer(padded)[:, :
 # %% [markdown]
 # ## 打包
 #
-# 填充不影响结果，却要花计算量：硬件照样要对它做乘法。如果每句占一行，那么所有行都与最长的句子等长。**打包**（packing）把几个句子放进同一行，用段号（segment）区分彼此，位置在每句开头从 0 重新计数。
+# 填充虽不影响结果，却要付出计算量：硬件照样要为它做乘法。如果每句占一行，那么所有行都与最长的句子等长。**打包**（packing）把几个句子放进同一行，用段号（segment）区分彼此，位置在每句开头从 0 重新计数。
 #
-# 下面随机生成 60 个句对的长度，每行 32 个词元：
+# 下面随机生成 60 个长度不一的句对，每行最多放 32 个词元：
 
 # %%
 ROW = 32
@@ -302,7 +302,7 @@ print(f"{len(pairs)} 个句对打包成 {len(rows)} 行，logits 与各占一行
 #
 # 每道题都有一段默认折叠的参考答案，以及一个检查单元格：把其中的 `solution_1` 换成你自己写的函数即可。
 #
-# **练习 1.** 用 NumPy 写出层归一化 `normalize(x)`：沿最后一维，均值为 0，方差为 1，方差上加 $\epsilon = 10^{-5}$。
+# **练习 1.** 用 NumPy 写出层归一化 `normalize(x)`：沿最后一维归一化为均值 0、方差 1，计算时给方差加上 $\epsilon = 10^{-5}$。
 
 
 # %% tags=["solution", "hide-input"] jupyter={"source_hidden": true} cellView="form"
@@ -339,7 +339,7 @@ assert answer_2(9, 3).sum() == 9 + 8 + 7
 print("练习 2 正确。")
 
 # %% [markdown]
-# **练习 3.** 窗口宽度为 `w` 时，一个位置能看到包括自己在内的 `w` 个位置。堆叠 `n` 层之后能看到多少个？写出 `reach(n, w)`，假定该位置离开头足够远。
+# **练习 3.** 窗口宽度为 `w` 时，一个位置能看到包括自己在内的 `w` 个位置。堆叠 `n` 层之后能看到多少个？写出 `reach(n, w)`，假定该位置离序列开头足够远。
 
 
 # %% tags=["solution", "hide-input"] jupyter={"source_hidden": true} cellView="form"

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 
 from tests.tasks.toys import write_bundle, write_classifier, write_couplet_writer
 
@@ -30,20 +31,28 @@ def serving(folders):
         command += ["--model", str(folder)]
     # The tests' own filter of warnings is not for Gradio.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"} | OTHER_PROXY
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-    try:
-        line = process.stdout.readline()
-        found = re.fullmatch(r"The page is at (http://127\.0\.0\.1:\d+)/\n", line)
-        if found is None:
+    # Errors go to a file: a pipe that nobody reads would fill up.
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
+        )
+
+        def told():
+            errors.seek(0)
+            return errors.read()
+
+        try:
+            line = process.stdout.readline()
+            found = re.fullmatch(r"The page is at (http://127\.0\.0\.1:\d+)/\n", line)
+            if found is None:
+                process.kill()
+                process.wait()
+                raise AssertionError(line + told())
+            yield found[1]
+            process.send_signal(signal.SIGTERM)
+            out, _ = process.communicate(timeout=120)
+            assert (process.returncode, out) == (143, ""), told()
+            assert told().endswith("transformer-jax: stopped by SIGTERM.\n")  # after what Gradio says of bad requests
+        finally:
             process.kill()
-            raise AssertionError(line + process.communicate()[1])
-        yield found[1]
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, out) == (143, ""), err
-        assert err.endswith("transformer-jax: stopped by SIGTERM.\n")  # after what Gradio says of bad requests
-    finally:
-        process.kill()
-        process.communicate()
+            process.communicate()

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -109,8 +110,7 @@ def test_it_loads_nothing_from_elsewhere(address, config):
         "file={secret}/toy/model/config.json",
         "gradio_api/file/{secret}/toy/model/config.json",
         "gradio_api/proxy=http://127.0.0.1",
-        "static/../../../../../../../../{secret}/toy/model/config.json",
-        "static/%2e%2e/%2e%2e/{secret}/toy/model/config.json",
+        "static/" + 20 * "%2e%2e/" + "{secret}/toy/model/config.json",
         "gradio_api/vibe-code/",
         "gradio_api/openapi.json",
         "monitoring",
@@ -131,6 +131,8 @@ def test_no_path_is_told(address, folder):
 def test_uploads_and_what_is_too_large_are_refused(address):
     assert post(f"{address}/gradio_api/upload", files={"files": b"x"}).status_code == 404
     join = f"{address}/gradio_api/queue/join"
+    chunked = {"content-length": "2", "transfer-encoding": "chunked"}
+    assert post(join, content=iter([b"{}"]), headers=chunked).status_code == 411
     assert post(join, content=b" " * 10_000_001).status_code == 413
     assert post(join, content=iter([b"{}"])).status_code == 411
 
@@ -169,6 +171,7 @@ def test_what_no_control_sends_is_refused_without_a_trace(address, config, data)
         assert post(f"{address}/gradio_api/queue/join", json=body).status_code == 422
         return
     answer = ask(address, config, "translate", data)
+    assert not answer["success"] or answer["output"]["data"][0] == "", "an answer has no content"
     text = json.dumps(answer)
     assert "Traceback" not in text
     assert ".py" not in text
@@ -191,7 +194,7 @@ def test_mistakes_on_the_command_line_are_one_sentence(folder, models, capsys, m
     assert "of 'no such host' cannot be listened at" in capsys.readouterr().err
     assert main(["demo", "--model", str(folder / "toy"), "--port", "65536"]) == 2
     assert "--port is 65536, but must be from 0 to 65535" in capsys.readouterr().err
-    assert main(["demo", "--model", str(folder)]) == 2
+    assert main(["demo", "--model", str(folder), "--port", "0"]) == 2
     assert "is not a model folder, but holds some" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["demo", "--model", str(folder / "toy")]) == 2
@@ -201,5 +204,5 @@ def test_mistakes_on_the_command_line_are_one_sentence(folder, models, capsys, m
 def test_models_are_called_by_their_runs():
     names = {}
     for path in ("runs/numerals/model", "other/numerals/model", "en-de", "/", "x/numerals/model"):
-        names[demo._free_name(demo._name_of(path), names)] = path
+        names[demo._free_name(demo._name_of(Path(path)), names)] = path
     assert list(names) == ["numerals", "numerals 2", "en-de", "model", "numerals 3"]

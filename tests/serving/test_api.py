@@ -138,7 +138,8 @@ def test_what_is_wrong_is_refused_in_a_sentence(client, folders, path, body, sta
 
 def test_a_form_of_another_site_is_refused(client):
     body = b'{"texts": ["a"]}'
-    assert client.refusal(TRANSLATE, body, headers={"Content-Type": "text/plain"})[0] == 422
+    for kind in ("text/plain", "", "text/plain; a=application/json"):
+        assert client.refusal(TRANSLATE, body, headers={"Content-Type": kind})[0] == 422
 
 
 def test_the_token_is_asked_for(engines):

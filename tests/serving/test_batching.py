@@ -122,6 +122,7 @@ def test_who_leaves_while_another_group_is_answered_is_dropped(work, make):
     even, odd = batcher.submit(2), batcher.submit(3)
     work.free.set()
     even.result(PATIENCE)
+    odd.result(PATIENCE)
     work.calls.clear()
     odd.result(PATIENCE)
     busy(work, batcher)
@@ -201,3 +202,51 @@ def test_many_threads_each_get_their_own_answer(work, make):
     assert not wrong
     assert len(work.calls) < 8 * 200
     assert batcher.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("work", "expected"),
+    [
+        (lambda items: items[1:], "There are 0 results for 1 items"),
+        (lambda items: next(iter(())), "StopIteration"),
+        (lambda items: (_ for _ in ()).throw(SystemExit(1)), "SystemExit"),
+    ],
+)
+def test_whatever_fails_reaches_its_caller_and_the_next_is_answered(work, expected):
+    fails = threading.Event()
+    fails.set()
+    batcher = Batcher(
+        lambda items: work(items) if fails.is_set() else items, key=lambda _: 0, size=lambda _: 1, max_waiting=9
+    )
+    with pytest.raises(RuntimeError, match=expected):
+        batcher.submit(1).result(PATIENCE)
+    fails.clear()
+    assert batcher.submit(2).result(PATIENCE) == 2
+    batcher.close(PATIENCE)
+
+
+def test_a_report_that_fails_is_an_error_of_the_call(work, make):
+    batcher = make(report=lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        batcher.submit(2).result(PATIENCE)
+    with pytest.raises(TypeError, match="unhashable"):
+        make(key=lambda item: [item]).submit(2)
+
+
+def test_clients_with_other_options_do_not_count_twice(work, make):
+    batcher = make(gather=2 * PATIENCE)  # were it waited out, the results would not come in time
+    asked = {number: batcher.submit(number) for number in (2, 3)}
+    for _ in range(20):  # each asks again as soon as it is answered, the first before the second is
+        for number in (2, 3):
+            assert asked[number].result(PATIENCE) == 2 * number
+            asked[number] = batcher.submit(number)
+    for number in (2, 3):
+        assert asked[number].result(PATIENCE) == 2 * number
+
+
+def test_a_full_batch_does_not_wait(work, make):
+    batcher = make(gather=2 * PATIENCE, most=2)
+    busy(work, batcher)
+    futures = [batcher.submit(number) for number in (2, 4, 6, 8)]
+    work.free.set()
+    assert [future.result(PATIENCE) for future in futures] == [4, 8, 12, 16]

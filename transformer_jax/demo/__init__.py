@@ -1,14 +1,15 @@
 """The page of `transformer-jax demo`, on which models are tried in a browser; Gradio is imported when it is built."""
 
 import argparse
+import importlib.metadata
 import importlib.util
 import socket
 import threading
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from transformer_jax.system import UserError
+from transformer_jax.system import UserError, files, is_loopback
+from transformer_jax.system.files import AnyPath
 from transformer_jax.system.runtime import show
 from transformer_jax.tasks.command_line import progress
 from transformer_jax.tasks.registry import resolved
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 PORT = 7860
+OLDEST_GRADIO = (6, 31)
 
 
 def add_commands(commands: Any) -> None:
@@ -74,26 +76,29 @@ def _demo(arguments: argparse.Namespace) -> None:
         raise UserError(f"--port is {arguments.port}, but must be from 0 to 65535.")
     # Before models are loaded, which takes longer.
     _require_gradio()
-    port = _free_port(arguments.host, arguments.port)
+    _free_port(arguments.host, arguments.port)
     from transformer_jax.tasks.model_folder import folder_of, load
 
     models: dict[str, Any] = {}
     for path in arguments.model:
-        models[_free_name(_name_of(str(folder_of(path))), models)] = load(path)
+        models[_free_name(_name_of(files.resolved(folder_of(path))), models)] = load(path)
     page = build(models)
-    address = page.serve(arguments.host, port)
+    port = _free_port(arguments.host, arguments.port)
+    try:
+        address = page.serve(arguments.host, port)
+    except OSError as error:
+        raise UserError(f"The page cannot be served on port {port} ({error}); try again, or name another.") from error
     try:
         show(f"The page is at {address}")
-        if arguments.host != LOOPBACK:
+        if not is_loopback(arguments.host):
             progress(f"{arguments.host} may be reachable from other machines, which can then use the models")
         threading.Event().wait()  # until a signal
     finally:
         page.close(verbose=False)
 
 
-def _name_of(folder: str) -> str:
+def _name_of(path: AnyPath) -> str:
     """The name of a model: that of its run, numerals for runs/numerals/model, or of its folder."""
-    path = PurePosixPath(folder)
     return (path.parent.name if path.name == "model" else path.name) or path.name or "model"
 
 
@@ -103,8 +108,12 @@ def _free_name(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def _require_gradio() -> None:
+    remedy = "install it: pip install 'transformer-jax[demo]'."
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("The page needs Gradio; install it: pip install 'transformer-jax[demo]'.")
+        raise UserError(f"The page needs Gradio; {remedy}")
+    found = importlib.metadata.version("gradio")
+    if tuple(map(int, found.split(".")[:2])) < OLDEST_GRADIO:
+        raise UserError(f"The page needs Gradio {'.'.join(map(str, OLDEST_GRADIO))} or later, not {found}; {remedy}")
 
 
 def _free_port(host: str, port: int) -> int:

@@ -110,12 +110,20 @@ class Page(gradio.Blocks):
 
         Returns:
             The address of the page.
+
+        Raises:
+            OSError: if Gradio cannot listen there, or takes too long to start.
         """
         # Gradio asks its own server whether it is up, which is not a question for a proxy.
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join(filter(None, [os.environ.get(name, ""), "127.0.0.1", "localhost", host]))
         _, address, _ = self.launch(
-            server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True
+            server_name=f"[{host}]" if ":" in host else host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=True,
         )
         return str(address)
 
@@ -157,7 +165,7 @@ def _refusal(scope: Message) -> int:
         return 404
     if scope["method"] == "POST":
         length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit():
+        if not length.isdigit() or b"transfer-encoding" in dict(scope["headers"]):
             return 411
         if int(length) > LARGEST_REQUEST:
             return 413

@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import ipaddress
+import math
 import os
 import signal
 import socket
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax.serving.limits import Limits
-from transformer_jax.system import FieldError, Positive, UserError, check_value
+from transformer_jax.system import FieldError, Positive, UserError, check_value, is_loopback
 from transformer_jax.system.runtime import show_error
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at [127.0.0.1]")
     parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"port; 0: any that is free [{PORT}]")
     token = parser.add_mutually_exclusive_group()
-    token.add_argument("--token", metavar="TOKEN", help="what clients must know; required unless --host is loopback")
-    token.add_argument("--no-token", action="store_true", help="answer anybody, whatever --host is")
+    token.add_argument("--token", metavar="TOKEN", help="what clients must send; required unless --host is loopback")
+    token.add_argument("--no-token", action="store_true", help="accept requests without a token, whatever --host is")
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="texts at a time on each device; changes speed, not results"
     )
@@ -111,19 +111,20 @@ def _serve(arguments: argparse.Namespace) -> None:
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=int(limits.drain_seconds),
+            timeout_graceful_shutdown=math.ceil(limits.drain_seconds),
         )
         server = uvicorn.Server(config)
-        if hasattr(signal, "SIGHUP"):  # uvicorn sees to the others
+        # uvicorn handles the others. nohup ignores this one.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, server.handle_exit)
         host, port = listener.getsockname()[:2]
         listener.listen(BACKLOG)
         paths = ",".join(engine.service.path for engine in engines)
         at = f"[{host}]" if ":" in host else host
         show_error(f"transformer-jax: serving {paths} on http://{at}:{port} (http://{at}:{port}/docs describes it)")
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn ends in order, and then raises the signal again
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn shuts down gracefully, and then raises the signal again
             server.run(sockets=[listener])
-        show_error("transformer-jax: all requests are answered")
+        show_error("transformer-jax: stopped")
 
 
 def load_engines(paths: Sequence[str], batch_size: int | None = None) -> "list[Engine]":
@@ -160,7 +161,7 @@ def _limits(arguments: argparse.Namespace) -> Limits:
 
 
 def _token(arguments: argparse.Namespace) -> str | None:
-    """The token that clients must know; None: anybody may ask.
+    """The token that clients must send; None: none is needed.
 
     Raises:
         UserError: if one is needed, or cannot be sent in a header.
@@ -168,20 +169,13 @@ def _token(arguments: argparse.Namespace) -> str | None:
     if arguments.no_token:
         return None
     token: str | None = os.environ.get(TOKEN_VARIABLE) or None if arguments.token is None else arguments.token
-    if token is None and not _is_loopback(arguments.host):
+    if token is None and not is_loopback(arguments.host):
         raise UserError(
-            f"--host {arguments.host} lets other machines ask; give --token, or --no-token to answer anybody."
+            f"--host {arguments.host} accepts requests from other machines; give --token, or --no-token to accept any."
         )
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
         raise UserError("--token must be printable ASCII without spaces at its ends, or it cannot be sent; change it.")
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bound(host: str, port: int) -> socket.socket:

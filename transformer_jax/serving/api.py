@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from transformer_jax.serving.batching import Batcher, Closed, Full
 from transformer_jax.serving.engine import Engine
-from transformer_jax.serving.gate import CLIENT_GONE, Gate
+from transformer_jax.serving.gate import CLIENT_GONE, NOT_JSON, Gate, path_of
 from transformer_jax.serving.limits import Limits
 from transformer_jax.system import NotNumbersError, UserError, known_names, package_version
 from transformer_jax.system.runtime import printable
@@ -25,7 +25,8 @@ from transformer_jax.tasks.service import Request, check_width
 Result = TypeVar("Result", bound=BaseModel)
 
 RETRY_SECONDS = "1"
-NOT_JSON = "The body must be a JSON object with the field texts, sent with Content-Type: application/json."
+CLOSE_SECONDS = 2.0
+"""Until a search whose clients are gone is left to the end of the process."""
 FAILED = "The server failed to answer; its log has the reason."
 FULL = "The server has as many requests as it takes; try again later."
 CLOSED = "The server is being shut down; try again later."
@@ -116,7 +117,7 @@ def create_app(
 
     Args:
         engines: no two of one path.
-        limits: what it takes on.
+        limits: of requests.
         token: that clients must send; None: anybody may ask.
         most_texts: texts that are answered together, unless one request has more.
     """
@@ -126,8 +127,8 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
         yield
-        for batcher in batchers:
-            await run_in_threadpool(batcher.close, limits.drain_seconds)
+        # The server has let requests end by now, within its own time.
+        await asyncio.gather(*(run_in_threadpool(batcher.close, CLOSE_SECONDS) for batcher in batchers))
 
     app = fastapi.FastAPI(title="transformer-jax serve", version=package_version(), lifespan=lifespan, redoc_url=None)
     app.add_middleware(Gate, limits=limits, token=token, report=metrics.request)
@@ -135,7 +136,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
     app.state.fields = {engine.service.path: list(engine.service.request.model_fields) for engine in engines}
-    streams = _Places(limits.max_streams)
+    streams = _Slots(limits.max_streams)
     for engine, batcher in zip(engines, batchers, strict=True):
         _add_endpoint(app, engine, batcher, streams, limits)
 
@@ -165,18 +166,18 @@ def _batcher(engine: Engine, limits: Limits, metrics: _Metrics, most_texts: int)
     return batcher
 
 
-class _Places:
-    """A number of places, of which each is taken by one at a time; for the event loop only."""
+class _Slots:
+    """A semaphore that refuses instead of waiting; for the event loop only."""
 
     def __init__(self, count: int) -> None:
         self._free = count
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         if not self._free:
             raise Full
         self._free -= 1
 
-    def leave(self) -> None:
+    def release(self) -> None:
         self._free += 1
 
 
@@ -184,7 +185,7 @@ def _add_endpoint(
     app: fastapi.FastAPI,
     engine: Engine,
     batcher: Batcher[Request, list[BaseModel]],
-    streams: _Places,
+    streams: _Slots,
     limits: Limits,
 ) -> None:
     service = engine.service
@@ -200,7 +201,7 @@ def _add_endpoint(
             raise HTTPException(422, str(error)) from error
         try:
             if request.streams:
-                streams.take()
+                streams.acquire()
                 return _Stream(engine, request, streams)
             future = batcher.submit(request)
         except Full:
@@ -244,18 +245,18 @@ async def _unless_gone(answer: "asyncio.Future[Any]", http: fastapi.Request) -> 
 
 
 class _Stream(StreamingResponse):
-    """The answer to a request as server-sent events; leaves its place at the end, or when the client hangs up."""
+    """The answer to a request as server-sent events; frees its slot at the end, or when the client hangs up."""
 
-    def __init__(self, engine: Engine, request: Request, places: _Places) -> None:
+    def __init__(self, engine: Engine, request: Request, slots: _Slots) -> None:
         super().__init__(_events(engine, request), media_type="text/event-stream")
         self.headers["Cache-Control"] = "no-store"
-        self._places = places
+        self._slots = slots
 
     async def __call__(self, *connection: Any) -> None:
         try:
             await super().__call__(*connection)
         finally:
-            self._places.leave()
+            self._slots.release()
 
 
 async def _events(engine: Engine, request: Request) -> AsyncIterator[str]:
@@ -300,7 +301,7 @@ def _problem(status: int, detail: str, headers: Any = None) -> JSONResponse:
 
 
 async def _invalid(http: fastapi.Request, error: Any) -> Response:
-    return _problem(422, _sentence(error.errors()[0], http.app.state.fields.get(http.url.path, ())))
+    return _problem(422, _sentence(error.errors()[0], http.app.state.fields.get(path_of(http.scope), ())))
 
 
 def _sentence(error: Any, fields: Sequence[str]) -> str:

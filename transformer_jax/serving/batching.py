@@ -22,8 +22,8 @@ class Batcher(Generic[Item, Result]):
     """Answers items in batches, in a thread of its own; safe to call from several threads.
 
     The thread takes all that wait, splits them into groups of equal keys, and answers each group by one call. Before it
-    takes them it waits until there are as many as there were the last time, `gather` seconds at most: clients that were
-    answered together soon ask again, and a client that is alone never waits.
+    takes them it waits until there are as many as there were the last time, or a full batch, `gather` seconds at most:
+    clients that were answered together soon ask again. A client that stays alone waits once at most.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class Batcher(Generic[Item, Result]):
         self._max_waiting, self._gather, self._most = max_waiting, gather, most
         self._waiting: dict[Future[Result], Item] = {}  # in the order in which they came
         self._expected = 0
+        self._left = self._seen = 0
+        """Of the batch, items without a result; the most clients that were seen to wait for one at a time."""
         self._is_closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -69,6 +71,7 @@ class Batcher(Generic[Item, Result]):
             Full: if there is no place.
             Closed: after `close`.
         """
+        hash(self._key(item))  # an error is the caller's, not the thread's
         future: Future[Result] = Future()
         with self._changed:
             if self._is_closed:
@@ -103,15 +106,16 @@ class Batcher(Generic[Item, Result]):
                 groups.setdefault(self._key(item), []).append((future, item))
             for group in groups.values():
                 # Whoever has gone while the groups before were answered is dropped here.
-                self._answer([(future, item) for future, item in group if future.set_running_or_notify_cancel()])
-            with self._changed:
-                self._expected = len(batch) + len(self._waiting)
+                alive = [(future, item) for future, item in group if future.set_running_or_notify_cancel()]
+                self._left -= len(group) - len(alive)
+                self._answer(alive)
+            self._expected = self._seen
 
     def _next(self) -> list[tuple["Future[Result]", Item]]:
         """The next batch; empty at the end, and if all have gone while it waited for more."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            self._changed.wait_for(lambda: len(self._waiting) >= self._expected or self._is_closed, self._gather)
+            self._changed.wait_for(self._is_ready, self._gather)
             batch: list[tuple[Future[Result], Item]] = []
             room = self._most
             for future, item in self._waiting.items():
@@ -121,7 +125,14 @@ class Batcher(Generic[Item, Result]):
                 batch.append((future, item))
             for future, _ in batch:
                 del self._waiting[future]
+            self._left, self._seen = len(batch), 0
             return batch
+
+    def _is_ready(self) -> bool:
+        """Whether to take a batch at once."""
+        if self._is_closed or len(self._waiting) >= self._expected:
+            return True
+        return sum(map(self._size, self._waiting.values())) >= self._most
 
     def _answer(self, group: list[tuple["Future[Result]", Item]]) -> None:
         if not group:
@@ -129,15 +140,27 @@ class Batcher(Generic[Item, Result]):
         items = [item for _, item in group]
         started = time.perf_counter()
         try:
-            results = self._work(items)
+            results = list(self._work(items))
+            if len(results) != len(items):
+                raise RuntimeError(f"There are {len(results)} results for {len(items)} items.")
+            if self._report is not None:
+                self._report(len(items), sum(map(self._size, items)), time.perf_counter() - started)
         except BaseException as error:  # it must reach whoever waits, and the thread must live on
-            if len(group) == 1:
-                group[0][0].set_exception(error)
+            if len(group) > 1:
+                for one in group:  # the others of the group are not to blame
+                    self._answer([one])
                 return
-            for one in group:  # the others of the group are not to blame
-                self._answer([one])
+            self._count(1)
+            # Futures of asyncio take no StopIteration, and what is no Exception would end an event loop.
+            is_usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            group[0][0].set_exception(error if is_usual else RuntimeError(repr(error)))
             return
-        if self._report is not None:
-            self._report(len(items), sum(map(self._size, items)), time.perf_counter() - started)
+        self._count(len(group))
         for (future, _), result in zip(group, results, strict=True):
             future.set_result(result)
+
+    def _count(self, answered: int) -> None:
+        """Count who waits, before some are answered: afterwards, those may ask again and would count twice."""
+        with self._changed:
+            self._seen = max(self._seen, self._left + len(self._waiting))
+            self._left -= answered

@@ -26,7 +26,7 @@ class Engine:
     """A loaded model and the service that answers with it."""
 
     def __init__(self, model: Any, service: Service, *, batch_size: int | None = None) -> None:
-        """Put them together, on all devices of this process.
+        """Bind a model to its service, on all devices of this process.
 
         Args:
             model: a loaded model.

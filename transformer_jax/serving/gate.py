@@ -14,12 +14,23 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+NOT_JSON = "The body must be a JSON object with the field texts, sent with Content-Type: application/json."
 OPEN_PATHS = ("/healthz", "/docs", "/openapi.json")
 """Answered without a token: none says anything about models or requests."""
 DISCARDED_BYTES = 64 << 20
 """Of a body that is too long: many clients read no answer before they have sent all."""
 CLIENT_GONE = 499
 """Counted as the status of a request whose client hung up; nobody is sent it."""
+
+
+_CLOSE = ((b"connection", b"close"),)
+"""After a body that was not read to its end: the rest of it would keep the connection open."""
+
+
+def path_of(scope: MutableMapping[str, Any]) -> str:
+    """The path of a request within the app, which may be mounted in another."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class _Refused(Exception):
@@ -63,10 +74,12 @@ class Gate:
         try:
             headers = dict(scope["headers"])
             try:
-                refusal = self._refusal(scope["path"], headers)
-                # Clients that ask whether to send a body are told at once.
+                refusal = self._refusal(scope, headers)
+                # Clients that ask whether to send a body get the answer at once.
                 if refusal is None or headers.get(b"expect", b"").lower() != b"100-continue":
-                    body = await self._body(receive)
+                    body = await self._body(receive, keeps=refusal is None)
+                else:
+                    refusal.headers += _CLOSE
                 if refusal is not None:
                     raise refusal
             except _Refused as error:
@@ -79,32 +92,36 @@ class Gate:
             status = 500
             raise
         finally:
-            self._report(scope["path"], status, time.perf_counter() - started)
+            self._report(path_of(scope), status, time.perf_counter() - started)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> _Refused | None:
+    def _refusal(self, scope: MutableMapping[str, Any], headers: dict[bytes, bytes]) -> _Refused | None:
         given, expected = headers.get(b"authorization", b""), self._expected
-        if expected is not None and path not in OPEN_PATHS and not hmac.compare_digest(given, expected):
+        if expected is not None and path_of(scope) not in OPEN_PATHS and not hmac.compare_digest(given, expected):
             detail = "The token is missing or wrong; send the header Authorization: Bearer TOKEN."
             return _Refused(401, detail, ((b"www-authenticate", b"Bearer"),))
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > self._limits.max_bytes:
             return self._too_long()
+        # Pages of other sites can make a browser send any other type without asking.
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if scope["method"] == "POST" and kind != b"application/json":
+            return _Refused(422, NOT_JSON)
         return None
 
     def _too_long(self) -> _Refused:
         return _Refused(
-            413, f"The body is larger than {self._limits.max_bytes:,} bytes; send fewer texts in each request."
+            413, f"The body is larger than {self._limits.max_bytes:,} bytes; send fewer texts in each request.", _CLOSE
         )
 
-    async def _body(self, receive: Receive) -> bytes:
-        """The body, whole.
+    async def _body(self, receive: Receive, *, keeps: bool) -> bytes:
+        """The body, whole; or, of a request that is refused anyway, read and not kept.
 
         Raises:
             _Refused: if it is too long, or comes too slowly.
             _Gone: if the client hangs up.
         """
         parts: list[bytes] = []
-        size, most = 0, self._limits.max_bytes
+        size, most = 0, self._limits.max_bytes if keeps else 0
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 while True:
@@ -119,8 +136,8 @@ class Gate:
                         break
         except TimeoutError:
             seconds = f"{self._limits.body_seconds:g}"
-            raise _Refused(408, f"The body has not come within {seconds} seconds; send the request again.") from None
-        if size > most:
+            raise _Refused(408, f"The body has not come within {seconds} seconds; send it again.", _CLOSE) from None
+        if keeps and size > most:
             raise self._too_long()
         return b"".join(parts)
 

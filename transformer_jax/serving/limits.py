@@ -1,4 +1,4 @@
-"""What one server takes on."""
+"""Limits of a server."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,7 +8,7 @@ from transformer_jax.system import Positive, Range, check_fields
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes on.
+    """Limits of a server.
 
     Raises:
         UserError: if a value is out of range.

@@ -6,6 +6,7 @@ calls `check_fields` when it is made, so configs, library calls and command-line
 
 import difflib
 import importlib.metadata
+import ipaddress
 import math
 import numbers
 import struct
@@ -275,3 +276,11 @@ def known_names(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}."
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches servers that listen at this address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -4,6 +4,7 @@ Imported only where there is a server, as pydantic belongs to the extra `serve`.
 """
 
 import abc
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -131,8 +132,8 @@ class PairService(Service):
     def results(self, model: Any, requests: Sequence[Any], batch_size: int | None) -> list[list[BaseModel]]:
         """Search for the outputs of all texts together."""
         texts = [text for request in requests for text in request.texts]
-        found = iter(model.search(texts, batch_size=batch_size, **self.arguments(requests[0])))
-        return [[self.shown(next(found)) for _ in request.texts] for request in requests]
+        found = model.search(texts, batch_size=batch_size, **self.arguments(requests[0]))
+        return dealt(requests, [self.shown(outputs) for outputs in found])
 
     def arguments(self, request: Any) -> dict[str, Any]:
         """The options of a request as arguments of the model's `search`."""
@@ -142,6 +143,12 @@ class PairService(Service):
         """The result for a text whose outputs these are, best first."""
         best, *others = [Output(text=output.text, score=round(output.score, 4)) for output in outputs]
         return SearchResult(text=best.text, score=best.score, alternatives=others)
+
+
+def dealt(requests: Sequence[Request], results: Sequence[BaseModel]) -> list[list[BaseModel]]:
+    """The results for all texts of some requests, request by request."""
+    ends = [*itertools.accumulate(len(request.texts) for request in requests)]
+    return [list(results[first:end]) for first, end in zip([0, *ends], ends, strict=False)]
 
 
 class StreamedRequest(SearchRequest):

@@ -1,7 +1,7 @@
 """A tab of the page of `transformer-jax demo`: what those of all tasks share.
 
-A model class with a method `tab`, such as `Translator.tab`, has one. Gradio, which is optional, is imported when a tab
-is built.
+A model class with an attribute `tab`, such as `Translator.tab`, has one. Gradio, which is optional, is imported when a
+tab is built.
 """
 
 import abc
@@ -163,7 +163,15 @@ class Tab(abc.ABC):
             return respond(request, *values) if is_live else (gradio.skip(), gradio.skip())
 
         asked, shown = [name, text, *options], [content, message]
-        gradio.on([button.click, text.submit], respond, asked, shown, api_visibility="private", show_progress="minimal")
+        asking = gradio.on(
+            [button.click, text.submit],
+            respond,
+            asked,
+            shown,
+            api_visibility="private",
+            show_progress="minimal",
+            concurrency_id=self.title,
+        )
         if self.answers_while_typing:
             gradio.on(
                 # Not text.input, which comes with keys that print alone, and not with pasting or deleting.
@@ -175,4 +183,6 @@ class Tab(abc.ABC):
                 trigger_mode="always_last",
                 api_visibility="private",
                 show_progress="hidden",
+                concurrency_id=self.title,
+                cancels=[asking],  # an answer to an earlier text must not come last
             )

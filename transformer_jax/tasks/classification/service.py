@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from transformer_jax.tasks.service import Request, Service
+from transformer_jax.tasks.service import Request, Service, dealt
 
 
 class ClassifyRequest(Request):
@@ -46,8 +46,8 @@ class ClassifyService(Service):
         """Classify all texts together."""
         texts = [text for request in requests for text in request.texts]
         size = {} if batch_size is None else {"batch_size": batch_size}
-        found = iter(model.classify(texts, explain=requests[0].explain, **size))
-        return [[_shown(next(found)) for _ in request.texts] for request in requests]
+        found = model.classify(texts, explain=requests[0].explain, **size)
+        return dealt(requests, [_shown(each) for each in found])
 
 
 def _shown(said: Any) -> BaseModel:

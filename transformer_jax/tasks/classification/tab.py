@@ -21,10 +21,10 @@ class ClassificationTab(Tab):
         "ask": Phrase("Classify", "分类"),
         "text": Phrase("Text", "文本"),
         "example": Phrase("A text to classify", "输入要分类的文本"),
-        "explain": Phrase("Mark the words that mattered", "标出起作用的词"),
+        "explain": Phrase("Mark the words that mattered", "标出影响分类的词"),
         "class": Phrase("class", "类别"),
         "probability": Phrase("probability", "概率"),
-        "words": Phrase("What speaks for {}, and what against it", "支持与反对“{}”的词"),
+        "words": Phrase("Words that speak for {}, and against it", "支持与反对“{}”的词"),
         "effect": Phrase(
             "Effect: by how much the log-odds of the class, in nats, fall without the word",
             "影响：去掉该词后，此类别的对数几率下降多少（单位：奈特）",

@@ -24,11 +24,11 @@ class CoupletTab(Tab):
         "ask": Phrase("Write lower lines", "对下联"),
         "text": Phrase("Upper line", "上联"),
         "example": Phrase("An upper line in Chinese", "输入上联"),
-        "count": Phrase("Lower lines", "下联条数"),
+        "count": Phrase("Lower lines", "下联数量"),
         "length": Phrase("Length: as many characters", "字数：上下联字数相等"),
         "punctuation": Phrase("Punctuation: at the same places", "标点：位置与上联相同"),
-        "repetition": Phrase("Repetition: at the same places", "叠字：重复的位置与上联相同"),
-        "distinct": Phrase("Distinct: no character of the upper line", "避重：不用上联的字"),
+        "repetition": Phrase("Repetition: at the same places", "重字：重复的位置与上联相同"),
+        "distinct": Phrase("Distinct: no character of the upper line", "避重：不用上联用过的字"),
         "tones": Phrase("Tones: level against oblique (平仄)", "平仄：关键位置平仄相对"),
         "upper": Phrase("upper line", "上联"),
         "lower": Phrase("lower line", "下联"),
@@ -36,7 +36,7 @@ class CoupletTab(Tab):
         "kept": Phrase("kept", "符合"),
         "rules kept": Phrase("{} of {} rules kept", "符合 {} 条规则（共 {} 条）"),
         "broken": Phrase("broken", "不符"),
-        "given up": Phrase("broken, given up: no line can keep it", "不符，已放弃：没有下联能做到"),
+        "given up": Phrase("broken, given up: no line can keep it", "不符，已放弃：任何下联都无法满足"),
         "ends level": Phrase(
             "The upper line ends level (平), but should end oblique (仄).", "上联末字为平声，按惯例应为仄声。"
         ),

@@ -97,7 +97,7 @@ element.addEventListener("keydown", (event) => {
         return (
             gradio.Slider(1, MOST_ALTERNATIVES, 3, step=1, precision=0, label=self.label("alternatives")),
             gradio.Slider(1, LARGEST_BEAM, beam, step=1, precision=0, label=self.label("beam")),
-            gradio.Slider(0, 2, min(max(decoding.alpha, 0), 2), step=0.1, label=self.label("alpha")),
+            gradio.Slider(0, 2, min(max(decoding.alpha, 0), 2), step=0.1, precision=1, label=self.label("alpha")),
         )
 
     def answer(self, model: Any, text: str, *options: Any, language: str) -> str:
