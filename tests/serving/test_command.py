@@ -83,7 +83,7 @@ def error(capfd, *arguments):
 def test_mistakes_are_explained(folders, tmp_path, capfd, monkeypatch):
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     model = folders["translate"]
-    assert "--host 192.0.2.1 lets other machines ask; give --token" in error(
+    assert "--host 192.0.2.1 accepts requests from other machines; give --token" in error(
         capfd, "--model", model, "--host", "192.0.2.1"
     )
     assert "--max-lines is 0" in error(capfd, "--model", model, "--max-lines", 0)
@@ -171,8 +171,8 @@ def test_compose_builds_and_starts_the_image():
     extras = re.findall(r"^(\w+) = ", (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
     for service in services.values():
         found = _parser().parse_args([*entry[1:], *service["command"]])
-        [mounted] = [volume for volume in service["volumes"] if volume.endswith(":ro")]
-        assert mounted.split(":")[-2] == found.model[0]
+        [mounted] = [volume for volume in service["volumes"] if isinstance(volume, dict)]
+        assert (mounted["type"], mounted["target"], mounted["read_only"]) == ("bind", found.model[0], True)
         assert TOKEN_VARIABLE in service["environment"]
         assert service["ports"] == [f"127.0.0.1:{found.port}:{found.port}"]
         assert int(service["stop_grace_period"].removesuffix("s")) > found.drain_seconds
