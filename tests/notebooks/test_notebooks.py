@@ -156,8 +156,11 @@ def test_the_table_links_every_notebook():
     assert sorted(linked) == sorted(path.relative_to(NOTEBOOKS).with_suffix(".ipynb").as_posix() for path in SOURCES)
 
 
-@pytest.mark.slow
-@each
+# The code of the Chinese ones is the same, as other tests require.
+RUNS = [pytest.param(path, marks=pytest.mark.soak if path.parent.name == "zh" else pytest.mark.slow) for path in SOURCES]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(NOTEBOOKS).with_suffix("")))
 def test_the_notebook_runs_from_a_fresh_kernel(path, monkeypatch):
     pytest.importorskip("ipykernel", reason=REASON)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
