@@ -75,17 +75,18 @@ class Node {
   addEventListener(name, call) { this.on[name] = call; }
   all(name) { return this.children.flatMap(each => [...(each.name === name ? [each] : []), ...each.all(name)]); }
 }
-const nodes = {}, make_node = name => nodes[name] ??= new Node(name);
+const nodes = {}, windowOn = {}, make_node = name => nodes[name] ??= new Node(name);
 globalThis.document = {
   getElementById: make_node, querySelector: make_node,
-  createElement: name => new Node(name), createElementNS: (_, name) => new Node(name),
+  createElement: name => new Node(name), createElementNS: (_, name) => new Node(name), body: {clientWidth: 1280},
 };
+globalThis.addEventListener = (name, call) => { windowOn[name] = call; };
 make_node("data").textContent = require("fs").readFileSync(process.argv[2], "utf8");
 """
 ACTIONS = """
 const report = [];
 const look = () => report.push({
-  lines: nodes.view.all("line").map(line => line.attributes),
+  width: Number(nodes.view.attributes.width), lines: nodes.view.all("line").map(line => line.attributes),
   weights: nodes.view.all("text").filter(text => text.attributes.class === "weight").map(text => text.textContent),
 });
 look();
@@ -93,6 +94,7 @@ point({side: 0, place: 1}); look();
 nodes.heads.children[0].on.click(); nodes.layer.on.change({target: {value: "1"}}); look();
 nodes.heads.children[2].on.dblclick(); look();
 nodes.text.on.change({target: {value: "1"}}); look();
+document.body.clientWidth = 340; windowOn.resize(); look();
 console.log(JSON.stringify(report));
 """
 
@@ -105,7 +107,7 @@ def test_the_page_draws_the_weights(tmp_path):
     ran = subprocess.run(
         ["node", tmp_path / "page.js", tmp_path / "data.json"], capture_output=True, text=True, check=True
     )
-    everything, pointed, layer, alone, other = json.loads(ran.stdout)
+    everything, pointed, layer, alone, other, narrow = json.loads(ran.stdout)
 
     def opacities(weights):
         return sorted(round(w, 3) for w in np.round(weights, 3).ravel() if round(w, 3) >= 0.01)
@@ -119,3 +121,5 @@ def test_the_page_draws_the_weights(tmp_path):
     assert drawn(layer) == pytest.approx(opacities(WEIGHTS[1][1:]))
     assert drawn(alone) == pytest.approx(opacities(WEIGHTS[1][2]))
     assert drawn(other) == [0.25] * 121
+    assert drawn(narrow) == drawn(other)
+    assert narrow["width"] <= 340 < other["width"]

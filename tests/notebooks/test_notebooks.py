@@ -157,7 +157,9 @@ def test_the_table_links_every_notebook():
 
 
 # The code of the Chinese ones is the same, as other tests require.
-RUNS = [pytest.param(path, marks=pytest.mark.soak if path.parent.name == "zh" else pytest.mark.slow) for path in SOURCES]
+RUNS = [
+    pytest.param(path, marks=pytest.mark.soak if path.parent.name == "zh" else pytest.mark.slow) for path in SOURCES
+]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(NOTEBOOKS).with_suffix("")))

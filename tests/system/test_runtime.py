@@ -1,4 +1,3 @@
-import ctypes
 import os
 import subprocess
 import sys
@@ -42,7 +41,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.delitem(sys.modules, "jax")
     libc = Libc()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(runtime, "_libc", lambda: libc)
     monkeypatch.setattr(runtime.platform, "libc_ver", lambda: ("glibc", "2.36"))
     # What `prepare` sets is taken back at the end.
     for name in VARIABLES:
