@@ -261,7 +261,7 @@ def test_a_task_that_is_not_registered_is_a_clear_error(backwards, monkeypatch):
         transformer_jax.run(config, outcome.model.parent)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_fourth_task_learns(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fourth_task.py"])
     example("fourth_task", "__main__")

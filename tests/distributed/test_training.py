@@ -80,7 +80,9 @@ def wait_for_step(processes, workdir, step, seconds=100):
     pytest.fail(f"no checkpoint of step {step} within {seconds} s")
 
 
-@pytest.mark.parametrize(("count", "devices", "mesh"), [(2, 1, "tensor"), (4, 1, "fsdp")])
+@pytest.mark.parametrize(
+    ("count", "devices", "mesh"), [(2, 1, "tensor"), pytest.param(4, 1, "fsdp", marks=pytest.mark.soak)]
+)
 def test_processes_equal_one(data, whole, tmp_path, count, devices, mesh):
     axes = [f"--config.mesh.data={-1 if mesh == 'data' else 1}", f"--config.mesh.{mesh}=-1"]
     ended = train(tmp_path, data, count, devices=devices, more=axes).wait()
@@ -90,6 +92,7 @@ def test_processes_equal_one(data, whole, tmp_path, count, devices, mesh):
     assert_goes_on(tmp_path, data, whole, 1)
 
 
+@pytest.mark.soak
 def test_scanned_layers_are_scanned_by_all(data, tmp_path):
     scans = ["--config.model.scan_layers=True", "--config.mesh.data=1", "--config.mesh.fsdp=-1"]
     for folder, count in (("one", 1), ("two", 2)):
@@ -144,6 +147,7 @@ def catches_sigterm(pid):
     return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows which signals a process catches")
 def test_sigterm_at_any_moment(data, whole, tmp_path):
     """Of runs that are begun again and again until they are through."""

@@ -197,7 +197,7 @@ def is_under_way(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["processes, a journal", "submitit, PostgreSQL"])
+@pytest.mark.parametrize("kind", [pytest.param("processes, a journal", marks=pytest.mark.soak), "submitit, PostgreSQL"])
 def test_a_killed_sweep_goes_on(config_file, tmp_path, request, kind):
     folder, options = tmp_path / "sweep", []
     if kind == "submitit, PostgreSQL":

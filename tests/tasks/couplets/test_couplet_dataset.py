@@ -105,7 +105,7 @@ def test_the_real_test_split(data_dir, tmp_path):
     assert all(len(upper) == len(lower) > 0 for upper, lower in train + test)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_all_real_couplets(data_dir, tmp_path):
     real = data_dir / "couplet"
     config = DataConfig(name="couplet", manual_dir=str(real), data_dir=str(tmp_path))

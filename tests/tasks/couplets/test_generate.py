@@ -61,7 +61,7 @@ def random_uppers(count, longest=34, seed=0):
     return uppers
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_every_line_keeps_the_hard_rules(writer, count):
     uppers = random_uppers(count)
     replies = writer(uppers)
