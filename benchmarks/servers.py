@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +72,7 @@ def main(name: str, model: str, exports: str, threads: str) -> None:
     runtime.prepare()
     import uvicorn
 
+    from transformer_jax.experiments.trial import end_with
     from transformer_jax.serving import Limits, load_engines
     from transformer_jax.serving.api import create_app
     from transformer_jax.serving.engine import Engine
@@ -92,12 +92,7 @@ def main(name: str, model: str, exports: str, threads: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, http="h11", loop="asyncio", ws="none", log_level="warning"))
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            threading.Event().wait(1.0)
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent, lambda: os._exit(0))
     print(json.dumps({"port": listener.getsockname()[1]}), file=said, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])

@@ -50,7 +50,7 @@ def _add_info(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
         help="describe a run or a model folder in full",
-        description="Tell all about a run or a model folder: state, scores, sizes, data, config, versions, files. "
+        description="Describe a run or a model folder in full: state, scores, sizes, data, config, versions, files. "
         "Parameters are not loaded.",
         example="transformer-jax info runs/numerals",
         allow_abbrev=False,

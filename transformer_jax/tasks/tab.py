@@ -89,6 +89,11 @@ class Tab(abc.ABC):
         return cls.all_phrases()[key].of(language)
 
     @classmethod
+    def words(cls, key: str, language: str) -> str:
+        """A phrase in the language of a request, as HTML."""
+        return escape(cls.phrase(key, language))
+
+    @classmethod
     def label(cls, key: str) -> Any:
         """A phrase for a label, in the language of the browser."""
         from gradio.i18n import I18nData
@@ -130,7 +135,7 @@ class Tab(abc.ABC):
         except UserError as error:
             # There is but one text, which needs no number.
             sentence = f"The text {error.reason}" if isinstance(error, LineError) else str(error)
-            refused = escape(self.phrase("refused", language))
+            refused = self.words("refused", language)
             return Answer(message=f'<p role="alert">{refused} <span lang="en">{escape(sentence)}</span></p>')
 
     def build(self) -> None:

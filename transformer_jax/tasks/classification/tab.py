@@ -77,8 +77,8 @@ table.effects td:last-child { text-align: right; padding-right: 0; }
             f'<td class="number">{probability:.2%}</td></tr>'
             for rank, (name, probability) in enumerate(ordered)
         )
-        head = f"<th>{escape(self.phrase('class', language))}</th><th></th>"
-        head += f"<th>{escape(self.phrase('probability', language))}</th>"
+        head = f"<th>{self.words('class', language)}</th><th></th>"
+        head += f"<th>{self.words('probability', language)}</th>"
         return f'<table class="bars"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
     def _words(self, text: str, found: "Classification", language: str) -> str:
@@ -91,12 +91,12 @@ table.effects td:last-child { text-align: right; padding-right: 0; }
         parts.append(escape(text[end:]))
         listed = sorted(words, key=lambda word: -abs(word.effect))[:MOST_LISTED]
         rows = "".join(f"<tr><td>{escape(word.text)}</td><td>{word.effect:+.2f}</td></tr>" for word in listed)
-        head = f"<th>{escape(self.phrase('word', language))}</th><th>{escape(self.phrase('how much', language))}</th>"
+        head = f"<th>{self.words('word', language)}</th><th>{self.words('how much', language)}</th>"
         return (
             f'<p class="hint">{escape(self.phrase("words", language).format(found.label))}</p>'
             f'<p class="marked">{"".join(parts)}</p>'
             f'<table class="effects"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-            f'<p class="hint">{escape(self.phrase("effect", language))}</p>'
+            f'<p class="hint">{self.words("effect", language)}</p>'
         )
 
 

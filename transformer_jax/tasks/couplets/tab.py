@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from transformer_jax.tasks.couplets.rules import HARD, NAMES, OFF, Rules, characters, judge, tone_sign
+from transformer_jax.tasks.couplets.rules import HARD, NAMES, OFF, Rules, Verdict, characters, judge, tone_sign
 from transformer_jax.tasks.couplets.sources import without_spaces
 from transformer_jax.tasks.seq2seq_model import on_one_line
 from transformer_jax.tasks.tab import Phrase, Tab, escape
@@ -114,24 +114,19 @@ element.addEventListener("click", async (event) => {
         return shown + "".join(self._reply(upper, reply, rank == 0, language) for rank, reply in enumerate(replies))
 
     def _reply(self, upper: str, reply: "Reply", is_open: bool, language: str) -> str:
-        def said(key: str) -> str:
-            return escape(self.phrase(key, language))
-
+        verdict = judge(upper, reply.text)
+        kept = escape(self.phrase("rules kept", language).format(len(verdict.kept), len(NAMES)))
         return (
             f'<section><div class="line"><span class="text" lang="zh">{escape(reply.text)}</span>'
-            f'<span class="score" title="{said("score")}">{reply.score:.2f}</span>'
-            f'<button type="button" class="copy" data-copied="{said("copied")}">{said("copy")}</button></div>'
-            f"<details{' open' * is_open}><summary>{self._summary(upper, reply, language)}</summary>"
-            f'<div class="scroll" tabindex="0">{self._table(upper, reply, language)}</div></details></section>'
+            f'<span class="score" title="{self.words("score", language)}">{reply.score:.2f}</span>'
+            f'<button type="button" class="copy" data-copied="{self.words("copied", language)}">'
+            f"{self.words('copy', language)}</button></div>"
+            f"<details{' open' * is_open}><summary>{kept}</summary>"
+            f'<div class="scroll" tabindex="0">{self._table(upper, reply, verdict, language)}</div></details></section>'
         )
 
-    def _summary(self, upper: str, reply: "Reply", language: str) -> str:
-        kept = judge(upper, reply.text).kept
-        return escape(self.phrase("rules kept", language).format(len(kept), len(NAMES)))
-
-    def _table(self, upper: str, reply: "Reply", language: str) -> str:
+    def _table(self, upper: str, reply: "Reply", verdict: Verdict, language: str) -> str:
         """The lines above each other with their tones, and × at each place that breaks a rule."""
-        verdict = judge(upper, reply.text)
         above, below = characters(upper), characters(reply.text)
         places = range(max(len(above), len(below)))
         rows = []
@@ -150,5 +145,5 @@ element.addEventListener("click", async (event) => {
         marked = "".join(f'<td class="{style}">{escape(cell)}</td>' for cell, style in filled)
         # The name of a rule stands before what it says.
         name = escape(self.phrase(key, language).partition(":")[0].partition("：")[0])
-        said = escape(self.phrase(remark, language)) if remark else ""
+        said = self.words(remark, language) if remark else ""
         return f'<tr class="{kind}"><th scope="row">{name}</th>{marked}<td class="remark">{said}</td></tr>'

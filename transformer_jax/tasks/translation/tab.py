@@ -113,7 +113,7 @@ element.addEventListener("keydown", (event) => {
         return f'<ol class="alternatives">{items}</ol>'
 
     def _translation(self, translation: "Translation", language: str) -> str:
-        score = escape(self.phrase("score", language))
+        score = self.words("score", language)
         summary = (
             f'<summary><span class="text">{escape(translation.text)}</span>'
             f'<span class="score" title="{score}">{translation.score:.2f}</span></summary>'
@@ -121,22 +121,20 @@ element.addEventListener("keydown", (event) => {
         return summary + ("" if translation.alignment is None else self._attention(translation.alignment, language))
 
     def _attention(self, alignment: "Alignment", language: str) -> str:
-        def said(key: str) -> str:
-            return escape(self.phrase(key, language))
-
         weights = alignment.weights.mean(axis=(0, 1))  # [T, S]
         sides = {"target": alignment.target, "source": alignment.source}
-        rows = "".join(_pieces(side, said(side), pieces) for side, pieces in sides.items())
+        rows = "".join(_pieces(side, self.words(side, language), pieces) for side, pieces in sides.items())
         links = "".join(
             f"<tr><td>{_piece(piece)}</td><td>{_piece(alignment.source[row.argmax()])}</td><td>{row.max():.2f}</td></tr>"
             for piece, row in zip(alignment.target, weights, strict=True)
         )
-        head = "".join(f'<th scope="col">{said(key)}</th>' for key in ("target", "source", "weight"))
+        head = "".join(f'<th scope="col">{self.words(key, language)}</th>' for key in ("target", "source", "weight"))
         numbers = escape(json.dumps((1000 * weights).round().astype(int).tolist(), separators=(",", ":")))
         return (
-            f'<div class="attention" data-weights="{numbers}"><p class="hint">{said("attention")}</p>{rows}'
+            f'<div class="attention" data-weights="{numbers}">'
+            f'<p class="hint">{self.words("attention", language)}</p>{rows}'
             f'<p class="told" aria-live="polite"></p>'
-            f"<details><summary>{said('alignment')}</summary>"
+            f"<details><summary>{self.words('alignment', language)}</summary>"
             f'<table class="alignment"><thead><tr>{head}</tr></thead><tbody>{links}</tbody></table></details></div>'
         )
 
